@@ -1,0 +1,120 @@
+"""What can go wrong, as a closed list of reasons and a tree of exceptions.
+
+    SidecarError
+    ├── ConfigurationError      the operator's file, option or secret; exit code 2
+    ├── Refusal                 the client gets an answer of our own, named by a Reason
+    ├── IssuerError             a token endpoint gave no token
+    │   ├── CredentialRejected  it refused the credential; trying again cannot help
+    │   └── IssuerUnavailable   weather: time-out, 5xx, 429, an answer that cannot be used
+    ├── UpstreamFailure         the upstream gave no answer, or broke off
+    └── StoreError              a record cannot be read or written
+        └── SealError           it cannot be opened: foreign key, damaged, moved
+
+Two catch points matter: `Refusal` at the edge to the client, `SidecarError` at the edge to the operator.
+The client sees a reason and a fixed sentence; the operator sees the cause.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why we answered a request ourselves; the value is the `reason` of the answer and of the log."""
+
+    BAD_REQUEST = "bad_request"
+    NO_ROUTE = "no_route"
+    METHOD_REFUSED = "method_refused"
+    REQUEST_TOO_LARGE = "request_too_large"
+    CREDENTIAL_REJECTED = "credential_rejected"
+    TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonFacts:
+    """What a reason looks like on the wire."""
+
+    status: int
+    title: str
+    error: str
+    """The `error` parameter of Proxy-Status, a name of RFC 9209 section 2.3."""
+
+
+REASONS: dict[Reason, ReasonFacts] = {
+    Reason.BAD_REQUEST: ReasonFacts(400, "Bad Request", "http_request_error"),
+    Reason.NO_ROUTE: ReasonFacts(403, "No upstream for this target", "http_request_denied"),
+    Reason.METHOD_REFUSED: ReasonFacts(405, "Method refused", "http_request_denied"),
+    Reason.REQUEST_TOO_LARGE: ReasonFacts(431, "Request too large", "http_request_error"),
+    Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
+    Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
+    Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),
+    Reason.UPSTREAM_TIMEOUT: ReasonFacts(504, "Upstream timeout", "connection_timeout"),
+    Reason.SHUTTING_DOWN: ReasonFacts(503, "Shutting down", "proxy_internal_error"),
+    Reason.INTERNAL: ReasonFacts(500, "Internal error", "proxy_internal_error"),
+}
+
+
+class SidecarError(Exception):
+    """The root of every exception of ours."""
+
+
+class ConfigurationError(SidecarError):
+    """The configuration cannot be used; the message is one line: key path, what is wrong, what is accepted."""
+
+
+class Refusal(SidecarError):
+    """Answer the client ourselves, with *reason*; *detail* is a sentence it may read, without secrets."""
+
+    def __init__(self, reason: Reason, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class IssuerError(SidecarError):
+    """A token endpoint gave no token."""
+
+
+class CredentialRejected(IssuerError):
+    """The issuer refused the credential (RFC 6749 section 5.2); *error* is its code, such as `invalid_client`."""
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+class IssuerUnavailable(IssuerError):
+    """The issuer could not be reached or understood; *retry_after* is in seconds when it said so."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamFailure(SidecarError):
+    """The upstream gave no answer.
+
+    *sent*: at least one byte of the request left on an established connection. *reused*: the connection was
+    an idle one from the pool. *timeout*: a deadline of ours passed. *prohibited*: we refused the address.
+    """
+
+    def __init__(
+        self, message: str, *, sent: bool, reused: bool = False, timeout: bool = False, prohibited: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.reused = reused
+        self.timeout = timeout
+        self.prohibited = prohibited
+
+
+class StoreError(SidecarError):
+    """The token store cannot be read or written."""
+
+
+class SealError(StoreError):
+    """A record cannot be opened: sealed with a key we lack, damaged, or moved from another name."""

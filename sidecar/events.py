@@ -1,0 +1,71 @@
+"""What happened, as frozen facts: the parts report them through one function, logs and status read them.
+
+No event carries a secret, a header value, a query or a body.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The listeners are open; *addresses* maps `proxy`, `admin` and upstream names to what was bound."""
+
+    addresses: dict[str, str]
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """A call to an issuer ended.
+
+    *trigger*: start, due, demand (no usable token), unauthorized (a 401), forced (an operator). *result*: ok,
+    rejected, unavailable. *grant* is the OAuth grant that gave the token; *detail* a cause without secrets.
+    """
+
+    upstream: str
+    trigger: str
+    result: str
+    seconds: float
+    generation: int = 0
+    lifetime: float = 0.0
+    grant: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifetimeDiffers:
+    """The issuer grants another lifetime than is configured; reported once per pair of numbers, in seconds."""
+
+    upstream: str
+    configured: float
+    granted: float
+    source: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestDone:
+    """One request of a client ended; *outcome* is `passed`, a Reason, or `client_gone`; *path* has no query."""
+
+    upstream: str
+    method: str
+    path: str
+    status: int
+    outcome: str
+    attempts: int
+    renewals: int
+    retries: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Something failed that an operator should know of; the service goes on."""
+
+    where: str
+    detail: str
+
+
+Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble
+Emit = Callable[[Event], None]

@@ -1,0 +1,95 @@
+"""What an upstream's answer means for us: the kind of a 401, the wait it asks for."""
+
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from sidecar.policy.message import Fields, value_of
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  the grammar's name
+_PARAMETER = re.compile(rf"\s*({_TOKEN})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_TOKEN}))\s*")
+_SCHEME = re.compile(rf"\s*({_TOKEN})(?:\s+|$|(?=,))")
+_TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*\s*(?=,|$)")
+_MAX_CHALLENGE = 8 << 10
+
+
+class Challenge(Enum):
+    """Why an upstream said 401."""
+
+    TOKEN = "token"  # noqa: S105  a name
+    SCOPE = "insufficient_scope"
+    FOREIGN = "foreign"
+
+
+def challenges(fields: Fields) -> list[tuple[str, dict[str, str]]]:
+    """Return scheme and parameters (both in lower case) of all WWW-Authenticate fields.
+
+    RFC 9110 section 11.6.1: several challenges in one field, several fields, quoted commas, any order. What
+    cannot be read is left out, never an error.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    for name, value in fields:
+        if name.lower() == b"www-authenticate":
+            found += _challenges_of(value[:_MAX_CHALLENGE].decode("latin-1"))
+    return found
+
+
+def classify_unauthorized(fields: Fields) -> Challenge:
+    """Return what a 401 asks for.
+
+    A Bearer challenge, none, or one that cannot be read: a new token may help. Bearer with
+    `insufficient_scope`: it cannot (RFC 6750 section 3.1). Only other schemes, DPoP among them: not ours.
+    """
+    found = challenges(fields)
+    bearer = [parameters for scheme, parameters in found if scheme == "bearer"]
+    if any(parameters.get("error", "").lower() == "insufficient_scope" for parameters in bearer):
+        return Challenge.SCOPE
+    return Challenge.FOREIGN if found and not bearer else Challenge.TOKEN
+
+
+def retry_after(fields: Fields, now: float) -> float | None:
+    """Return the seconds that Retry-After asks for (RFC 9110 section 10.2.3), None if absent or unreadable.
+
+    A date is compared with the answer's own Date, else with *now* (wall time); one in the past means 0. Of
+    several fields the first counts.
+    """
+    raw = value_of(fields, b"retry-after")
+    if raw is None:
+        return None
+    text = raw.decode("latin-1").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    when = _date(text)
+    if when is None:
+        return None
+    own_date = _date((value_of(fields, b"date") or b"").decode("latin-1"))
+    return max(0.0, when - (now if own_date is None else own_date))
+
+
+def _date(text: str) -> float | None:
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, IndexError):
+        return None
+
+
+def _challenges_of(text: str) -> list[tuple[str, dict[str, str]]]:
+    found: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while position < len(text):
+        if text[position] in ", \t":
+            position += 1
+        elif (parameter := _PARAMETER.match(text, position)) and found:
+            quoted = parameter[2]
+            found[-1][1][parameter[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else parameter[3]
+            position = parameter.end()
+        elif scheme := _SCHEME.match(text, position):
+            found.append((scheme[1].lower(), {}))
+            position = scheme.end()
+            if token68 := _TOKEN68.match(text, position):
+                position = token68.end()
+        else:
+            position = text.find(",", position) + 1 or len(text)
+    return found

@@ -1,0 +1,121 @@
+"""What we take from and add to a message; the closed list of docs/how-it-works.md is this module.
+
+Order matters: first the fields a client nominated in Connection, then its credentials, last our own
+(RFC 9110 sections 7.6.1 and 7.6.3). Names are compared without case and with `_` as `-`, because servers
+fold them the same way.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from sidecar.policy.message import Fields
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"expect",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"x-api-key"})
+CREDENTIAL_PARAMETERS = frozenset({b"access_token"})
+_NEVER_NOMINATED = frozenset({b"host", b"content-length"})
+
+
+@dataclass(frozen=True, slots=True)
+class StripSet:
+    """Which credentials of the client are removed, as normal names; *cookies* are names inside Cookie."""
+
+    headers: frozenset[bytes]
+    cookies: frozenset[bytes]
+    query: frozenset[bytes]
+
+
+def strip_set(headers: Iterable[str], cookies: Iterable[str], query: Iterable[str], keep: Iterable[str]) -> StripSet:
+    """Return the built-in set with *headers*, *cookies* and *query* added and *keep* left alone.
+
+    The field we inject cannot be kept: the caller refuses `authorization` in *keep*.
+    """
+    kept = {normal_name(name.encode()) for name in keep}
+    kept_parameters = {name.encode() for name in keep}
+    return StripSet(
+        frozenset(CREDENTIALS | {normal_name(name.encode()) for name in headers}) - kept,
+        frozenset(name.encode() for name in cookies),
+        frozenset(CREDENTIAL_PARAMETERS | {name.encode() for name in query}) - kept_parameters,
+    )
+
+
+def normal_name(name: bytes) -> bytes:
+    """Return a field name for comparison."""
+    return name.strip().lower().replace(b"_", b"-")
+
+
+def nominated(fields: Fields) -> frozenset[bytes]:
+    """Return the names that Connection fields declare to be hop-by-hop."""
+    options = (option for name, value in fields if name.lower() == b"connection" for option in value.split(b","))
+    return frozenset(normal_name(option) for option in options) - _NEVER_NOMINATED
+
+
+def wants_close(fields: Fields) -> bool:
+    """Tell whether a Connection field asks to close, in any case (RFC 9112 section 9.6)."""
+    return b"close" in nominated(fields)
+
+
+def strip(fields: Fields, strips: StripSet) -> Fields:
+    """Return *fields* without hop-by-hop fields and without the client's credentials."""
+    gone = HOP_BY_HOP | nominated(fields) | strips.headers
+    kept = ((name, value) for name, value in fields if normal_name(name) not in gone)
+    if not strips.cookies:
+        return tuple(kept)
+    return tuple(field for field in map(lambda field: _without_cookies(field, strips.cookies), kept) if field)
+
+
+def strip_target(target: bytes, strips: StripSet) -> bytes:
+    """Return *target* without credential parameters; every other byte stays, a lone trailing `?` too."""
+    path, mark, query = target.partition(b"?")
+    if not query:
+        return target
+    parts = query.split(b"&")
+    kept = [part for part in parts if unquote_to_bytes(part.partition(b"=")[0]) not in strips.query]
+    if len(kept) == len(parts):
+        return target
+    return path + mark + b"&".join(kept) if kept else path
+
+
+def outgoing(
+    fields: Fields, strips: StripSet, *, host: bytes, via: bytes, credential: tuple[bytes, bytes], chunked: bool
+) -> Fields:
+    """Return the fields of the request to the upstream.
+
+    Host keeps its place and spelling and gets the upstream's value, or goes first when it was missing; then
+    come Transfer-Encoding if the body is chunked, Via, and the credential, exactly one.
+    """
+    kept = [(name, host if name.lower() == b"host" else value) for name, value in strip(fields, strips)]
+    if not any(name.lower() == b"host" for name, _ in kept):
+        kept.insert(0, (b"Host", host))
+    if chunked:
+        kept.append((b"Transfer-Encoding", b"chunked"))
+    secret_name = normal_name(credential[0])
+    return (*(field for field in kept if normal_name(field[0]) != secret_name), (b"Via", via), credential)
+
+
+def incoming(fields: Fields) -> Fields:
+    """Return the fields of an upstream's answer for the client: all but the hop-by-hop ones."""
+    gone = HOP_BY_HOP | nominated(fields)
+    return tuple((name, value) for name, value in fields if normal_name(name) not in gone)
+
+
+def _without_cookies(field: tuple[bytes, bytes], names: frozenset[bytes]) -> tuple[bytes, bytes] | None:
+    name, value = field
+    if name.lower() != b"cookie":
+        return field
+    pairs = [pair for pair in value.split(b";") if pair.partition(b"=")[0].strip() not in names]
+    return (name, b";".join(pairs).strip()) if pairs else None

@@ -1,0 +1,23 @@
+"""The configuration: its model, its values, and how a file, the environment and options become one."""
+
+from sidecar.settings.load import default_paths, effective, load
+from sidecar.settings.model import OAuth2, Renew, Replay, Retry, Settings, Store, Strip, Timeouts, Tls, Upstream
+from sidecar.settings.values import HostPort, SecretReference
+
+__all__ = [
+    "HostPort",
+    "OAuth2",
+    "Renew",
+    "Replay",
+    "Retry",
+    "SecretReference",
+    "Settings",
+    "Store",
+    "Strip",
+    "Timeouts",
+    "Tls",
+    "Upstream",
+    "default_paths",
+    "effective",
+    "load",
+]

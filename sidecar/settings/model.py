@@ -1,0 +1,231 @@
+"""The configuration model: every key a user can set, its default, and what cannot be combined.
+
+Keys of the contract that belong to parts not built yet are absent, so that they are refused as unknown.
+"""
+
+import ipaddress
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from sidecar.policy.routing import Origin, parse_base_url
+from sidecar.settings.values import Address, Duration, HostPort, Margin, MarginValue, SecretReference, Size
+
+_UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_NAME = _METHOD
+
+
+def _loopback(address: HostPort) -> HostPort:
+    try:
+        inside = ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        inside = address.host == "localhost"
+    if not inside:
+        raise ValueError("expected a loopback address: whoever reaches this port can use the credential")
+    return address
+
+
+def _network(value: str) -> str:
+    return str(ipaddress.ip_network(value, strict=False))
+
+
+def _method(value: str) -> str:
+    if not _METHOD.fullmatch(value):
+        raise ValueError("expected an HTTP method")
+    return value
+
+
+def _field_name(value: str) -> str:
+    if not _FIELD_NAME.fullmatch(value):
+        raise ValueError("expected a header, cookie or parameter name")
+    return value
+
+
+def _state_dir() -> Path:
+    if home := os.environ.get("HOME"):
+        return Path(home) / ".local/state/auth-sidecar"
+    return Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/auth-sidecar")
+
+
+LoopbackAddress = Annotated[Address, AfterValidator(_loopback)]
+Name = Annotated[str, AfterValidator(_field_name)]
+
+
+class Model(BaseModel):
+    """What all models share: unknown keys are errors, values cannot change, input never shows in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+
+
+class Listen(Model):
+    proxy: LoopbackAddress = HostPort("127.0.0.1", 8080)
+    admin: LoopbackAddress = HostPort("127.0.0.1", 8081)
+    admin_token: SecretReference | None = None
+
+
+class Store(Model):
+    url: Literal["sqlite", "memory"] = "sqlite"
+    keys: tuple[SecretReference, ...] = ()
+
+
+class OAuth2(Model):
+    token_url: str
+    grant: Literal["client_credentials", "password", "refresh_token"] = "client_credentials"
+    lifetime: Annotated[Duration, Field(gt=0)] = 300.0
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret: SecretReference | None = None
+    client_auth: Literal[
+        "client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "none"
+    ] = "client_secret_basic"
+    private_key: SecretReference | None = None
+    key_id: str | None = None
+    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] = (
+        "RS256"
+    )
+    username: str | None = None
+    password: SecretReference | None = None
+    refresh_token: SecretReference | None = None
+    scope: str | None = None
+    extra: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.client_auth.startswith("client_secret") and self.client_secret is None:
+            raise ValueError(f"client_auth {self.client_auth} needs client_secret")
+        if self.client_auth == "private_key_jwt" and self.private_key is None:
+            raise ValueError("client_auth private_key_jwt needs private_key")
+        if self.grant == "password" and not (self.username and self.password):
+            raise ValueError("grant password needs username and password")
+        if self.grant == "refresh_token" and self.refresh_token is None:
+            raise ValueError("grant refresh_token needs refresh_token, the first one")
+        reserved = {"grant_type", "client_id", "client_secret", "scope", "refresh_token", "username", "password"}
+        if clash := sorted(reserved & self.extra.keys()):
+            raise ValueError(f"extra cannot set {', '.join(clash)}; use the key of that name")
+        return self
+
+
+class Renew(Model):
+    margin: MarginValue = Margin(0.2, None)
+    min_interval: Duration = 60.0
+    check_every: Duration = 300.0
+    timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    startup: Literal["required", "optional"] = "required"
+
+
+class Strip(Model):
+    headers: tuple[Name, ...] = ()
+    cookies: tuple[Name, ...] = ()
+    query: tuple[Name, ...] = ()
+    keep: tuple[Name, ...] = ()
+
+
+    @model_validator(mode="after")
+    def _ours_goes(self) -> Self:
+        if {"authorization", "proxy-authorization"} & {name.lower().replace("_", "-") for name in self.keep}:
+            raise ValueError("keep cannot name authorization: the sidecar sends exactly one, its own")
+        return self
+
+
+class Retry(Model):
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    statuses: frozenset[Annotated[int, Field(ge=400, le=599)]] = frozenset({429, 502, 503, 504})
+    methods: frozenset[Annotated[str, AfterValidator(_method)]] = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+    base: Annotated[Duration, Field(gt=0)] = 0.1
+    cap: Duration = 20.0
+    max_retry_after: Duration = 30.0
+
+
+class Timeouts(Model):
+    total: Annotated[Duration, Field(gt=0)] = 60.0
+    connect: Annotated[Duration, Field(gt=0)] = 5.0
+    first_byte: Annotated[Duration, Field(gt=0)] = 25.0
+    idle: Annotated[Duration, Field(gt=0)] = 60.0
+
+
+class Replay(Model):
+    memory: Size = 1 << 20
+    spool: Size = 256 << 20
+
+
+class Tls(Model):
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: SecretReference | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("client_cert and client_key go together")
+        return self
+
+
+class Upstream(Model):
+    base_url: str
+    insecure_http: bool = False
+    listen: LoopbackAddress | None = None
+    oauth2: OAuth2
+    renew: Renew = Renew()
+    strip: Strip = Strip()
+    retry: Retry = Retry()
+    timeout: Timeouts = Timeouts()
+    replay: Replay = Replay()
+    tls: Tls = Tls()
+    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    read_only: bool = False
+
+    @cached_property
+    def origin(self) -> Origin:
+        """The base URL, parsed."""
+        return parse_base_url(self.base_url)
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        for key, url in (("base_url", self.base_url), ("oauth2.token_url", self.oauth2.token_url)):
+            try:
+                origin = parse_base_url(url)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+            if origin.scheme == "http" and not self.insecure_http:
+                raise ValueError(
+                    f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"
+                )
+        if self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
+            raise ValueError("client_auth tls_client_auth needs tls.client_cert and tls.client_key")
+        return self
+
+
+class Log(Model):
+    format: Literal["json", "text"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Model):
+    """The whole configuration of one sidecar."""
+
+    listen: Listen = Listen()
+    state_dir: Path = Field(default_factory=_state_dir)
+    store: Store = Store()
+    upstreams: Annotated[dict[str, Upstream], Field(min_length=1)]
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name in self.upstreams:
+            if not _UPSTREAM_NAME.fullmatch(name):
+                raise ValueError(f"upstreams.{name}: expected a name like [a-z][a-z0-9_]*")
+        seen: dict[Origin, str] = {}
+        for name, upstream in self.upstreams.items():
+            if (other := seen.setdefault(upstream.origin, name)) != name:
+                raise ValueError(f"upstreams.{name}.base_url is the same as that of {other}; expected each once")
+        ports = [("listen.proxy", self.listen.proxy), ("listen.admin", self.listen.admin)]
+        ports += [(f"upstreams.{name}.listen", u.listen) for name, u in self.upstreams.items() if u.listen]
+        taken: dict[HostPort, str] = {}
+        for key, address in ports:
+            if address.port and taken.setdefault(address, key) != key:
+                raise ValueError(f"{key} is the same address as {taken[address]}; expected each once")
+        return self

@@ -1,0 +1,158 @@
+"""The small values of the configuration: durations, sizes, addresses, secrets. Knows nothing of the model."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
+
+from sidecar.errors import ConfigurationError
+from sidecar.secret import Secret
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_DURATION_UNITS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_MAX_SECRET = 64 << 10
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds for `90s`, `15m`, `2h`, `100ms`, or a number of seconds; never negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("expected a duration such as 90s, 15m, 2h, or seconds")  # noqa: TRY004  pydantic reads ValueError
+    match = _DURATION.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError("expected a duration such as 90s, 15m, 2h, or seconds")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_size(value: Any) -> int:
+    """Return bytes for `64KiB`, `1MiB`, or a number of bytes; never negative."""
+    match = None if isinstance(value, bool) else _SIZE.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError("expected a size such as 64KiB, 1MiB, or bytes")
+    return int(match[1]) * _SIZE_UNITS[match[2]]
+
+
+class Margin(NamedTuple):
+    """A share of a lifetime, or seconds; exactly one of the two is set."""
+
+    share: float | None
+    seconds: float | None
+
+    def of(self, lifetime: float) -> float:
+        """Return the margin in seconds, never more than half of *lifetime*."""
+        wanted = lifetime * self.share if self.share is not None else (self.seconds or 0.0)
+        return min(wanted, lifetime / 2)
+
+
+def parse_margin(value: Any) -> Margin:
+    """Return a margin for `20%` or a duration."""
+    if isinstance(value, Margin):
+        return value
+    if match := _PERCENT.fullmatch(str(value).strip()):
+        return Margin(float(match[1]) / 100, None)
+    try:
+        return Margin(None, parse_duration(value))
+    except ValueError:
+        raise ValueError("expected a share such as 20% or a duration such as 5m") from None
+
+
+class HostPort(NamedTuple):
+    """An address to listen on; port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_host_port(value: Any) -> HostPort:
+    """Return host and port of `127.0.0.1:8080` or `[::1]:8080`."""
+    if isinstance(value, HostPort):
+        return value
+    try:
+        parts = urlsplit(f"//{value}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None or parts.path or parts.query or "@" in str(value):
+        raise ValueError("expected host:port such as 127.0.0.1:8080")
+    return HostPort(host, port)
+
+
+class SecretReference(BaseModel):
+    """Where a secret lives: `{file: PATH}`, `{env: NAME}` or `{value: "..."}`; never a plain string."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    file: Path | None = None
+    env: str | None = None
+    value: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_plain(cls, data: Any) -> Any:
+        if not isinstance(data, dict | SecretReference):
+            raise ValueError("expected {file: PATH}, {env: NAME} or {value: TEXT}, not a plain value")  # noqa: TRY004
+        return data
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(source is not None for source in (self.file, self.env, self.value)) != 1:
+            raise ValueError("expected exactly one of file, env, value")
+        return self
+
+    def read(self) -> Secret:
+        """Return the secret as it is now; a file is read anew each time, one trailing line end is dropped.
+
+        Raises ConfigurationError, without the content, when it is missing, empty, not UTF-8 or over 64 KiB.
+        """
+        if self.value is not None:
+            text = self.value
+        elif self.env is not None:
+            text = os.environ.get(self.env, "")
+        else:
+            text = self._read_file(Path(str(self.file)).expanduser())
+        if not text:
+            raise ConfigurationError(f"secret {self.where()} is empty or missing; expected a value")
+        return Secret(text)
+
+    def _read_file(self, path: Path) -> str:
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_SECRET + 1)
+            if len(data) > _MAX_SECRET:
+                raise ConfigurationError(f"secret {self.where()} is over {_MAX_SECRET >> 10} KiB; expected one secret")
+            return data.decode().removesuffix("\n").removesuffix("\r")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigurationError(f"secret {self.where()} cannot be read: {reason}") from None
+
+    def where(self) -> str:
+        """Name the source, never the value."""
+        return f"file {self.file}" if self.file else f"env {self.env}" if self.env else "value"
+
+
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "15m"]})
+]
+Size = Annotated[
+    int, BeforeValidator(parse_size), WithJsonSchema({"type": ["string", "integer"], "examples": ["64KiB", "1MiB"]})
+]
+MarginValue = Annotated[
+    Margin,
+    BeforeValidator(parse_margin),
+    PlainSerializer(lambda margin: f"{margin.share:.0%}" if margin.share is not None else margin.seconds),
+    WithJsonSchema({"type": ["string", "number"], "examples": ["20%", "5m"]}),
+]
+Address = Annotated[
+    HostPort,
+    BeforeValidator(parse_host_port),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]}),
+]
