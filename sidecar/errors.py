@@ -16,6 +16,7 @@ The client sees a reason and a fixed sentence; the operator sees the cause.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Reason(StrEnum):
@@ -66,13 +67,26 @@ class ConfigurationError(SidecarError):
 
 
 class Refusal(SidecarError):
-    """Answer the client ourselves, with *reason*; *detail* is a sentence it may read, without secrets."""
+    """Answer the client ourselves, with *reason*; *detail* is a sentence it may read, without secrets.
 
-    def __init__(self, reason: Reason, detail: str, *, retry_after: int | None = None) -> None:
+    *status* None: the reason's own. *retry_after* in seconds. *allow*: the methods a 405 names.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after: int | None = None,
+        allow: str = "",
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.status = status
         self.retry_after = retry_after
+        self.allow = allow
 
 
 class IssuerError(SidecarError):
@@ -118,3 +132,11 @@ class StoreError(SidecarError):
 
 class SealError(StoreError):
     """A record cannot be opened: sealed with a key we lack, damaged, or moved from another name."""
+
+
+def where(error: BaseException) -> str:
+    """Return file and line of the innermost frame: enough to find a bug, without any value."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "unknown place"

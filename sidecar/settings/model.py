@@ -79,9 +79,9 @@ class OAuth2(Model):
     lifetime: Annotated[Duration, Field(gt=0)] = 300.0
     client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretReference | None = None
-    client_auth: Literal[
-        "client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "none"
-    ] = "client_secret_basic"
+    client_auth: Literal["client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "none"] = (
+        "client_secret_basic"
+    )
     private_key: SecretReference | None = None
     key_id: str | None = None
     algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] = (
@@ -122,7 +122,6 @@ class Strip(Model):
     cookies: tuple[Name, ...] = ()
     query: tuple[Name, ...] = ()
     keep: tuple[Name, ...] = ()
-
 
     @model_validator(mode="after")
     def _ours_goes(self) -> Self:
@@ -216,8 +215,8 @@ class Settings(Model):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         for name in self.upstreams:
-            if not _UPSTREAM_NAME.fullmatch(name):
-                raise ValueError(f"upstreams.{name}: expected a name like [a-z][a-z0-9_]*")
+            if not _UPSTREAM_NAME.fullmatch(name) or name in ("proxy", "admin"):
+                raise ValueError(f"upstreams.{name}: expected a name like [a-z][a-z0-9_]*, not proxy or admin")
         seen: dict[Origin, str] = {}
         for name, upstream in self.upstreams.items():
             if (other := seen.setdefault(upstream.origin, name)) != name:

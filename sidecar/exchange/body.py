@@ -1,0 +1,181 @@
+"""A request body: fed by the client's side, sent by one attempt at a time, kept for a replay.
+
+It flows while it is copied: first into memory, then into a sealed spool, beyond that nowhere; then it cannot
+be replayed. Whoever feeds it looks at `full` and waits for `room`, so that a slow upstream slows the client.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from sidecar.exchange.spool import OpenSpool, Spool
+
+_HIGH_WATER = 256 << 10
+_PIECE = 64 << 10
+
+
+class ClientGone(Exception):  # noqa: N818  what a client does, not a fault of ours
+    """The client left before its request or its answer was complete."""
+
+
+class RequestBody:
+    """One request's body.
+
+    *length*: what the client declared, None when chunked. *wanted* is called once, when the body is first
+    asked for (to send 100 Continue). Until `keep` says how much, nothing is kept. An attempt that is cancelled
+    loses nothing: the next one starts from the first byte.
+    """
+
+    def __init__(self, length: int | None, *, open_spool: OpenSpool, wanted: Callable[[], None]) -> None:
+        self.length = length
+        self.complete = length == 0
+        self.kept_whole = length == 0
+        self._memory_limit = 0
+        self._limit = 0
+        self._open_spool = open_spool
+        self._wanted: Callable[[], None] | None = wanted
+        self._memory = bytearray()
+        self._spool: Spool | None = None
+        self._kept = 0
+        self._started = False
+        self._broken = False
+        self._live: deque[bytes] = deque()
+        self._live_size = 0
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._discarding = False
+
+    def keep(self, memory: int, spool: int) -> None:
+        """Keep up to *memory* bytes in memory and *spool* more on disk; call it before the body is read.
+
+        A declared length beyond both is not kept at all.
+        """
+        self._memory_limit = memory
+        self._limit = memory + spool
+        self.kept_whole = self.length is None or self.length <= self._limit
+
+    @property
+    def replayable(self) -> bool:
+        """Whether another attempt can send the body from its first byte."""
+        return (self.kept_whole or not self._started) and not self._broken
+
+    @property
+    def full(self) -> bool:
+        """Whether the feeder should wait for `room`."""
+        return self._live_size >= _HIGH_WATER
+
+    async def room(self) -> None:
+        """Wait until there is room; at once when there is."""
+        await self._room.wait()
+
+    def feed(self, data: bytes) -> None:
+        """Add what the client sent; after `discard` it is dropped."""
+        if self._discarding:
+            return
+        self._live.append(data)
+        self._live_size += len(data)
+        if self.full:
+            self._room.clear()
+        self._changed.set()
+
+    def feed_end(self) -> None:
+        """Say that the body is complete."""
+        self.complete = True
+        self._changed.set()
+
+    def fail(self) -> None:
+        """Say that the client left; whoever reads gets ClientGone."""
+        self._broken = True
+        self._changed.set()
+        self.discard()
+
+    def discard(self) -> None:
+        """Keep nothing more and free what is held: the answer is decided. Twice does no harm."""
+        self._discarding = True
+        self._live.clear()
+        self._live_size = 0
+        self._memory.clear()
+        if self._spool:
+            self._spool.close()
+            self._spool = None
+        self._room.set()
+
+    def whole(self) -> bytes | None:
+        """Return the body when all of it is in memory already, else None; for one write with the head."""
+        if not self.complete or not self.replayable or self._kept + self._live_size > self._memory_limit:
+            return None
+        while self._live:
+            self._keep(self._take())
+        self._started = True
+        return bytes(self._memory)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body from its first byte, kept part first, then as it comes in.
+
+        Raises ClientGone when the client left, and RuntimeError when it cannot be sent (again).
+        """
+        if not self.replayable:
+            if self._broken:
+                raise ClientGone
+            raise RuntimeError("this body was not kept and cannot be sent again")
+        self._started = True
+        if self._wanted:
+            self._wanted()
+            self._wanted = None
+        for start in range(0, len(self._memory), _PIECE):
+            yield bytes(self._memory[start : start + _PIECE])
+        if self._spool:
+            for block in self._spool.read():
+                yield block
+        while True:
+            while not self._live:
+                if self._broken:
+                    raise ClientGone
+                if self.complete:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+            data = self._take()
+            self._keep(data)
+            yield data
+
+    def _take(self) -> bytes:
+        data = self._live.popleft()
+        if self._live and len(data) < _PIECE:
+            parts = [data]
+            size = len(data)
+            while self._live and size < _PIECE:
+                parts.append(self._live.popleft())
+                size += len(parts[-1])
+            data = b"".join(parts)
+        self._live_size -= len(data)
+        if not self.full:
+            self._room.set()
+        return data
+
+    def _keep(self, data: bytes) -> bool:
+        """Copy *data* for a replay; from the first byte that finds no place on, nothing is kept."""
+        if not self.kept_whole:
+            return False
+        self._kept += len(data)
+        if self._kept > self._limit:
+            return self._forget()
+        if self._spool is None and self._kept <= self._memory_limit:
+            self._memory += data
+            return True
+        try:
+            if self._spool is None:
+                self._spool = self._open_spool()
+            self._spool.append(data)
+        except OSError:
+            return self._forget()
+        return True
+
+    def _forget(self) -> bool:
+        self.kept_whole = False
+        self._memory.clear()
+        if self._spool:
+            self._spool.close()
+            self._spool = None
+        return False

@@ -1,0 +1,255 @@
+"""The exchange: one request of a client, from its head to the last byte of the answer, top to bottom.
+
+route -> strip -> token -> inject -> attempt -> classify -> decide: Pass, Renew or Backoff. Renew and Backoff
+go round; nothing has reached the client yet. What may be decided is in `policy`; here it is only carried out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sidecar.clock import Clock
+from sidecar.errors import REASONS, Reason, Refusal, UpstreamFailure, where
+from sidecar.events import Emit, RequestDone, Trouble
+from sidecar.exchange.answers import send_own
+from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.ports import Client, Destination
+from sidecar.exchange.upstream import Answer, Deadline, Pool
+from sidecar.policy import headers
+from sidecar.policy.classify import classify_unauthorized, retry_after
+from sidecar.policy.decide import Attempt, Decision, Pass, Renew, decide
+from sidecar.policy.message import Request, value_of
+from sidecar.policy.routing import Route, rewrite_location, route
+from sidecar.tokens.token import Token
+
+_READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+_UNAUTHORIZED = 401
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is told of a request when it ends."""
+
+    started: float
+    upstream: str = ""
+    status: int = 0
+    outcome: str = "passed"
+    attempts: int = 0
+    renewals: int = 0
+    retries: int = 0
+    begun: bool = False
+
+
+class Exchange:
+    """Carries requests to their upstreams. *identity* is our name in Via, unique to this process."""
+
+    def __init__(self, destinations: Mapping[str, Destination], *, identity: str, clock: Clock, emit: Emit) -> None:
+        self._destinations = destinations
+        self._origins = {name: destination.pool.origin for name, destination in destinations.items()}
+        self._via = f"1.1 auth-sidecar ({identity})".encode()
+        self._clock = clock
+        self._emit = emit
+
+    async def run(self, request: Request, body: RequestBody, client: Client) -> None:
+        """Answer *request*; returns when the client has the whole answer.
+
+        An exception that is a bug becomes 500 `internal` if nothing was answered yet; nothing of it reaches
+        the client. Cancelled when the client leaves: the attempt under way is given up, a renewal is not.
+        """
+        tally = _Tally(self._clock.monotonic())
+        try:
+            await self._forward(request, body, client, tally)
+        except Refusal as refusal:
+            await self._refuse(refusal, client, tally)
+        except ClientGone:
+            tally.outcome = "client_gone"
+        except Exception as error:  # noqa: BLE001  fail closed, whatever it is
+            self._emit(Trouble(where="exchange", detail=f"bug: {type(error).__name__} at {where(error)}"))
+            await self._refuse(Refusal(Reason.INTERNAL, "a fault of the sidecar; see its log"), client, tally)
+        except BaseException:
+            tally.outcome = "client_gone"
+            raise
+        finally:
+            body.discard()
+            self._report(request, tally)
+
+    async def _forward(self, request: Request, body: RequestBody, client: Client, tally: _Tally) -> None:
+        way = self._route(request)
+        tally.upstream = way.upstream
+        destination = self._destinations[way.upstream]
+        _check_method(request, destination)
+        body.keep(destination.replay_memory, destination.replay_spool)
+        deadline = Deadline(self._clock.monotonic() + destination.total_timeout)
+        answer = await self._attempts(request, way, destination, body, deadline, tally)
+        try:
+            await self._pass_on(answer, request, way, client, tally)
+        finally:
+            answer.close()
+
+    def _route(self, request: Request) -> Route:
+        for name, value in request.fields:
+            if headers.normal_name(name) == b"via" and self._via in value:
+                raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
+        return route(request, self._origins)
+
+    async def _attempts(
+        self,
+        request: Request,
+        way: Route,
+        destination: Destination,
+        body: RequestBody,
+        deadline: Deadline,
+        tally: _Tally,
+    ) -> Answer:
+        """Return the answer to pass on; raises Refusal when there is none at all."""
+        broker = destination.broker
+        token = broker.current() or await broker.token(deadline.at)
+        last: Answer | None = None
+        try:
+            while True:
+                tally.attempts += 1
+                head = self._head(request, way, destination, token)
+                outcome = await _attempt(destination.pool, request.method, head, body, deadline)
+                decision = self._decide(request, outcome, destination, body, deadline, tally)
+                if isinstance(outcome, Answer):
+                    last = _replace(last, outcome)
+                if isinstance(decision, Pass):
+                    return _final(outcome, last)
+                if last is not None:
+                    await last.settle()
+                if isinstance(decision, Renew):
+                    newer = await broker.after_unauthorized(token, deadline.at)
+                    if newer is None:
+                        return _final(outcome, last)
+                    token = newer
+                    tally.renewals += 1
+                else:
+                    tally.retries += 1
+                    await self._clock.sleep(decision.delay)
+                    token = broker.current() or await broker.token(deadline.at)
+        except Refusal:
+            if last is not None:
+                return last
+            raise
+        except BaseException:
+            if last is not None:
+                last.close()
+            raise
+
+    def _head(self, request: Request, way: Route, destination: Destination, token: Token) -> bytes:
+        fields = headers.outgoing(
+            request.fields,
+            destination.strips,
+            host=way.origin.authority.encode(),
+            via=self._via,
+            credential=destination.present(token.access_token),
+            chunked=request.length is None,
+        )
+        target = headers.strip_target(way.target, destination.strips)
+        lines = [b"%b %b HTTP/1.1" % (request.method, target)]
+        lines += [b"%b: %b" % pair for pair in fields]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _decide(
+        self,
+        request: Request,
+        outcome: Answer | UpstreamFailure,
+        destination: Destination,
+        body: RequestBody,
+        deadline: Deadline,
+        tally: _Tally,
+    ) -> Decision:
+        answer = outcome if isinstance(outcome, Answer) else None
+        failure = outcome if isinstance(outcome, UpstreamFailure) else None
+        attempt = Attempt(
+            method=request.method.decode("latin-1"),
+            status=answer.status if answer else None,
+            challenge=classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None,
+            sent=failure.sent if failure else True,
+            stale=failure.reused if failure else False,
+            retry_after=retry_after(answer.fields, self._clock.now()) if answer else None,
+            replayable=body.replayable,
+            keyed=value_of(request.fields, b"idempotency-key") is not None,
+            attempts=tally.attempts - tally.renewals,
+            renewals=tally.renewals,
+            deadline_left=deadline.at - self._clock.monotonic(),
+        )
+        return decide(attempt, destination.retry, self._clock.jitter())
+
+    async def _pass_on(self, answer: Answer, request: Request, way: Route, client: Client, tally: _Tally) -> None:
+        fields = headers.incoming(answer.fields)
+        if request.upstream is not None:
+            base = b"http://" + (value_of(request.fields, b"host") or b"localhost")
+            fields = tuple(
+                (name, rewrite_location(value, way.origin, base) if name.lower() == b"location" else value)
+                for name, value in fields
+            )
+        tally.status, tally.begun = answer.status, True
+        sized = value_of(fields, b"content-length") is not None
+        await client.start(answer.status, answer.reason, fields, chunked=not sized, empty=answer.empty)
+        try:
+            while not answer.empty:
+                if data := await answer.read():
+                    await client.send(data)
+        except UpstreamFailure as failure:
+            tally.outcome = Reason.UPSTREAM_TIMEOUT if failure.timeout else Reason.UPSTREAM_UNREACHABLE
+            self._emit(Trouble(where=f"upstream {way.upstream}", detail=str(failure)))
+            await client.abort()
+            return
+        await client.end()
+
+    async def _refuse(self, refusal: Refusal, client: Client, tally: _Tally) -> None:
+        tally.outcome = refusal.reason
+        if tally.begun:
+            await client.abort()
+            return
+        tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
+        await send_own(client, refusal)
+
+    def _report(self, request: Request, tally: _Tally) -> None:
+        self._emit(
+            RequestDone(
+                upstream=tally.upstream,
+                method=request.method.decode("latin-1"),
+                path=request.target.partition(b"?")[0].decode("latin-1"),
+                status=tally.status,
+                outcome=str(tally.outcome),
+                attempts=tally.attempts,
+                renewals=tally.renewals,
+                retries=tally.retries,
+                seconds=self._clock.monotonic() - tally.started,
+            )
+        )
+
+
+def _check_method(request: Request, destination: Destination) -> None:
+    if destination.read_only and request.method not in _READ_METHODS:
+        raise Refusal(Reason.METHOD_REFUSED, "this upstream is configured read-only", allow="GET, HEAD, OPTIONS")
+    if request.method.upper() in (b"TRACE", b"CONNECT"):
+        # RFC 9110 section 9.3.8: TRACE must not carry credentials, because it sends them back.
+        raise Refusal(
+            Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
+        )
+
+
+async def _attempt(
+    pool: Pool, method: bytes, head: bytes, body: RequestBody, deadline: Deadline
+) -> Answer | UpstreamFailure:
+    try:
+        return await pool.send(method, head, body, deadline)
+    except UpstreamFailure as failure:
+        return failure
+
+
+def _replace(last: Answer | None, newer: Answer) -> Answer:
+    if last is not None:
+        last.close()
+    return newer
+
+
+def _final(outcome: Answer | UpstreamFailure, last: Answer | None) -> Answer:
+    """Return the upstream's own last answer whenever there is one."""
+    if last is not None:
+        return last
+    if isinstance(outcome, UpstreamFailure) and outcome.timeout:
+        raise Refusal(Reason.UPSTREAM_TIMEOUT, str(outcome)) from outcome
+    raise Refusal(Reason.UPSTREAM_UNREACHABLE, str(outcome))

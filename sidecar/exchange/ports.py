@@ -1,0 +1,50 @@
+"""What the exchange needs of its neighbours: a client to answer, a destination to go to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.exchange.upstream import Pool
+from sidecar.policy.decide import RetryPolicy
+from sidecar.policy.headers import StripSet
+from sidecar.policy.message import Fields
+from sidecar.secret import Secret
+from sidecar.tokens.broker import Broker
+
+Present = Callable[[Secret], tuple[bytes, bytes]]
+"""How a token is shown to the upstream: the name and the value of a field."""
+
+
+class Client(Protocol):
+    """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left."""
+
+    async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
+        """Send the head; *chunked*: the body's length is not known; *empty*: `end` follows at once."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the body."""
+        ...
+
+    async def end(self) -> None:
+        """End the answer."""
+        ...
+
+    async def abort(self) -> None:
+        """Close the connection so that the client cannot take what it has for a whole answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """One upstream, ready for use."""
+
+    broker: Broker
+    pool: Pool
+    present: Present
+    strips: StripSet
+    retry: RetryPolicy
+    total_timeout: float
+    replay_memory: int
+    replay_spool: int
+    read_only: bool

@@ -1,0 +1,109 @@
+"""The admin port: health, status, and an operator's renew and revoke. Reads memory only, so it always answers.
+
+Not reachable through the proxy: its address is one of our own listeners, which the upstream side refuses.
+"""
+
+import hmac
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.errors import IssuerError, StoreError
+from sidecar.secret import Secret
+
+_ALLOWED_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the admin port shows and does; all but the two actions return at once.
+
+    *problems*: why the sidecar is not ready, by upstream, empty when it is.
+    """
+
+    status: Callable[[], dict[str, Any]]
+    problems: Callable[[], dict[str, str]]
+    renew: Callable[[str], Awaitable[None]]
+    revoke: Callable[[str], Awaitable[None]]
+    upstreams: Callable[[], Mapping[str, object]]
+
+
+class Admin:
+    """The admin server on one bound socket."""
+
+    def __init__(self, source: Source, token: Secret) -> None:
+        self._source = source
+        self._token = token
+        self._runner: web.AppRunner | None = None
+
+    async def serve(self, bound: socket.socket) -> None:
+        """Accept from now on."""
+        app = web.Application(middlewares=[_same_site], client_max_size=1024)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/status", self._status)
+        app.router.add_post("/upstreams/{name}/renew", self._renew)
+        app.router.add_post("/upstreams/{name}/revoke", self._revoke)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.SockSite(self._runner, bound).start()
+
+    async def aclose(self) -> None:
+        """Stop serving; twice does no harm."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        problems = self._source.problems()
+        body = {"status": "not ready" if problems else "ok", "reasons": problems}
+        return web.json_response(body, status=503 if problems else 200)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._source.status())
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        return await self._act(request, self._source.renew)
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        return await self._act(request, self._source.revoke)
+
+    async def _act(self, request: web.Request, action: Callable[[str], Awaitable[None]]) -> web.Response:
+        name = request.match_info["name"]
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        if not hmac.compare_digest(given, self._token.reveal().encode()):
+            return _problem(401, "expected Authorization: Bearer with the admin token")
+        if name not in self._source.upstreams():
+            return _problem(404, f"no upstream {name}; expected one of: {', '.join(self._source.upstreams())}")
+        try:
+            await action(name)
+        except (IssuerError, StoreError) as error:
+            return _problem(502, str(error))
+        return web.json_response(self._source.status()["upstreams"][name])
+
+
+@web.middleware
+async def _same_site(
+    request: web.Request, serve: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Refuse what a page in the user's browser could send: another Host name, or another site."""
+    host = (request.headers.get("Host") or "").rpartition(":")[0] or request.headers.get("Host", "")
+    if host not in _ALLOWED_HOSTS or request.headers.get("Origin") or not _from_here(request):
+        return _problem(403, "expected a request to a loopback name, not from a page of another site")
+    response = await serve(request)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _from_here(request: web.Request) -> bool:
+    return request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+
+
+def _problem(status: int, detail: str) -> web.Response:
+    body = {"type": "about:blank", "title": "Refused", "status": status, "detail": detail}
+    return web.json_response(body, status=status, content_type="application/problem+json")

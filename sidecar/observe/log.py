@@ -1,0 +1,65 @@
+"""Events as log lines on standard error: JSON, or text for a person. A line never carries a secret."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import structlog
+
+from sidecar.events import Emit, Event, LifetimeDiffers, Ready, Renewal, RequestDone, Trouble
+
+_NAMES: dict[type[Event], str] = {
+    Ready: "ready",
+    Renewal: "renewal",
+    LifetimeDiffers: "lifetime_differs",
+    RequestDone: "request",
+    Trouble: "trouble",
+}
+
+
+def make_emit(log_format: str, level: str, stream: TextIO | None = None) -> Emit:
+    """Return a function that writes events; call it once per process, it also quiets other libraries."""
+    target = stream or sys.stderr
+    render: Callable[..., Any] = (
+        structlog.processors.JSONRenderer(default=str)
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=target.isatty())
+    )
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(target),
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), render],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+    )
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("mitmproxy").setLevel(logging.ERROR)
+
+    def emit(event: Event) -> None:
+        write = getattr(logger, _level(event))
+        write(_NAMES[type(event)], **_plain(event))
+
+    return emit
+
+
+def ready_line(event: Ready) -> str:
+    """Return the one line that `run` prints when it serves."""
+    rendered = structlog.processors.JSONRenderer()(None, "info", {"event": "ready", **_plain(event)})
+    return rendered if isinstance(rendered, str) else rendered.decode()
+
+
+def _plain(event: Event) -> dict[str, Any]:
+    fields = dataclasses.asdict(event)
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in fields.items()}
+
+
+def _level(event: Event) -> str:
+    match event:
+        case Renewal(result="ok") | Ready():
+            return "info"
+        case Renewal(result="rejected"):
+            return "error"
+        case RequestDone():
+            return "info"
+        case _:
+            return "warning"

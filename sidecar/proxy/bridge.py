@@ -1,0 +1,84 @@
+"""The bridge between mitmproxy's layers and the exchange: an upstream connection that is not a socket.
+
+mitmproxy asks its HttpLayer for a connection to the upstream; it gets a virtual one, whose layer starts the
+exchange for each request and hands back what the exchange answers. docs/decisions/0002 says why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    GetHttpConnectionCompleted,
+    HttpLayer,
+    HTTPMode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+)
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
+
+from sidecar.proxy.http1 import ClientHttp1
+
+if TYPE_CHECKING:
+    from sidecar.proxy.connection import ClientConnection
+
+
+@dataclass
+class Deliver(events.ConnectionEvent):
+    """What the exchange has for the client, in order."""
+
+    items: Sequence[HttpEvent]
+
+
+@dataclass
+class StartExchange(commands.StartHook):
+    """A request head is complete; the exchange runs beside the layers, which go on."""
+
+    name: ClassVar[str] = "auth_sidecar_exchange"
+    blocking: ClassVar[bool] = False
+    headers: RequestHeaders
+
+
+class BridgeLayer(HttpConnection):
+    """The layer of the virtual connection: events down become calls, answers come back as Deliver."""
+
+    def __init__(self, context: Context, server: Server, link: "ClientConnection") -> None:
+        super().__init__(context, server)
+        self._link = link
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, Deliver):
+            for item in event.items:
+                yield ReceiveHttp(item)
+        elif isinstance(event, RequestHeaders):
+            self._link.request_begins(event)
+            yield StartExchange(event)
+        elif isinstance(event, RequestData):
+            self._link.body.feed(event.data)
+        elif isinstance(event, RequestEndOfMessage):
+            self._link.request_complete()
+        elif isinstance(event, RequestProtocolError):
+            self._link.client_left()
+
+
+class BridgedHttpLayer(HttpLayer):
+    """mitmproxy's HttpLayer with our HTTP/1 server in front and the bridge behind."""
+
+    def __init__(self, context: Context, link: "ClientConnection") -> None:
+        super().__init__(context, HTTPMode.regular)
+        self.client = ClientHttp1(context.fork(), link)
+        self.connections[context.client] = self.client
+        self.virtual = Server(address=None, state=ConnectionState.OPEN)
+        self.connections[self.virtual] = BridgeLayer(context.fork(), self.virtual, link)
+
+    def get_connection(self, event: GetHttpConnection, *, reuse: bool = True) -> layer.CommandGenerator[None]:
+        """Answer every request for a connection with the virtual one; mitmproxy never dials."""
+        del reuse
+        stream = self.command_sources.pop(event)
+        yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (self.virtual, None)))

@@ -1,0 +1,250 @@
+"""One client connection: mitmproxy's handler with our layers, and the exchange running beside them."""
+
+import asyncio
+from collections.abc import Sequence
+
+from mitmproxy.proxy import commands, mode_specs
+from mitmproxy.proxy.layers.http import RequestHeaders
+from mitmproxy.proxy.layers.http._base import HttpEvent
+from mitmproxy.proxy.server import LiveConnectionHandler
+
+from sidecar.errors import REASONS, Reason, Refusal, where
+from sidecar.events import RequestDone, Trouble
+from sidecar.exchange.answers import send_own
+from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.spool import OpenSpool
+from sidecar.policy.message import Fields, Request
+from sidecar.policy.routing import Origin
+from sidecar.proxy.bridge import BridgedHttpLayer, Deliver, StartExchange
+from sidecar.proxy.head import body_length
+from sidecar.proxy.http1 import Continue, FinishEarly
+from sidecar.proxy.port import Port
+from sidecar.proxy.reply import Reply
+
+_HEAD_SECONDS = 10.0
+_LINGER_SECONDS = 10.0
+_STALL_SECONDS = 60.0
+_PIPELINE = 64 << 10
+_REGULAR = mode_specs.ProxyMode.parse("regular")
+
+
+class ClientConnection(LiveConnectionHandler):
+    """mitmproxy's connection handler; its layers see the client's side only."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: Port) -> None:
+        super().__init__(reader, writer, port.options, _REGULAR)
+        self._port = port
+        self._writer = writer
+        context = self.layer.context
+        context.layers.clear()
+        self.http = BridgedHttpLayer(context, self)
+        self.layer = self.http
+        self.body = _no_body(port.open_spool)
+        self._task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._head_out = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._failure: BaseException | None = None
+        self._continue: asyncio.Task[None] | None = None
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream of this reverse port."""
+        return self._port.upstream
+
+    @property
+    def origin(self) -> Origin | None:
+        """The origin of this reverse port's upstream."""
+        return self._port.origin
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._task is not None
+
+    def now(self) -> float:
+        """Return the wall time, for flows."""
+        return self._port.clock.now()
+
+    def shown(self, fields: Fields) -> Fields:
+        """Return the fields that a flow may hold."""
+        return self._port.show(fields)
+
+    async def handle_client(self) -> None:
+        """Serve the connection to its end; nothing of it is left running."""
+        try:
+            await super().handle_client()
+        finally:
+            self.client_left()
+            self._set_timer(None)
+            # mitmproxy forgets to when its handler is cancelled while it closes.
+            self._writer.close()
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
+        if isinstance(hook, StartExchange):
+            await self._run_exchange(hook.headers)
+            return
+        try:
+            if self._port.dispatch is not None:
+                with self.timeout_watchdog.disarm():
+                    await self._port.dispatch(hook)
+        except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
+            self.failed(error)
+
+    def request_begins(self, event: RequestHeaders) -> None:
+        """Make room for the body of the request whose head is complete."""
+        head = self.http.client.head
+        waits = head is not None and head.expects_continue
+        self.body = RequestBody(
+            body_length(event.request.headers.fields),
+            open_spool=self._port.open_spool,
+            wanted=self._send_continue if waits else _nothing,
+        )
+
+    def request_complete(self) -> None:
+        """The body is complete; a client that was late with it is not hurried any more."""
+        self.body.feed_end()
+        self._set_timer(None)
+
+    def client_left(self) -> None:
+        """End the exchange under way, if any; a renewal it waits for goes on."""
+        self.body.fail()
+        if self._task is not None:
+            self._task.cancel()
+
+    def failed(self, error: BaseException) -> None:
+        """Note a fault of ours: no request of this connection goes upstream any more."""
+        self._failure = error
+        self._port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
+
+    def refused(self, refusal: Refusal) -> None:
+        """Report a request that was answered before an exchange began."""
+        self._port.emit(
+            RequestDone(
+                upstream=self._port.upstream or "",
+                method="",
+                path="",
+                status=refusal.status or REASONS[refusal.reason].status,
+                outcome=refusal.reason,
+                attempts=0,
+                renewals=0,
+                retries=0,
+                seconds=0.0,
+            )
+        )
+
+    def head_pending(self, pending: bool) -> None:
+        """Start or stop the time a client has to complete its head."""
+        if not pending:
+            self._set_timer(None)
+        elif self._timer is None:
+            self._set_timer(_HEAD_SECONDS)
+
+    def head_sent(self) -> None:
+        """The head of the answer is on its way: its body may follow."""
+        self._head_out.set()
+
+    async def _run_exchange(self, event: RequestHeaders) -> None:
+        reply = Reply(self, event)
+        self._task = asyncio.current_task()
+        self._idle.clear()
+        self._head_out.clear()
+        try:
+            with self.timeout_watchdog.disarm():
+                if self.body.length != 0:
+                    # What came with the head is fed first, so that a small body goes out in one write with it.
+                    await asyncio.sleep(0)
+                if self._failure is not None:
+                    await send_own(reply, Refusal(Reason.INTERNAL, "a fault of the sidecar; see its log"))
+                else:
+                    await self._port.exchange.run(self._request(event), self.body, reply)
+        except ClientGone:
+            pass
+        except Exception as error:  # noqa: BLE001  answering failed as well: close
+            self.failed(error)
+            self.abort()
+        finally:
+            self._task = None
+            self._idle.set()
+
+    def _request(self, event: RequestHeaders) -> Request:
+        data = event.request.data
+        return Request(
+            method=data.method,
+            scheme=data.scheme.decode("latin-1"),
+            host=data.host,
+            port=data.port,
+            target=data.path,
+            fields=data.headers.fields,
+            length=self.body.length,
+            upstream=self._port.upstream,
+            http10=data.http_version == b"HTTP/1.0",
+        )
+
+    async def deliver(self, items: Sequence[HttpEvent]) -> None:
+        """Hand a part of the answer to the layers."""
+        await self.server_event(Deliver(self.http.virtual, items))
+
+    async def flushed(self) -> None:
+        """Wait until the client takes more; raises ClientGone when it left or takes nothing for a minute."""
+        await self._head_out.wait()
+        transport = self._writer.transport
+        while (waiting := transport.get_write_buffer_size()) > 0:
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    await self._writer.drain()
+                return
+            except TimeoutError:
+                if transport.get_write_buffer_size() >= waiting:
+                    self.abort()
+                    raise ClientGone from None
+            except OSError:
+                raise ClientGone from None
+
+    async def finish_early(self) -> None:
+        """End the answer though the request is not complete, and bound the time for the rest of it."""
+        await self.server_event(FinishEarly(self.client))
+        self._set_timer(_LINGER_SECONDS)
+
+    def abort(self) -> None:
+        """Reset the connection: what the client has is not a whole answer."""
+        self._writer.transport.abort()
+
+    async def drain_writers(self) -> None:
+        """Hold reading while the body has no room, or while pipelined requests pile up.
+
+        mitmproxy waits for the client's own writer here, which would tie the upload to the download.
+        """
+        while self.body.full:
+            await self.body.room()
+        while len(self.http.client.buf) > _PIPELINE and self.busy:
+            await self._idle.wait()
+
+    def log(self, message: str, level: int = 0, exc_info: object = None) -> None:
+        """Drop mitmproxy's messages, which quote raw bytes; a crash of its layers ends the connection."""
+        del message, level
+        if exc_info:
+            error = exc_info[1] if isinstance(exc_info, tuple) else None
+            self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer of mitmproxy failed"))
+            self.client_left()
+            self.abort()
+
+    def _send_continue(self) -> None:
+        self._continue = asyncio.get_running_loop().create_task(self.server_event(Continue(self.client)))
+
+    def _set_timer(self, seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.abort)
+
+
+def _nothing() -> None:
+    """Do nothing: a client that did not ask for 100 Continue gets none."""
+
+
+def _no_body(open_spool: OpenSpool) -> RequestBody:
+    body = RequestBody(0, open_spool=open_spool, wanted=_nothing)
+    body.feed_end()
+    return body

@@ -1,0 +1,132 @@
+"""From the lines of a request head to a Request: strict, byte-exact, with our own words for what is wrong.
+
+mitmproxy's reader mends and guesses (it drops a trailing `?`, takes userinfo for an error and echoes it, lets
+any size through); a request smuggled past one of us would carry a credential. RFC 9112 sections 2 to 6.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sidecar.errors import Reason, Refusal
+from sidecar.policy.headers import wants_close
+from sidecar.policy.message import Fields, Request
+from sidecar.policy.routing import DEFAULT_PORTS, Origin
+
+MAX_HEAD = 64 << 10
+MAX_FIELDS = 1000
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+) HTTP/1\.([01])")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)", re.DOTALL)
+_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@]*)(?::([0-9]{0,5}))?")
+_MAX_PORT = 65535
+
+
+class Head(NamedTuple):
+    """A request, and what its head asks of the connection."""
+
+    request: Request
+    close: bool
+    expects_continue: bool
+
+
+def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | None) -> Head:
+    """Return the parsed head; raises Refusal with the answer it deserves.
+
+    *upstream* and *origin* are those of the reverse port, None on the proxy port, which takes only
+    absolute-form. CONNECT is refused.
+    """
+    if sum(map(len, lines)) > MAX_HEAD or len(lines) > MAX_FIELDS:
+        raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB or {MAX_FIELDS} fields")
+    line = _REQUEST_LINE.fullmatch(lines[0])
+    if not line:
+        raise _bad("the request line is not that of HTTP/1.1 or HTTP/1.0")
+    method, target, minor = line.groups()
+    fields = _parse_fields(lines[1:])
+    http10 = minor == b"0"
+    length = _body_length(fields, http10=http10)
+    _check_host(fields, http10=http10)
+    if method == b"CONNECT":
+        raise Refusal(Reason.NO_ROUTE, "CONNECT is not served; use http:// through the proxy, or a reverse port")
+    if upstream is None or origin is None:
+        scheme, host, port, path = _parse_absolute(target)
+    else:
+        scheme, host, port, path = origin.scheme, origin.host, origin.port, target
+        if not target.startswith(b"/") and target != b"*":
+            raise Refusal(Reason.NO_ROUTE, "this is a reverse port; expected a target that starts with /")
+    request = Request(
+        method=method,
+        scheme=scheme,
+        host=host,
+        port=port,
+        target=path,
+        fields=fields,
+        length=length,
+        upstream=upstream,
+        http10=http10,
+    )
+    expects = any(name.lower() == b"expect" and value.lower() == b"100-continue" for name, value in fields)
+    return Head(request, http10 or wants_close(fields), expects and not http10)
+
+
+def body_length(fields: Fields) -> int | None:
+    """Return the length of a request body whose fields were checked before: None when chunked, 0 when there is none."""
+    for name, value in fields:
+        if name.lower() == b"transfer-encoding":
+            return None
+        if name.lower() == b"content-length":
+            return int(value)
+    return 0
+
+
+def _bad(detail: str) -> Refusal:
+    return Refusal(Reason.BAD_REQUEST, detail)
+
+
+def _parse_fields(lines: Sequence[bytes]) -> Fields:
+    fields = []
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if not field:
+            raise _bad("a header field is malformed: a folded line, a space before the colon or a control character")
+        fields.append((field[1], field[2]))
+    return tuple(fields)
+
+
+def _body_length(fields: Fields, *, http10: bool) -> int | None:
+    lengths = [value for name, value in fields if name.lower() == b"content-length"]
+    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    if codings and (lengths or len(codings) > 1 or http10 or codings[0].lower() != b"chunked"):
+        raise _bad("Transfer-Encoding must be chunked, once, in HTTP/1.1, and without Content-Length")
+    if len(lengths) > 1 or (lengths and not re.fullmatch(rb"[0-9]{1,18}", lengths[0])):
+        raise _bad("Content-Length must be one number")
+    return None if codings else int(lengths[0]) if lengths else 0
+
+
+def _check_host(fields: Fields, *, http10: bool) -> None:
+    hosts = [value for name, value in fields if name.lower() == b"host"]
+    if len(hosts) > 1 or (not hosts and not http10):
+        raise _bad("expected exactly one Host field")
+
+
+def _parse_absolute(target: bytes) -> tuple[str, str, int, bytes]:
+    absolute = _ABSOLUTE.fullmatch(target)
+    if not absolute:
+        raise Refusal(
+            Reason.NO_ROUTE, "this is a proxy port: expected an absolute target such as http://host/path; see listen"
+        )
+    scheme = absolute[1].decode("ascii").lower()
+    if scheme not in DEFAULT_PORTS:
+        raise _bad("the scheme must be http or https")
+    # Userinfo is a credential of the client's: gone before anything can show it.
+    authority = _AUTHORITY.fullmatch(absolute[2].rpartition(b"@")[2])
+    port = int(authority[2] or DEFAULT_PORTS[scheme]) if authority else 0
+    if not authority or not authority[1] or not 1 <= port <= _MAX_PORT:
+        raise _bad("the target's host or port is malformed")
+    host = authority[1].decode("latin-1").strip("[]")
+    rest = absolute[3]
+    if b"#" in rest:
+        raise _bad("a target has no fragment")
+    return scheme, host, port, rest if rest.startswith(b"/") else b"/" + rest

@@ -1,0 +1,85 @@
+"""Our own listening sockets around mitmproxy's connection handler; its own bind every interface and cannot drain."""
+
+import asyncio
+import socket
+
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.options import Options
+
+from sidecar.errors import ConfigurationError
+from sidecar.proxy.connection import ClientConnection
+from sidecar.proxy.port import Port
+
+_BACKLOG = 1024
+_IDLE_SECONDS = 75
+
+
+def proxy_options() -> Options:
+    """Return the options that mitmproxy's layers read, with HTTP/2, eager dialling and body copies off."""
+    options = Options()
+    Proxyserver().load(options)
+    options.update(
+        connection_strategy="lazy",
+        http2=False,
+        http3=False,
+        rawtcp=False,
+        websocket=False,
+        validate_inbound_headers=True,
+        store_streamed_bodies=False,
+        tcp_timeout=_IDLE_SECONDS,
+    )
+    return options
+
+
+class Listener:
+    """A bound address and the connections it took."""
+
+    def __init__(self, host: str, port_number: int, name: str) -> None:
+        """Bind at once, so that addresses are known before anything is served; ConfigurationError when taken."""
+        self._name = name
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], ClientConnection] = {}
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self.socket = socket.create_server((host, port_number), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{name}: cannot listen on {host}:{port_number}: {error.strerror}; expected a free local address"
+            ) from None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The bound host and port."""
+        name = self.socket.getsockname()
+        return name[0], name[1]
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return sum(connection.busy for connection in self._connections.values())
+
+    async def serve(self, port: Port) -> None:
+        """Accept connections from now on."""
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = ClientConnection(reader, writer, port)
+            task = asyncio.current_task()
+            if task is not None:
+                self._connections[task] = connection
+                task.add_done_callback(lambda done: self._connections.pop(done, None))
+            await connection.handle_client()
+
+        self._server = await asyncio.start_server(accept, sock=self.socket)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket; connections go on."""
+        if self._server is not None:
+            self._server.close()
+        self.socket.close()
+
+    async def aclose(self) -> None:
+        """Close the connections, whatever they are doing."""
+        for connection in tuple(self._connections.values()):
+            connection.abort()
+        if self._connections:
+            await asyncio.wait(tuple(self._connections), timeout=1)

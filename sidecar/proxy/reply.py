@@ -1,0 +1,63 @@
+"""The exchange's way back to one client, for one request."""
+
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+from mitmproxy.proxy.layers.http import RequestHeaders, ResponseData, ResponseEndOfMessage, ResponseHeaders
+
+from sidecar.policy.message import Fields
+
+if TYPE_CHECKING:
+    from sidecar.proxy.connection import ClientConnection
+
+_EMPTY_STATUSES = frozenset({204, 304})
+
+
+class Reply:
+    """Frames an answer for its client and hands it to the layers, waiting while the client takes no more."""
+
+    def __init__(self, link: "ClientConnection", event: RequestHeaders) -> None:
+        self._link = link
+        self._stream = event.stream_id
+        self._request = event.request
+        head = link.http.client.head
+        self._close = head is not None and head.close
+        self._chunked = False
+
+    async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
+        """Send the head, framed for this client: an HTTP/1.0 client gets no chunks but the end of the stream."""
+        extra = []
+        bodiless = status in _EMPTY_STATUSES or self._request.data.method == b"HEAD"
+        self._chunked = chunked and not bodiless and self._request.data.http_version != b"HTTP/1.0"
+        if self._chunked:
+            extra.append((b"Transfer-Encoding", b"chunked"))
+        if self._close:
+            extra.append((b"Connection", b"close"))
+        now = self._link.now()
+        response = http.Response(
+            http_version=b"HTTP/1.1",
+            status_code=status,
+            reason=reason,
+            headers=http.Headers((*fields, *extra)),
+            content=None,
+            trailers=None,
+            timestamp_start=now,
+            timestamp_end=None,
+        )
+        response.stream = True
+        await self._link.deliver([ResponseHeaders(self._stream, response, end_stream=empty or bodiless)])
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the body and wait until there is room for more."""
+        await self._link.deliver([ResponseData(self._stream, data)])
+        await self._link.flushed()
+
+    async def end(self) -> None:
+        """End the answer; a client that is still uploading gets it at once and a few seconds to stop."""
+        await self._link.deliver([ResponseEndOfMessage(self._stream)])
+        if not self._link.body.complete:
+            await self._link.finish_early()
+
+    async def abort(self) -> None:
+        """Cut the answer off."""
+        self._link.abort()

@@ -1,0 +1,182 @@
+"""The composition root: settings in, running parts out, and everything closed again in the right order."""
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from sidecar import __version__
+from sidecar.auth.oauth2 import OAuth2Issuer
+from sidecar.auth.tls import client_context, read_material
+from sidecar.clock import Clock
+from sidecar.events import Emit, Ready
+from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.ports import Destination
+from sidecar.exchange.spool import Spool
+from sidecar.exchange.upstream import Pool
+from sidecar.observe.admin import Admin, Source
+from sidecar.policy.decide import RetryPolicy
+from sidecar.policy.headers import strip_set
+from sidecar.policy.message import Fields
+from sidecar.proxy.listener import Listener, proxy_options
+from sidecar.proxy.port import Dispatch, Port
+from sidecar.run.state import RunFile, admin_token, open_store, prepare
+from sidecar.run.status import problems, status
+from sidecar.settings import Settings, Upstream
+from sidecar.tokens.broker import Broker
+from sidecar.tokens.seal import EphemeralSeal, KeyRing
+from sidecar.tokens.store import TokenStore
+
+GRACE_SECONDS = 25.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A sidecar that serves; *addresses* maps `proxy`, `admin` and upstream names to bound addresses."""
+
+    addresses: dict[str, str]
+    brokers: dict[str, Broker]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings,
+    *,
+    clock: Clock,
+    emit: Emit,
+    dispatch: Dispatch | None = None,
+    show: Callable[[Fields], Fields] = lambda fields: fields,
+) -> AsyncIterator[App]:
+    """Serve while the context is open, in the running event loop.
+
+    *dispatch*: where mitmproxy's hooks go; *show*: what of a request's fields its flows may hold. On leaving,
+    nothing new is accepted, requests in flight get `GRACE_SECONDS`, a running renewal is finished and stored.
+    Raises ConfigurationError before anything is served.
+    """
+    prepare(settings.state_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = _bind(settings, stack)
+        bound = {name: listener.address for name, listener in listeners.items()}
+        addresses = {name: f"{host}:{port}" for name, (host, port) in bound.items()}
+        store, ring = open_store(settings)
+        stack.push_async_callback(store.aclose)
+        destinations: dict[str, Destination] = {}
+        for name, upstream in settings.upstreams.items():
+            broker = _broker(name, upstream, store, ring, clock, emit)
+            stack.push_async_callback(broker.aclose)
+            destinations[name] = await _destination(upstream, broker, tuple(bound.values()))
+            stack.push_async_callback(destinations[name].pool.aclose)
+        brokers = {name: destination.broker for name, destination in destinations.items()}
+        admin = Admin(_source(settings, brokers, addresses, clock), admin_token(settings))
+        stack.push_async_callback(admin.aclose)
+        for broker in brokers.values():
+            await broker.start()
+        common = Port(
+            exchange=Exchange(destinations, identity=secrets.token_hex(4), clock=clock, emit=emit),
+            options=proxy_options(),
+            clock=clock,
+            emit=emit,
+            open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
+            show=show,
+            dispatch=dispatch,
+        )
+        stack.push_async_callback(_drain, tuple(listeners.values()), clock)
+        for name, listener in listeners.items():
+            if name == "admin":
+                await admin.serve(listener.socket)
+            elif name == "proxy":
+                await listener.serve(common)
+            else:
+                origin = settings.upstreams[name].origin
+                await listener.serve(dataclasses.replace(common, upstream=name, origin=origin))
+        stack.enter_context(RunFile(settings, addresses))
+        emit(Ready(addresses=addresses, version=__version__))
+        yield App(addresses, brokers)
+
+
+def _bind(settings: Settings, stack: contextlib.AsyncExitStack) -> dict[str, Listener]:
+    """Bind every address first: a taken one is found before anything runs."""
+    wanted = {"proxy": ("listen.proxy", settings.listen.proxy), "admin": ("listen.admin", settings.listen.admin)}
+    for name, upstream in settings.upstreams.items():
+        if upstream.listen is not None:
+            wanted[name] = (f"upstreams.{name}.listen", upstream.listen)
+    listeners = {}
+    for name, (key, address) in wanted.items():
+        listeners[name] = Listener(address.host, address.port, key)
+        stack.push_async_callback(listeners[name].aclose)
+    return listeners
+
+
+def _broker(name: str, upstream: Upstream, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit) -> Broker:
+    issuer = OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
+    said = "lifetime" in upstream.oauth2.model_fields_set
+    return Broker(
+        name,
+        issuer,
+        store,
+        ring,
+        upstream.renew,
+        clock=clock,
+        emit=emit,
+        configured_lifetime=upstream.oauth2.lifetime if said else None,
+    )
+
+
+async def _destination(upstream: Upstream, broker: Broker, own: tuple[tuple[str, int], ...]) -> Destination:
+    strip, retry = upstream.strip, upstream.retry
+    context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
+    pool = Pool(
+        upstream.origin,
+        context=context,
+        connect_timeout=upstream.timeout.connect,
+        idle_timeout=upstream.timeout.idle,
+        first_byte_timeout=upstream.timeout.first_byte,
+        addresses=upstream.addresses,
+        own_addresses=lambda: own,
+    )
+    return Destination(
+        broker=broker,
+        pool=pool,
+        present=broker.issuer.presentation,
+        strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
+        retry=RetryPolicy(
+            attempts=retry.attempts,
+            statuses=retry.statuses,
+            methods=retry.methods,
+            base=retry.base,
+            cap=retry.cap,
+            max_retry_after=retry.max_retry_after,
+        ),
+        total_timeout=upstream.timeout.total,
+        replay_memory=upstream.replay.memory,
+        replay_spool=upstream.replay.spool,
+        read_only=upstream.read_only,
+    )
+
+
+def _source(settings: Settings, brokers: dict[str, Broker], addresses: dict[str, str], clock: Clock) -> Source:
+    async def renew(name: str) -> None:
+        await brokers[name].renew()
+
+    async def revoke(name: str) -> None:
+        await brokers[name].revoke()
+
+    return Source(
+        status=lambda: status(brokers, addresses, __version__, clock),
+        problems=lambda: problems(settings.upstreams, brokers),
+        renew=renew,
+        revoke=revoke,
+        upstreams=lambda: brokers,
+    )
+
+
+async def _drain(listeners: tuple[Listener, ...], clock: Clock) -> None:
+    """Take nothing new; let what is under way end."""
+    for listener in listeners:
+        listener.stop_accepting()
+    give_up = clock.monotonic() + GRACE_SECONDS
+    while any(listener.busy for listener in listeners) and clock.monotonic() < give_up:
+        await clock.sleep(_POLL_SECONDS)

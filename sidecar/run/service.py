@@ -1,0 +1,73 @@
+"""A sidecar as a process: configuration file in, signals handled, log lines out."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sidecar.clock import SystemClock
+from sidecar.events import Emit, Event, Ready
+from sidecar.observe.log import make_emit, ready_line
+from sidecar.policy.message import Fields
+from sidecar.proxy.port import Dispatch
+from sidecar.run.app import App, running
+from sidecar.settings import Settings, load
+
+
+def from_file(
+    path: Path | None, *, dispatch: Dispatch, show: Callable[[Fields], Fields]
+) -> contextlib.AbstractAsyncContextManager[App]:
+    """Return a sidecar that serves while its context is open, from a configuration file."""
+    settings = load(path)
+    emit = make_emit(settings.log.format, settings.log.level)
+    return running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch, show=show)
+
+
+def serve(settings: Settings) -> None:
+    """Serve in the foreground until SIGTERM or SIGINT; a second one ends the process at once."""
+    harden()
+    emit = _announcing(make_emit(settings.log.format, settings.log.level))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        stop = asyncio.Event()
+
+        def ask_to_stop() -> None:
+            if stop.is_set():
+                os._exit(130)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ask_to_stop)
+        async with running(settings, clock=SystemClock(), emit=emit):
+            await stop.wait()
+
+    asyncio.run(main())
+
+
+def harden() -> None:
+    """Keep secrets out of core dumps and key logs, and our own clients off any proxy of the environment."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name in ("SSLKEYLOGFILE", "MITMPROXY_SSLKEYLOGFILE"):
+        os.environ.pop(name, None)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        os.environ.pop(name, None)
+        os.environ.pop(name.upper(), None)
+
+
+def _announcing(emit: Emit) -> Emit:
+    """Print the ready line on standard output too, unless both streams are one."""
+    same = os.path.sameopenfile(1, 2)
+
+    def announce(event: Event) -> None:
+        emit(event)
+        if isinstance(event, Ready) and not same:
+            sys.stdout.write(ready_line(event) + "\n")
+            sys.stdout.flush()
+
+    return announce

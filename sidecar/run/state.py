@@ -1,0 +1,84 @@
+"""What lives in the state directory: the embedded store and its key, the admin token, the spool, `run.json`."""
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sidecar.errors import ConfigurationError
+from sidecar.secret import Secret
+from sidecar.settings import Settings
+from sidecar.tokens.memory import MemoryStore
+from sidecar.tokens.seal import KeyRing, load_or_create_key_file, new_key, parse_keys
+from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.store import TokenStore
+
+
+def prepare(state_dir: Path) -> None:
+    """Create the state directory and the spool in it, readable by their owner only."""
+    try:
+        for directory in (state_dir, state_dir / "spool"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if directory.stat().st_uid == os.getuid():
+                directory.chmod(0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"state_dir {state_dir}: {error.strerror}; expected a directory this user can create and write"
+        ) from None
+
+
+def open_store(settings: Settings) -> tuple[TokenStore, KeyRing]:
+    """Return the configured store and the keys that seal its records; nothing is read or written yet."""
+    if settings.store.url == "memory":
+        keys = [reference.read() for reference in settings.store.keys] or [Secret(new_key())]
+        return MemoryStore(), parse_keys(keys)
+    keys = [reference.read() for reference in settings.store.keys]
+    return SqliteStore(settings.state_dir / "store.db"), parse_keys(
+        keys or [load_or_create_key_file(settings.state_dir / "store.key")]
+    )
+
+
+def admin_token(settings: Settings) -> Secret:
+    """Return the token of the admin port: the configured one, else that of a 0600 file made once."""
+    if settings.listen.admin_token is not None:
+        return settings.listen.admin_token.read()
+    path = settings.state_dir / "admin.token"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(32))
+    try:
+        return Secret(path.read_text().strip())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; expected the admin token, or remove the file") from None
+
+
+class RunFile:
+    """`run.json`: where the running sidecar of this state directory listens. It goes when the sidecar stops."""
+
+    def __init__(self, settings: Settings, addresses: dict[str, str]) -> None:
+        self._path = settings.state_dir / "run.json"
+        self._content = {"pid": os.getpid(), "addresses": addresses}
+
+    def __enter__(self) -> None:
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(self._content))
+        partial.replace(self._path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if read_run_file(self._path.parent).get("pid") == os.getpid():
+            self._path.unlink(missing_ok=True)
+
+
+def read_run_file(state_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`, empty when there is none or it cannot be read."""
+    try:
+        content = json.loads((state_dir / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

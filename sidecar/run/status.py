@@ -1,0 +1,57 @@
+"""What `/status`, `/readyz` and `token show` say, from what the brokers know; never a secret."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.clock import Clock
+from sidecar.settings import Upstream
+from sidecar.tokens.broker import Broker
+
+
+def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
+    """Return one upstream's state as plain data; durations in seconds, times as seconds since the epoch."""
+    state = broker.status()
+    last = state.last_renewal
+    return {
+        "state": state.state,
+        "usable": state.usable,
+        "generation": state.generation,
+        "expires_at": state.expires_at,
+        "expires_in": None if state.expires_at is None else round(state.expires_at - now, 3),
+        "lifetime": state.lifetime,
+        "last_renewal": None
+        if last is None
+        else {
+            "at": last.at,
+            "trigger": last.trigger,
+            "result": last.result,
+            "seconds": round(last.seconds, 3),
+            "detail": last.detail,
+        },
+    }
+
+
+def status(brokers: Mapping[str, Broker], addresses: Mapping[str, str], version: str, clock: Clock) -> dict[str, Any]:
+    """Return the whole status as plain data."""
+    now = clock.now()
+    upstreams = {name: upstream_status(broker, now) for name, broker in brokers.items()}
+    return {"version": version, "addresses": dict(addresses), "upstreams": upstreams}
+
+
+def problems(upstreams: Mapping[str, Upstream], brokers: Mapping[str, Broker]) -> dict[str, str]:
+    """Return why the sidecar is not ready, by upstream.
+
+    A required upstream is a problem until its first attempt has ended, and later only while it has no usable
+    token or a rejected credential.
+    """
+    found = {}
+    for name, broker in brokers.items():
+        if upstreams[name].renew.startup == "required":
+            state = broker.status()
+            if not state.attempted and not state.usable:
+                found[name] = "the first token has not been asked for yet"
+            elif state.state == "rejected":
+                found[name] = "the issuer refused the credential"
+            elif not state.usable:
+                found[name] = "no usable token"
+    return found
