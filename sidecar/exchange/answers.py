@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 from sidecar.errors import REASONS, Reason, Refusal
@@ -11,6 +10,7 @@ from sidecar.policy.message import Fields
 if TYPE_CHECKING:
     from sidecar.exchange.ports import Client
 
+FAULT = "a fault of the sidecar; see its log"
 _RETRY_SECONDS = 5
 
 

@@ -14,7 +14,7 @@ _HIGH_WATER = 256 << 10
 _PIECE = 64 << 10
 
 
-class ClientGone(Exception):  # noqa: N818  what a client does, not a fault of ours
+class ClientGone(Exception):
     """The client left before its request or its answer was complete."""
 
 

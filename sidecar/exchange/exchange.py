@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, UpstreamFailure, where
 from sidecar.events import Emit, RequestDone, Trouble
-from sidecar.exchange.answers import send_own
+from sidecar.exchange.answers import FAULT, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
 from sidecar.exchange.ports import Client, Destination
 from sidecar.exchange.upstream import Answer, Deadline, Pool
@@ -64,7 +64,7 @@ class Exchange:
             tally.outcome = "client_gone"
         except Exception as error:  # noqa: BLE001  fail closed, whatever it is
             self._emit(Trouble(where="exchange", detail=f"bug: {type(error).__name__} at {where(error)}"))
-            await self._refuse(Refusal(Reason.INTERNAL, "a fault of the sidecar; see its log"), client, tally)
+            await self._refuse(Refusal(Reason.INTERNAL, FAULT), client, tally)
         except BaseException:
             tally.outcome = "client_gone"
             raise

@@ -222,11 +222,12 @@ class _Attempt:
         whole = body.whole()
         started = loop.time()
         try:
-            async with asyncio.timeout(None) as self._limit:
+            async with asyncio.timeout(None) as limit:
+                self._limit = limit
                 if whole is not None:
                     self._transport.write(head + _framed(whole, body.length))
                     self._uploaded = True
-                    self._limit.reschedule(min(started + self._pool.first_byte_timeout, deadline.at))
+                    limit.reschedule(min(started + self._pool.first_byte_timeout, deadline.at))
                 else:
                     self._transport.write(head)
                     self._upload = loop.create_task(self._send_body(body, started, deadline))

@@ -89,13 +89,13 @@ class Admin:
 
 @web.middleware
 async def _same_site(
-    request: web.Request, serve: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Refuse what a page in the user's browser could send: another Host name, or another site."""
     host = (request.headers.get("Host") or "").rpartition(":")[0] or request.headers.get("Host", "")
     if host not in _ALLOWED_HOSTS or request.headers.get("Origin") or not _from_here(request):
         return _problem(403, "expected a request to a loopback name, not from a page of another site")
-    response = await serve(request)
+    response = await handler(request)
     response.headers["Cache-Control"] = "no-store"
     return response
 

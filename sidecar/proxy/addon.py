@@ -45,7 +45,9 @@ class AuthSidecar:
 
     def load(self, loader: Loader) -> None:
         """Declare the option that names the configuration file."""
-        loader.add_option("auth_sidecar_config", str, "", "Configuration file of auth-sidecar; default: its usual places")
+        loader.add_option(
+            "auth_sidecar_config", str, "", "Configuration file of auth-sidecar; default: its usual places"
+        )
 
     async def running(self) -> None:
         """Serve; a configuration that cannot be used ends mitmproxy with its one line."""

@@ -6,7 +6,7 @@ exchange for each request and hands back what the exchange answers. docs/decisio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer
@@ -40,8 +40,8 @@ class Deliver(events.ConnectionEvent):
 class StartExchange(commands.StartHook):
     """A request head is complete; the exchange runs beside the layers, which go on."""
 
-    name: ClassVar[str] = "auth_sidecar_exchange"
-    blocking: ClassVar[bool] = False
+    name = "auth_sidecar_exchange"
+    blocking = False
     headers: RequestHeaders
 
 

@@ -10,7 +10,7 @@ from mitmproxy.proxy.server import LiveConnectionHandler
 
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import RequestDone, Trouble
-from sidecar.exchange.answers import send_own
+from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
 from sidecar.exchange.spool import OpenSpool
 from sidecar.policy.message import Fields, Request
@@ -18,7 +18,7 @@ from sidecar.policy.routing import Origin
 from sidecar.proxy.bridge import BridgedHttpLayer, Deliver, StartExchange
 from sidecar.proxy.head import body_length
 from sidecar.proxy.http1 import Continue, FinishEarly
-from sidecar.proxy.port import Port
+from sidecar.proxy.port import Dispatch, Port
 from sidecar.proxy.reply import Reply
 
 _HEAD_SECONDS = 10.0
@@ -85,11 +85,13 @@ class ClientConnection(LiveConnectionHandler):
         """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
         if isinstance(hook, StartExchange):
             await self._run_exchange(hook.headers)
-            return
+        elif self._port.dispatch is not None:
+            await self._dispatch(hook, self._port.dispatch)
+
+    async def _dispatch(self, hook: commands.StartHook, dispatch: Dispatch) -> None:
         try:
-            if self._port.dispatch is not None:
-                with self.timeout_watchdog.disarm():
-                    await self._port.dispatch(hook)
+            with self.timeout_watchdog.disarm():
+                await dispatch(hook)
         except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
             self.failed(error)
 
@@ -157,14 +159,14 @@ class ClientConnection(LiveConnectionHandler):
                     # What came with the head is fed first, so that a small body goes out in one write with it.
                     await asyncio.sleep(0)
                 if self._failure is not None:
-                    await send_own(reply, Refusal(Reason.INTERNAL, "a fault of the sidecar; see its log"))
+                    await send_own(reply, Refusal(Reason.INTERNAL, FAULT))
                 else:
                     await self._port.exchange.run(self._request(event), self.body, reply)
         except ClientGone:
             pass
-        except Exception as error:  # noqa: BLE001  answering failed as well: close
+        except Exception as error:  # noqa: BLE001  fail closed
             self.failed(error)
-            self.abort()
+            self._end_failed()
         finally:
             self._task = None
             self._idle.set()
@@ -229,7 +231,15 @@ class ClientConnection(LiveConnectionHandler):
             error = exc_info[1] if isinstance(exc_info, tuple) else None
             self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer of mitmproxy failed"))
             self.client_left()
+            self._end_failed()
+
+    def _end_failed(self) -> None:
+        """End the connection past the layers, which may be broken: with 500 if nothing of an answer was sent."""
+        if self.http.client.response is not None or self.client.tls or self._writer.is_closing():
             self.abort()
+            return
+        self._writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
+        self._writer.close()
 
     def _send_continue(self) -> None:
         self._continue = asyncio.get_running_loop().create_task(self.server_event(Continue(self.client)))

@@ -23,7 +23,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import TBodyReader, make_body_reader
 
 from sidecar.errors import Reason, Refusal
-from sidecar.exchange.answers import own_answer
+from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.policy.message import Fields
 from sidecar.proxy.head import MAX_HEAD, Head, parse_head
 
@@ -86,7 +86,7 @@ class ClientHttp1(Http1Server):
                 yield from super()._handle_event(event)
         except Exception as error:  # noqa: BLE001  fail closed: nothing of this request goes on
             self._link.failed(error)
-            yield from self._refuse(Refusal(Reason.INTERNAL, "a fault of the sidecar; see its log"))
+            yield from self._refuse(Refusal(Reason.INTERNAL, FAULT))
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         """Read a head; answer ourselves what cannot be served."""
@@ -131,14 +131,14 @@ class ClientHttp1(Http1Server):
             timestamp_end=None,
         )
         self.request.stream = True
-        self.body_reader = BodyReader(make_body_reader(request.length))
+        self.body_reader = BodyReader(make_body_reader(request.length))  # type: ignore[assignment]  # all it needs
         self.state = self.read_body
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, end_stream=request.length == 0))
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Read the body; broken framing is told to the client before the connection closes."""
         for command in super().read_body(event):
-            broken = isinstance(self.body_reader, BodyReader) and self.body_reader.failed
+            broken = getattr(self.body_reader, "failed", False)
             if broken and isinstance(command, commands.CloseConnection) and self.response is None:
                 answer = own_answer(Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed"))
                 yield commands.SendData(self.conn, answer.encode())

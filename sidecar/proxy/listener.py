@@ -6,7 +6,9 @@ import socket
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
 
-from sidecar.errors import ConfigurationError
+from sidecar.errors import ConfigurationError, Reason, Refusal, where
+from sidecar.events import Trouble
+from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.port import Port
 
@@ -62,7 +64,13 @@ class Listener:
         """Accept connections from now on."""
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connection = ClientConnection(reader, writer, port)
+            try:
+                connection = ClientConnection(reader, writer, port)
+            except Exception as error:  # noqa: BLE001  fail closed
+                port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
+                writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
+                writer.close()
+                return
             task = asyncio.current_task()
             if task is not None:
                 self._connections[task] = connection
@@ -75,10 +83,11 @@ class Listener:
         """Close the listening socket; connections go on."""
         if self._server is not None:
             self._server.close()
-        self.socket.close()
 
     async def aclose(self) -> None:
-        """Close the connections, whatever they are doing."""
+        """Close the socket and the connections, whatever they are doing; twice does no harm."""
+        self.stop_accepting()
+        self.socket.close()
         for connection in tuple(self._connections.values()):
             connection.abort()
         if self._connections:

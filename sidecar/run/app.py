@@ -65,9 +65,10 @@ async def running(
         stack.push_async_callback(store.aclose)
         destinations: dict[str, Destination] = {}
         for name, upstream in settings.upstreams.items():
-            broker = _broker(name, upstream, store, ring, clock, emit)
+            issuer = make_issuer(upstream, clock)
+            broker = make_broker(name, upstream, issuer, store, ring, clock, emit)
             stack.push_async_callback(broker.aclose)
-            destinations[name] = await _destination(upstream, broker, tuple(bound.values()))
+            destinations[name] = await _destination(upstream, issuer, broker, tuple(bound.values()))
             stack.push_async_callback(destinations[name].pool.aclose)
         brokers = {name: destination.broker for name, destination in destinations.items()}
         admin = Admin(_source(settings, brokers, addresses, clock), admin_token(settings))
@@ -83,15 +84,12 @@ async def running(
             show=show,
             dispatch=dispatch,
         )
+        await admin.serve(listeners.pop("admin").socket)
         stack.push_async_callback(_drain, tuple(listeners.values()), clock)
+        await listeners.pop("proxy").serve(common)
         for name, listener in listeners.items():
-            if name == "admin":
-                await admin.serve(listener.socket)
-            elif name == "proxy":
-                await listener.serve(common)
-            else:
-                origin = settings.upstreams[name].origin
-                await listener.serve(dataclasses.replace(common, upstream=name, origin=origin))
+            origin = settings.upstreams[name].origin
+            await listener.serve(dataclasses.replace(common, upstream=name, origin=origin))
         stack.enter_context(RunFile(settings, addresses))
         emit(Ready(addresses=addresses, version=__version__))
         yield App(addresses, brokers)
@@ -110,8 +108,15 @@ def _bind(settings: Settings, stack: contextlib.AsyncExitStack) -> dict[str, Lis
     return listeners
 
 
-def _broker(name: str, upstream: Upstream, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit) -> Broker:
-    issuer = OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
+def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
+    """Return the issuer of one upstream; nothing is sent yet."""
+    return OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
+
+
+def make_broker(
+    name: str, upstream: Upstream, issuer: OAuth2Issuer, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit
+) -> Broker:
+    """Return the broker of one upstream; it does nothing before its `start`."""
     said = "lifetime" in upstream.oauth2.model_fields_set
     return Broker(
         name,
@@ -125,7 +130,9 @@ def _broker(name: str, upstream: Upstream, store: TokenStore, ring: KeyRing, clo
     )
 
 
-async def _destination(upstream: Upstream, broker: Broker, own: tuple[tuple[str, int], ...]) -> Destination:
+async def _destination(
+    upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: tuple[tuple[str, int], ...]
+) -> Destination:
     strip, retry = upstream.strip, upstream.retry
     context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
     pool = Pool(
@@ -140,7 +147,7 @@ async def _destination(upstream: Upstream, broker: Broker, own: tuple[tuple[str,
     return Destination(
         broker=broker,
         pool=pool,
-        present=broker.issuer.presentation,
+        present=issuer.presentation,
         strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
         retry=RetryPolicy(
             attempts=retry.attempts,

@@ -61,13 +61,14 @@ def harden() -> None:
 
 
 def _announcing(emit: Emit) -> Emit:
-    """Print the ready line on standard output too, unless both streams are one."""
+    """Print the ready line on standard output, whatever the log level; in the log too, unless both are one."""
     same = os.path.sameopenfile(1, 2)
 
     def announce(event: Event) -> None:
-        emit(event)
-        if isinstance(event, Ready) and not same:
+        if isinstance(event, Ready):
             sys.stdout.write(ready_line(event) + "\n")
             sys.stdout.flush()
+        if not (same and isinstance(event, Ready)):
+            emit(event)
 
     return announce

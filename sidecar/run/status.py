@@ -11,7 +11,7 @@ from sidecar.tokens.broker import Broker
 def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
     """Return one upstream's state as plain data; durations in seconds, times as seconds since the epoch."""
     state = broker.status()
-    last = state.last_renewal
+    last = state.last
     return {
         "state": state.state,
         "usable": state.usable,
@@ -22,7 +22,7 @@ def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
         "last_renewal": None
         if last is None
         else {
-            "at": last.at,
+            "at": last.time,
             "trigger": last.trigger,
             "result": last.result,
             "seconds": round(last.seconds, 3),

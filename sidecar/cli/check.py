@@ -1,0 +1,33 @@
+"""`auth-sidecar check`."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from ruamel.yaml import YAML
+
+from sidecar.cli.options import ConfigOption, JsonOption, SetOption
+from sidecar.settings import Settings, effective, load
+
+
+def check(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the file instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate the configuration without any network and print the effective one, secrets hidden.
+
+    Example: auth-sidecar check -c auth-sidecar.yaml
+    """
+    if schema:
+        print(json.dumps(Settings.model_json_schema(), indent=2))
+        return
+    plain = effective(load(config, overrides=overrides or ()))
+    if as_json:
+        print(json.dumps(plain, indent=2))
+        return
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(plain, sys.stdout)

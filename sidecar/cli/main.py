@@ -1,0 +1,65 @@
+"""The command `auth-sidecar`: what went wrong is one line on standard error, and the exit code says which kind."""
+
+import sys
+from typing import NoReturn
+
+import click
+import typer
+
+from sidecar import __version__
+from sidecar.cli import check, demo, keys, run, token
+from sidecar.errors import ConfigurationError, SidecarError
+
+app = typer.Typer(
+    name="auth-sidecar",
+    help="An HTTP proxy that keeps the tokens of unmodified scripts fresh.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("check")(check.check)
+app.add_typer(token.app, name="token")
+app.add_typer(keys.app, name="keys")
+app.command("demo")(demo.demo)
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Keep the tokens of unmodified scripts fresh."""
+    del debug
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line; exit 0, 1 for a failed operation, 2 for bad usage or configuration."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        code = 0
+    except click.ClickException as error:
+        code = _complain(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except SidecarError as error:
+        if debug:
+            raise
+        code = _complain(str(error), 2 if isinstance(error, ConfigurationError) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        code = _complain(f"a fault of the sidecar: {type(error).__name__}; --debug shows where", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print("auth-sidecar: " + " ".join(message.split()), file=sys.stderr)
+    return code

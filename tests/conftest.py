@@ -1,0 +1,43 @@
+"""What every test shares: an environment without proxies, and a place for outputs that must hold no secret."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.canary import leaks
+
+PROXY_VARIABLES = ("ALL_PROXY", "FTP_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+def _hide(patch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper() in PROXY_VARIABLES or name.upper().startswith("AUTH_SIDECAR"):
+            patch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_session() -> Iterator[None]:
+    """Hide the proxies and the configuration of whoever runs the tests, from what a whole session shares too."""
+    with pytest.MonkeyPatch.context() as patch:
+        _hide(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every test without what an earlier one left in the environment."""
+    _hide(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One directory for the logs and dumps of processes that tests start; name each file after its test.
+
+    When the session ends and everything that writes there has stopped, a secret of a test in any file fails the run.
+    """
+    directory = tmp_path_factory.mktemp("outputs")
+    yield directory
+    if found := leaks(directory):
+        pytest.fail(f"a secret was written to {directory}: {', '.join(found)}", pytrace=False)
