@@ -124,6 +124,8 @@ async def token_server() -> AsyncIterator[TokenServer]:
         await request.read()
         state.calls += 1
         await asyncio.sleep(state.delay)
+        if state.status >= 500:
+            return web.Response(status=state.status, text="down")
         if state.status != 200:
             return web.json_response({"error": "invalid_client"}, status=state.status)
         token = f"{TOKEN}-{state.calls}"

@@ -92,11 +92,12 @@ class Answer:
     async def settle(self) -> None:
         """Stop the upload and read a small body into memory, so that the connection is free while we wait.
 
-        A large or slow body stays where it is, with its connection; `read` gives all of it in any case.
+        A large or slow body stays where it is, with its connection; `read` gives all of it in any case. Twice
+        does no harm.
         """
         self._attempt.stop_upload()
-        parts: list[bytes] = []
-        size = 0
+        parts, self._prefix = [self._prefix], b""
+        size = len(parts[0])
         try:
             async with asyncio.timeout(_SETTLE_SECONDS):
                 while not self._payload.at_eof() and size < _SETTLE_LIMIT:

@@ -36,7 +36,7 @@ def open_store(settings: Settings) -> tuple[TokenStore, KeyRing]:
         keys = [reference.read() for reference in settings.store.keys] or [Secret(new_key())]
         return MemoryStore(), parse_keys(keys)
     keys = [reference.read() for reference in settings.store.keys]
-    return SqliteStore(settings.state_dir / "store.db"), parse_keys(
+    return SqliteStore(settings.state_dir), parse_keys(
         keys or [load_or_create_key_file(settings.state_dir / "store.key")]
     )
 
