@@ -1,0 +1,70 @@
+"""The same proxy inside mitmproxy's own tools; what they show and save holds no credential."""
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from sidecar.emulator import Emulator, Switches
+from tests.canary import canary
+from tests.rig import configuration, raw, status_of
+
+ADDON = Path(__file__).parents[2] / "addons/auth_sidecar.py"
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, outputs: Path) -> None:
+    """`mitmdump -s` serves through the sidecar; its log, flow file and HAR show neither the client's nor our token."""
+    port = _free_port()
+    log = outputs / "mitmdump.log"
+    async with Emulator.start(switches=Switches(supplier_lifetime=None)) as plm:
+        oauth2 = {"client_id": plm.client_id, "client_secret": {"value": plm.client_secret}}
+        state = tmp_path / "state"
+        data = configuration(plm.base_url, plm.token_url, state, tls={"ca": str(plm.ca_path)}, oauth2=oauth2)
+        data["listen"]["proxy"] = f"127.0.0.1:{port}"
+        (tmp_path / "config.yaml").write_text(json.dumps(data))
+        command = shutil.which("mitmdump", path=str(Path(sys.executable).parent))
+        assert command is not None
+        settings = {
+            "server": "false",
+            "auth_sidecar_config": tmp_path / "config.yaml",
+            "confdir": tmp_path / "conf",
+            "hardump": outputs / "mitmdump.har",
+        }
+        arguments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        with log.open("wb") as stream:
+            process = await asyncio.create_subprocess_exec(
+                *(command, "-s", str(ADDON), "-w", str(outputs / "mitmdump.flows"), *arguments),
+                stdout=stream,
+                stderr=stream,
+                cwd=tmp_path,
+            )
+        try:
+            async with asyncio.timeout(30):
+                while b'"event": "ready"' not in log.read_bytes():
+                    await asyncio.sleep(0.1)
+            target = plm.base_url.replace("https://", "http://", 1).encode()
+            secret = canary("own").encode()
+            head = b"POST %b/echo/x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\nCookie: s=%b\r\n" % (
+                target,
+                secret,
+                secret,
+            )
+            answer = await raw(port, head + b"Content-Length: 2\r\nConnection: close\r\n\r\nhi")
+        finally:
+            process.terminate()
+            async with asyncio.timeout(20):
+                code = await process.wait()
+
+    har = json.loads((outputs / "mitmdump.har").read_text())
+    assert status_of(answer) == 200
+    assert code == 0
+    assert [entry["request"]["method"] for entry in har["log"]["entries"]] == ["POST"]
+    assert plm.counters.unissued == 0

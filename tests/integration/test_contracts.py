@@ -1,0 +1,185 @@
+"""What we rely on below the public surface of mitmproxy and aiohttp: an upgrade that breaks one says which."""
+
+import asyncio
+import inspect
+
+import aiohttp
+import h11
+import pytest
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy import version
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy import commands, events, layer, server
+from mitmproxy.proxy.layers import http as layers
+from mitmproxy.proxy.layers.http._http1 import Http1Server, make_body_reader
+from yarl import URL
+
+from sidecar.proxy.bridge import StartExchange
+from sidecar.proxy.listener import proxy_options
+from tests.rig import recorder
+
+
+def test_mitmproxy_is_the_minor_version_we_know() -> None:
+    """The pin in pyproject.toml and these contracts belong together."""
+    assert version.VERSION.startswith("12.2.")
+
+
+def test_options_of_the_layers_are_as_we_set_them() -> None:
+    """HTTP/2, raw TCP, WebSocket, eager dialling and body copies are off; header validation is on."""
+    options = proxy_options()
+
+    assert not any((options.http2, options.http3, options.rawtcp, options.websocket, options.store_streamed_bodies))
+    assert options.connection_strategy == "lazy"
+    assert options.validate_inbound_headers is True
+    assert options.stream_large_bodies is None
+
+
+def test_handler_asks_its_layer_and_logs_a_crash_with_exc_info() -> None:
+    """What a layer raises comes out through `log(exc_info=True)`: our signal to fail closed."""
+    source = inspect.getsource(server.ConnectionHandler.server_event)
+
+    assert "self.layer.handle_event(event)" in source
+    assert 'self.log(f"mitmproxy has crashed!", logging.ERROR, exc_info=True)' in source
+
+
+def test_handler_waits_in_drain_writers_between_reads() -> None:
+    """After each read mitmproxy awaits `drain_writers`: where we hold a client back."""
+    assert "await self.drain_writers()" in inspect.getsource(server.ConnectionHandler.handle_connection)
+
+
+def test_http_layer_asks_get_connection_and_keeps_connections() -> None:
+    """`HttpLayer` takes a client layer put into `connections` beforehand and calls `get_connection` by name."""
+    assert list(inspect.signature(layers.HttpLayer.get_connection).parameters) == ["self", "event", "reuse"]
+    assert "self.connections.setdefault(self.context.client, http_conn)" in inspect.getsource(
+        layers.HttpLayer._handle_event
+    )
+
+
+def test_start_exchange_is_a_hook_that_does_not_block() -> None:
+    """mitmproxy starts a hook as a task and goes on when it is not blocking."""
+    assert issubclass(StartExchange, commands.StartHook)
+    assert StartExchange.blocking is False
+
+
+def test_virtual_server_is_connected_without_a_socket() -> None:
+    """A `Server` in state OPEN counts as connected, and commands for it are dropped as for a closed one."""
+    virtual = Server(address=None, state=ConnectionState.OPEN)
+
+    assert virtual.connected
+    assert "command.connection not in self.transports" in inspect.getsource(server.ConnectionHandler.server_event)
+
+
+def test_connection_events_of_ours_reach_the_layer_of_their_connection() -> None:
+    """`HttpLayer` routes any ConnectionEvent by its connection."""
+    source = inspect.getsource(layers.HttpLayer._handle_event)
+
+    assert issubclass(events.DataReceived, events.ConnectionEvent)
+    assert "handler = self.connections[event.connection]" in source
+
+
+def test_receive_buffer_gives_lines_and_swallows_an_empty_one() -> None:
+    """h11's buffer returns None for an incomplete head, [] for a leading empty line, else the lines."""
+    buffer = ReceiveBuffer()
+    buffer += b"\r\nGET / HTTP/1.1\r\nHost: a\r\n"
+
+    assert buffer.maybe_extract_lines() == []
+    assert buffer.maybe_extract_lines() is None
+    buffer += b"\r\nrest"
+    assert buffer.maybe_extract_lines() == [b"GET / HTTP/1.1", b"Host: a"]
+    assert bytes(buffer) == b"rest"
+
+
+def test_trailers_come_with_the_end_of_a_chunked_body() -> None:
+    """h11's chunked reader hands trailers over in EndOfMessage, which mitmproxy cannot take."""
+    reader = make_body_reader(None)
+    buffer = ReceiveBuffer()
+    buffer += b"0\r\nX-T: 1\r\n\r\n"
+    end = reader(buffer)
+
+    assert isinstance(end, h11.EndOfMessage)
+    assert end.headers
+    assert "NotImplementedError" in inspect.getsource(Http1Server.read_body)
+
+
+def test_layers_pause_and_queue_while_a_hook_blocks() -> None:
+    """Events for a paused layer wait in order; what the exchange delivers early is not lost."""
+    assert "_paused_event_queue" in inspect.getsource(layer.Layer.handle_event)
+
+
+def test_aiohttp_is_the_minor_version_we_know() -> None:
+    """The pin in pyproject.toml and these contracts belong together."""
+    assert aiohttp.__version__.startswith("3.14.")
+
+
+async def test_connector_and_protocol_serve_without_a_session() -> None:
+    """A connector connects for a bare ClientRequest; its protocol parses one answer at a time and is reused."""
+    loop = asyncio.get_running_loop()
+    async with recorder() as upstream:
+        connector = aiohttp.TCPConnector(limit=0)
+        target = ClientRequest("GET", URL(upstream.url), loop=loop)
+        protocols = []
+        for _ in range(2):
+            connection = await connector.connect(target, [], aiohttp.ClientTimeout())
+            protocol = connection.protocol
+            assert isinstance(protocol, ResponseHandler)
+            protocols.append(protocol)
+            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            assert connection.transport is not None
+            connection.transport.write(b"get /raw? HTTP/1.1\r\nHost: a\r\n\r\n")
+            message, payload = await protocol.read()
+            assert (message.code, message.reason, message.chunked) == (200, "OK", False)
+            assert message.raw_headers == ((b"Content-Length", b"2"),)
+            assert await payload.readany() == b"ok"
+            assert payload.at_eof()
+            assert not protocol.should_close
+            connection.release()
+        await connector.close()
+
+    assert protocols[0] is protocols[1]
+    assert upstream.seen[0].line == b"get /raw? HTTP/1.1"
+
+
+async def test_socket_factory_sees_the_address_before_it_is_dialled() -> None:
+    """The connector asks our factory for the socket of every address, literals included."""
+    asked = []
+
+    def refuse(info: tuple[object, ...]) -> object:
+        asked.append(info[4])
+        raise OSError("refused by us")
+
+    connector = aiohttp.TCPConnector(socket_factory=refuse)
+    target = ClientRequest("GET", URL("http://127.0.0.1:9/"), loop=asyncio.get_running_loop())
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await connector.connect(target, [], aiohttp.ClientTimeout())
+    await connector.close()
+
+    assert asked == [("127.0.0.1", 9)]
+
+
+async def test_unasked_bytes_make_an_idle_connection_unfit() -> None:
+    """Bytes that come while a connection idles set `should_close`: it must not serve another request."""
+
+    async def answer_twice(_: object, __: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with recorder(answer_twice) as upstream:
+        connector = aiohttp.TCPConnector()
+        target = ClientRequest("GET", URL(upstream.url), loop=asyncio.get_running_loop())
+        connection = await connector.connect(target, [], aiohttp.ClientTimeout())
+        protocol = connection.protocol
+        assert protocol is not None
+        assert connection.transport is not None
+        protocol.set_response_params(read_until_eof=True)
+        connection.transport.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await protocol.read()
+        connection.release()
+        await asyncio.sleep(0.2)
+        unfit = protocol.should_close or not protocol.is_connected()
+        await connector.close()
+
+    assert unfit
