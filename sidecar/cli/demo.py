@@ -7,20 +7,19 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from sidecar.clock import SystemClock
-from sidecar.emulator import Emulator, Switches
 from sidecar.errors import SidecarError
 from sidecar.events import Event, Renewal, RequestDone
-from sidecar.run.app import running
-from sidecar.settings import Settings
 
-_SCRIPT = Path(sys.modules[Emulator.__module__].__file__ or "").parent / "demo_script.py"
+if TYPE_CHECKING:
+    from sidecar.emulator import Emulator
+
+_SCRIPT = Path(__file__).parents[1] / "emulator/demo_script.py"
+_REVOKED_AFTER = 2
+"""All tokens are revoked a quarter of a life after this renewal, so that the script meets a 401."""
 _SCOPE = "supplier_mgmt offline_access"
 
 
@@ -35,6 +34,9 @@ def demo(
 
     Example: auth-sidecar demo --seconds 60
     """
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(soft_wrap=True)
     console.print(f"tokens live {lifetime:g} s; the script runs {seconds:g} s and knows nothing of them ...")
     report, counters, events = asyncio.run(_play(seconds, lifetime))
@@ -62,16 +64,27 @@ def _causes(renewals: list[Renewal]) -> str:
 
 
 async def _play(seconds: float, lifetime: float) -> tuple[dict[str, Any], dict[str, Any], list[Event]]:
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    from sidecar.clock import SystemClock
+    from sidecar.emulator import Emulator, Switches
+    from sidecar.run.app import running
+    from sidecar.settings import Settings
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
     events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if sum(isinstance(earlier, Renewal) for earlier in events) == _REVOKED_AFTER and isinstance(event, Renewal):
+            loop.call_later(lifetime / 4, plm.revoke_all)
+
     switches = Switches(lifetime=lifetime, supplier_lifetime=lifetime, every_429=60, every_503=85)
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-demo-") as folder:
         async with Emulator.start(switches=switches) as plm:
             settings = Settings.model_validate(_configuration(plm, Path(folder)))
-            async with running(settings, clock=SystemClock(), emit=events.append) as app:
+            async with running(settings, clock=SystemClock(), emit=note) as app:
                 target = plm.base_url.replace("https://", "http://", 1)
                 script = await _start_script(target, seconds, app.addresses["proxy"])
-                asyncio.get_running_loop().call_later(seconds / 2, plm.revoke_all)
                 output, _ = await script.communicate()
             counters = {"tokens_issued": plm.counters.tokens_issued, "sent": plm.counters.sent}
     try:
@@ -80,7 +93,7 @@ async def _play(seconds: float, lifetime: float) -> tuple[dict[str, Any], dict[s
         raise SidecarError(f"the script ended with {script.returncode} and no report") from None
 
 
-def _configuration(plm: Emulator, folder: Path) -> dict[str, Any]:
+def _configuration(plm: "Emulator", folder: Path) -> dict[str, Any]:
     return {
         "state_dir": str(folder),
         "listen": {"proxy": "127.0.0.1:0", "admin": "127.0.0.1:0"},

@@ -2,7 +2,7 @@
 
 import typer
 
-app = typer.Typer(help="Keys that seal the token store.", no_args_is_help=True)
+app = typer.Typer(help="Keys that seal the token store.")
 
 
 @app.callback()

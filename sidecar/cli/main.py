@@ -3,7 +3,6 @@
 import sys
 from typing import NoReturn
 
-import click
 import typer
 
 from sidecar import __version__
@@ -13,7 +12,6 @@ from sidecar.errors import ConfigurationError, SidecarError
 app = typer.Typer(
     name="auth-sidecar",
     help="An HTTP proxy that keeps the tokens of unmodified scripts fresh.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -41,13 +39,10 @@ def main() -> NoReturn:
     """Run the command line; exit 0, 1 for a failed operation, 2 for bad usage or configuration."""
     debug = "--debug" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        code = 0
-    except click.ClickException as error:
-        code = _complain(error.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="auth-sidecar")
+    except typer.TyperException as error:
+        code = _complain(f"{error.format_message()} See --help.", 2)
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except SidecarError as error:
         if debug:

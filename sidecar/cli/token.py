@@ -2,17 +2,14 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sidecar.cli.options import ConfigOption, JsonOption, SetOption
-from sidecar.run.operator import Action, act
 from sidecar.settings import load
 
-app = typer.Typer(help="State of the shared tokens; never the token itself.", no_args_is_help=True)
+app = typer.Typer(help="State of the shared tokens; never the token itself.")
 UpstreamArgument = Annotated[str | None, typer.Argument(metavar="[UPSTREAM]", help="Default: all.")]
 
 
@@ -32,7 +29,7 @@ def show(
 
     Example: auth-sidecar token show -c auth-sidecar.yaml
     """
-    _run(Action.SHOW, upstream, config, overrides, as_json)
+    _run("show", upstream, config, overrides, as_json)
 
 
 @app.command("renew")
@@ -46,7 +43,7 @@ def renew(
 
     Example: auth-sidecar token renew plm
     """
-    _run(Action.RENEW, upstream, config, overrides, as_json)
+    _run("renew", upstream, config, overrides, as_json)
 
 
 @app.command("revoke")
@@ -60,10 +57,21 @@ def revoke(
 
     Example: auth-sidecar token revoke plm
     """
-    _run(Action.REVOKE, upstream, config, overrides, as_json)
+    _run("revoke", upstream, config, overrides, as_json)
 
 
-def _run(action: Action, upstream: str | None, config: Any, overrides: list[str] | None, as_json: bool) -> None:
+def _run(
+    action: Literal["show", "renew", "revoke"],
+    upstream: str | None,
+    config: Any,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sidecar.run.operator import act
+
     states = act(load(config, overrides=overrides or ()), action, upstream)
     if as_json:
         print(json.dumps(states, indent=2))

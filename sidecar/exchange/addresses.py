@@ -10,8 +10,21 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _METADATA = frozenset(
-    ipaddress.ip_address(text) for text in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
+    map(
+        ipaddress.ip_address,
+        (
+            "100.100.100.200",  # Alibaba; what is link-local, 169.254.169.254 above all, needs no entry
+            "168.63.129.16",  # Azure
+            "192.0.0.192",  # Oracle
+            "fd00:c1::a9fe:a9fe",  # Oracle
+            "fd00:ec2::23",  # AWS, identities of pods
+            "fd00:ec2::254",  # AWS
+            "fd20:ce::254",  # Google
+        ),
+    )
 )
+_EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""NAT64 (RFC 6052) and the old compatible form: an IPv4 address in the last four bytes."""
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -25,13 +38,14 @@ def prohibition(text: str, port: int, allowed: Iterable[str], own: Iterable[tupl
     *allowed*: networks, empty for all. *own*: our listeners, with a wildcard host standing for every local one.
     """
     address = _unmapped(ipaddress.ip_address(text.partition("%")[0]))
-    if address.is_link_local or address in _METADATA:
-        return "a link-local or metadata address"
     if address.is_unspecified or address.is_multicast:
         return "not the address of a host"
+    ends = (address, *_embedded(address))
+    if any(end.is_link_local or end in _METADATA for end in ends):
+        return "a link-local or metadata address"
     for host, own_port in own:
-        same_host = address == _unmapped(ipaddress.ip_address(host)) or address.is_loopback
-        if port == own_port and (same_host or ipaddress.ip_address(host).is_unspecified):
+        listener = _unmapped(ipaddress.ip_address(host))
+        if port == own_port and (listener.is_unspecified or any(end == listener or end.is_loopback for end in ends)):
             return "a listener of this sidecar"
     networks = [ipaddress.ip_network(network) for network in allowed]
     if networks and not any(address in network for network in networks):
@@ -57,3 +71,11 @@ def checked_socket(
 def _unmapped(address: IpAddress) -> IpAddress:
     mapped = getattr(address, "ipv4_mapped", None)
     return address if mapped is None else mapped
+
+
+def _embedded(address: IpAddress) -> list[ipaddress.IPv4Address]:
+    """Return the IPv4 addresses that a translator or tunnel makes of an IPv6 one."""
+    if address.version == 4:  # noqa: PLR2004
+        return []
+    found = [ipaddress.IPv4Address(address.packed[-4:])] if any(address in network for network in _EMBEDDING) else []
+    return found if address.sixtofour is None else [address.sixtofour]

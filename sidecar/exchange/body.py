@@ -58,7 +58,7 @@ class RequestBody:
     @property
     def replayable(self) -> bool:
         """Whether another attempt can send the body from its first byte."""
-        return (self.kept_whole or not self._started) and not self._broken
+        return (self.kept_whole or not self._started) and not self._discarding
 
     @property
     def full(self) -> bool:
@@ -70,8 +70,8 @@ class RequestBody:
         await self._room.wait()
 
     def feed(self, data: bytes) -> None:
-        """Add what the client sent; after `discard` it is dropped."""
-        if self._discarding:
+        """Add what the client sent; after `discard` it is dropped, and so is nothing at all."""
+        if self._discarding or not data:
             return
         self._live.append(data)
         self._live_size += len(data)
@@ -87,12 +87,15 @@ class RequestBody:
     def fail(self) -> None:
         """Say that the client left; whoever reads gets ClientGone."""
         self._broken = True
-        self._changed.set()
         self.discard()
 
     def discard(self) -> None:
-        """Keep nothing more and free what is held: the answer is decided. Twice does no harm."""
+        """Keep nothing more and free what is held: the answer is decided. Twice does no harm.
+
+        Whoever still reads gets an error: what is left must not look like a whole body.
+        """
         self._discarding = True
+        self._changed.set()
         self._live.clear()
         self._live_size = 0
         self._memory.clear()
@@ -115,9 +118,8 @@ class RequestBody:
 
         Raises ClientGone when the client left, and RuntimeError when it cannot be sent (again).
         """
+        self._check()
         if not self.replayable:
-            if self._broken:
-                raise ClientGone
             raise RuntimeError("this body was not kept and cannot be sent again")
         self._started = True
         if self._wanted:
@@ -125,20 +127,28 @@ class RequestBody:
             self._wanted = None
         for start in range(0, len(self._memory), _PIECE):
             yield bytes(self._memory[start : start + _PIECE])
-        if self._spool:
-            for block in self._spool.read():
-                yield block
+            self._check()
+        for block in self._spool.read() if self._spool else ():
+            yield block
+            self._check()
         while True:
             while not self._live:
-                if self._broken:
-                    raise ClientGone
                 if self.complete:
                     return
                 self._changed.clear()
                 await self._changed.wait()
+                self._check()
             data = self._take()
             self._keep(data)
             yield data
+            self._check()
+
+    def _check(self) -> None:
+        """Refuse to read on when what was held has been given up."""
+        if self._broken:
+            raise ClientGone
+        if self._discarding:
+            raise RuntimeError("this body was given up")
 
     def _take(self) -> bytes:
         data = self._live.popleft()

@@ -59,7 +59,7 @@ def retry_after(fields: Fields, now: float) -> float | None:
         return None
     text = raw.decode("latin-1").strip()
     if text.isascii() and text.isdigit():
-        return float(text[:12])
+        return float(text)
     when = _date(text)
     if when is None:
         return None

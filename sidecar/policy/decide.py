@@ -73,10 +73,11 @@ Decision = Pass | Renew | Backoff
 def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
     """Return what to do after *attempt*; *jitter* in [0, 1) spreads the waits."""
     idempotent = attempt.method in policy.methods or attempt.keyed
+    left = attempt.deadline_left > 0
     match attempt.status:
         case None if not attempt.sent:
             return _again(attempt, policy, jitter, "connect")
-        case None if attempt.stale and attempt.attempts == 1 and idempotent and attempt.replayable:
+        case None if attempt.stale and attempt.attempts == 1 and idempotent and attempt.replayable and left:
             return Backoff(0.0, "stale")
         case None if idempotent:
             return _again(attempt, policy, jitter, "failure")

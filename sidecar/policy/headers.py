@@ -5,6 +5,7 @@ Order matters: first the fields a client nominated in Connection, then its crede
 fold them the same way.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
@@ -26,13 +27,14 @@ HOP_BY_HOP = frozenset(
     }
 )
 CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"x-api-key"})
-CREDENTIAL_PARAMETERS = frozenset({b"access_token"})
+CREDENTIAL_PARAMETERS = frozenset({b"access-token"})
 _NEVER_NOMINATED = frozenset({b"host", b"content-length"})
+_PARAMETER_END = re.compile(rb"([&;])")
 
 
 @dataclass(frozen=True, slots=True)
 class StripSet:
-    """Which credentials of the client are removed, as normal names; *cookies* are names inside Cookie."""
+    """Which credentials of the client are removed, as normal names; *cookies*, names inside Cookie, as they are."""
 
     headers: frozenset[bytes]
     cookies: frozenset[bytes]
@@ -45,16 +47,15 @@ def strip_set(headers: Iterable[str], cookies: Iterable[str], query: Iterable[st
     The field we inject cannot be kept: the caller refuses `authorization` in *keep*.
     """
     kept = {normal_name(name.encode()) for name in keep}
-    kept_parameters = {name.encode() for name in keep}
     return StripSet(
-        frozenset(CREDENTIALS | {normal_name(name.encode()) for name in headers}) - kept,
+        (CREDENTIALS | {normal_name(name.encode()) for name in headers}) - kept,
         frozenset(name.encode() for name in cookies),
-        frozenset(CREDENTIAL_PARAMETERS | {name.encode() for name in query}) - kept_parameters,
+        (CREDENTIAL_PARAMETERS | {normal_name(name.encode()) for name in query}) - kept,
     )
 
 
 def normal_name(name: bytes) -> bytes:
-    """Return a field name for comparison."""
+    """Return the name of a field or parameter for comparison."""
     return name.strip().lower().replace(b"_", b"-")
 
 
@@ -75,19 +76,21 @@ def strip(fields: Fields, strips: StripSet) -> Fields:
     kept = ((name, value) for name, value in fields if normal_name(name) not in gone)
     if not strips.cookies:
         return tuple(kept)
-    return tuple(field for field in map(lambda field: _without_cookies(field, strips.cookies), kept) if field)
+    return tuple(field for field in (_without_cookies(field, strips.cookies) for field in kept) if field)
 
 
 def strip_target(target: bytes, strips: StripSet) -> bytes:
-    """Return *target* without credential parameters; every other byte stays, a lone trailing `?` too."""
+    """Return *target* without credential parameters; every other byte stays, a lone trailing `?` too.
+
+    Some servers take `;` for `&`, and most do not tell `Access_Token` or `%61ccess_token` from the plain name.
+    """
     path, mark, query = target.partition(b"?")
-    if not query:
-        return target
-    parts = query.split(b"&")
-    kept = [part for part in parts if unquote_to_bytes(part.partition(b"=")[0]) not in strips.query]
+    first, *others = _PARAMETER_END.split(query)
+    parts = [(b"", first), *zip(others[::2], others[1::2], strict=True)]
+    kept = [part for part in parts if _parameter_name(part[1]) not in strips.query]
     if len(kept) == len(parts):
         return target
-    return path + mark + b"&".join(kept) if kept else path
+    return path + mark + b"".join(end + part for end, part in kept).removeprefix(kept[0][0]) if kept else path
 
 
 def outgoing(
@@ -111,6 +114,10 @@ def incoming(fields: Fields) -> Fields:
     """Return the fields of an upstream's answer for the client: all but the hop-by-hop ones."""
     gone = HOP_BY_HOP | nominated(fields)
     return tuple((name, value) for name, value in fields if normal_name(name) not in gone)
+
+
+def _parameter_name(part: bytes) -> bytes:
+    return normal_name(unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")))
 
 
 def _without_cookies(field: tuple[bytes, bytes], names: frozenset[bytes]) -> tuple[bytes, bytes] | None:

@@ -1,11 +1,12 @@
 """Which upstream a request belongs to, and the target it gets there. Decides by what would be connected to.
 
-A credential is bound to scheme, host, port and path prefix. Whatever a server might read out of a path
-(dots, encoded dots, back slashes, path parameters) is resolved here first; a path that leaves the prefix in
-any of these readings is refused.
+A credential is bound to scheme, host, port and path prefix. Servers differ in what they read out of a path:
+dots, encoded dots and slashes, back slashes, path parameters. A path that may leave the prefix in any of these
+readings, or in a mixture of them, is refused.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -14,6 +15,17 @@ from sidecar.errors import Reason, Refusal
 from sidecar.policy.message import Request
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_HOST_NAME = re.compile(r"[a-z0-9._~-]+")
+_BASE_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
+_DECODINGS = 4
+"""How often a path may have been encoded; whoever encodes more often hides something."""
+_PLAIN = re.compile(rb"[A-Za-z0-9_~-][A-Za-z0-9._~!$&'()*+,=:@-]*")
+_SEPARATOR = re.compile(rb"[/\\]")
+_NAME_END = re.compile(rb"[;?#\x00]")
+_IGNORED = bytes(range(0x21)) + b"\x7f"
+_OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|%u[0f]", re.IGNORECASE)
+"""Spellings of ASCII that some servers take: UTF-8 longer than it may be, and the %u of old ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +50,38 @@ class Origin:
 
 
 def normal_host(host: str) -> str:
-    """Return *host* in lower case, without one trailing dot, IPv6 in its short form; ValueError if it is none."""
-    if ":" in host:
-        return str(ipaddress.IPv6Address(host.partition("%")[0]))
+    """Return *host* in lower case, without one trailing dot, IPv6 in its short form; ValueError if it is none.
+
+    A name is what DNS takes, so only ASCII: the Unicode form of a request could be read in more than one way.
+    """
+    if ":" in host and "%" not in host:
+        return str(ipaddress.IPv6Address(host))
     name = host.removesuffix(".").lower()
-    if not name.isascii():
-        name = name.encode("idna").decode("ascii")
-    if not name or any(not (char.isalnum() or char in "-._~") for char in name):
+    if not _HOST_NAME.fullmatch(name):
         raise ValueError("expected a host name")
     return name
 
 
 def parse_base_url(url: str) -> Origin:
-    """Return the origin of a base URL; ValueError says what is wrong with it."""
-    parts = urlsplit(url)
-    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("expected a URL such as https://plm.example.com/api")
+    """Return the origin of a base URL; ValueError says what is expected, and shows no part of *url*."""
+    expected = "expected a URL such as https://plm.example.com/api"
+    # urlsplit drops what cannot be printed, others do not; its errors quote what may be a password.
+    if not url.isprintable() or " " in url:
+        raise ValueError(expected)
+    try:
+        parts = urlsplit(url)
+        host = normal_host((parts.hostname or "").encode("idna").decode("ascii"))
+        port = DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    if parts.scheme not in DEFAULT_PORTS or port == 0:
+        raise ValueError(expected)
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("expected a URL without user, query and fragment")
-    path = parts.path.rstrip("/").encode()
-    if _normal_path(path or b"/") != (path or b"/"):
-        raise ValueError("expected a path without dots, doubled slashes and escapes")
-    return Origin(parts.scheme, normal_host(parts.hostname), parts.port or DEFAULT_PORTS[parts.scheme], path)
+    path = parts.path.rstrip("/")
+    if not _BASE_PATH.fullmatch(path):
+        raise ValueError("expected a plain path, without dot segments, doubled slashes and escapes")
+    return Origin(parts.scheme, host, port, path.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +104,7 @@ def route(request: Request, origins: Mapping[str, Origin]) -> Route:
         origin = origins[request.upstream]
         if not request.target.startswith(b"/") and not (request.target == b"*" and not origin.path):
             raise Refusal(Reason.NO_ROUTE, "this target cannot be joined to the base path of the upstream")
-        target = request.target if request.target == b"*" else origin.path + request.target
+        target = origin.path + request.target
         if not _inside(target, origin.path):
             raise Refusal(Reason.NO_ROUTE, "this path leaves the base path of the upstream")
         return Route(request.upstream, origin, target)
@@ -121,17 +143,34 @@ def _upgraded(request: Request, host: str, origin: Origin) -> bool:
 
 
 def _leans_into(target: bytes, origin: Origin, chosen: Origin) -> bool:
-    """Tell whether *target*, once normalised, belongs to a longer base path than its raw form does."""
-    same = (origin.scheme, origin.host, origin.port) == (chosen.scheme, chosen.host, chosen.port)
-    longer = len(origin.path) > len(chosen.path)
-    return same and longer and _has_prefix(_normal_path(_path_of(target)), origin.path)
+    """Tell whether *target*, of *chosen* as it stands, may be read as one of *origin*, which lies below it."""
+    if (origin.scheme, origin.host, origin.port) != (chosen.scheme, chosen.host, chosen.port):
+        return False
+    if origin.path == chosen.path or not _has_prefix(origin.path, chosen.path):
+        return False
+    names = [name for segment in _path_of(target).split(b"/") for name in _names(segment)]
+    return b".." in names or _has_prefix(b"/" + b"/".join(filter(None, names)), origin.path)
 
 
 def _inside(target: bytes, prefix: bytes) -> bool:
+    """Tell whether the path of *target* stays below *prefix* however it is read.
+
+    Each server has its own mixture of readings, so the worst is assumed of every segment: one that may lead up
+    does, as often as it may, and one that may be nothing, or up, leads nowhere down.
+    """
     if not prefix:
         return True
     path = _path_of(target)
-    return _has_prefix(path, prefix) and _has_prefix(_normal_path(path), prefix)
+    if not _has_prefix(path, prefix):
+        return False
+    depth = 0
+    for segment in path[len(prefix) + 1 :].split(b"/"):
+        names = _names(segment)
+        ups = names.count(b"..")
+        depth += -ups if ups else any(names)
+        if depth < 0:
+            return False
+    return True
 
 
 def _has_prefix(path: bytes, prefix: bytes) -> bool:
@@ -142,18 +181,27 @@ def _path_of(target: bytes) -> bytes:
     return target.partition(b"?")[0]
 
 
-def _normal_path(path: bytes) -> bytes:
-    """Return the path as the most generous server might read it."""
-    for _ in range(4):
-        decoded = unquote_to_bytes(path)
-        if decoded == path:
+def _names(segment: bytes) -> list[bytes]:
+    """Return the names that the most generous server finds in one segment: `..` for up, empty for none.
+
+    What hides its meaning may lead up as often as it has bytes.
+    """
+    if _PLAIN.fullmatch(segment):
+        return [segment]
+    for _ in range(_DECODINGS):
+        decoded = unquote_to_bytes(segment)
+        if decoded == segment:
             break
-        path = decoded
-    parts: list[bytes] = []
-    for segment in path.replace(b"\\", b"/").split(b"/"):
-        name = segment.partition(b";")[0]
-        if name == b"..":
-            del parts[-1:]
-        elif name not in (b"", b"."):
-            parts.append(name)
-    return b"/" + b"/".join(parts)
+        segment = decoded
+    else:
+        return [b".."] * len(segment)
+    if _OVERLONG.search(segment):
+        return [b".."] * len(segment)
+    return [_name(piece) for piece in _SEPARATOR.split(segment)]
+
+
+def _name(piece: bytes) -> bytes:
+    name = _NAME_END.split(piece, 1)[0].translate(None, _IGNORED)
+    if name.strip(b"."):
+        return name
+    return b".." if len(name) > 1 else b""

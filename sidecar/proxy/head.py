@@ -18,9 +18,9 @@ MAX_FIELDS = 1000
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+) HTTP/1\.([01])")
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)", re.DOTALL)
-_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@]*)(?::([0-9]{0,5}))?")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?\\]*)([/?].*)?")
+_AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~%-]*)(?::([0-9]{0,5}))?")
 _MAX_PORT = 65535
 
 
@@ -40,7 +40,7 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
     """
     if sum(map(len, lines)) > MAX_HEAD or len(lines) > MAX_FIELDS:
         raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB or {MAX_FIELDS} fields")
-    line = _REQUEST_LINE.fullmatch(lines[0])
+    line = _REQUEST_LINE.fullmatch(lines[0]) if lines else None
     if not line:
         raise _bad("the request line is not that of HTTP/1.1 or HTTP/1.0")
     method, target, minor = line.groups()
@@ -50,8 +50,14 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
     _check_host(fields, http10=http10)
     if method == b"CONNECT":
         raise Refusal(Reason.NO_ROUTE, "CONNECT is not served; use http:// through the proxy, or a reverse port")
+    if b"#" in target:
+        raise _bad("a target has no fragment")
     if upstream is None or origin is None:
         scheme, host, port, path = _parse_absolute(target)
+        if method == b"OPTIONS" and path == b"":
+            path = b"*"  # RFC 9112 section 3.2.4: the last proxy says so
+        elif not path.startswith(b"/"):
+            path = b"/" + path
     else:
         scheme, host, port, path = origin.scheme, origin.host, origin.port, target
         if not target.startswith(b"/") and target != b"*":
@@ -88,10 +94,10 @@ def _bad(detail: str) -> Refusal:
 def _parse_fields(lines: Sequence[bytes]) -> Fields:
     fields = []
     for line in lines:
-        field = _FIELD.fullmatch(line)
+        field = _FIELD.fullmatch(line)  # in one way only: space around the value is not its business
         if not field:
             raise _bad("a header field is malformed: a folded line, a space before the colon or a control character")
-        fields.append((field[1], field[2]))
+        fields.append((field[1], field[2].strip(b" \t")))
     return tuple(fields)
 
 
@@ -109,6 +115,8 @@ def _check_host(fields: Fields, *, http10: bool) -> None:
     hosts = [value for name, value in fields if name.lower() == b"host"]
     if len(hosts) > 1 or (not hosts and not http10):
         raise _bad("expected exactly one Host field")
+    if hosts and not _AUTHORITY.fullmatch(hosts[0]):
+        raise _bad("the Host field is malformed: expected host or host:port")
 
 
 def _parse_absolute(target: bytes) -> tuple[str, str, int, bytes]:
@@ -125,8 +133,4 @@ def _parse_absolute(target: bytes) -> tuple[str, str, int, bytes]:
     port = int(authority[2] or DEFAULT_PORTS[scheme]) if authority else 0
     if not authority or not authority[1] or not 1 <= port <= _MAX_PORT:
         raise _bad("the target's host or port is malformed")
-    host = authority[1].decode("latin-1").strip("[]")
-    rest = absolute[3]
-    if b"#" in rest:
-        raise _bad("a target has no fragment")
-    return scheme, host, port, rest if rest.startswith(b"/") else b"/" + rest
+    return scheme, authority[1].decode("ascii").strip("[]"), port, absolute[3] or b""

@@ -22,12 +22,12 @@ from sidecar.policy.headers import strip_set
 from sidecar.policy.message import Fields
 from sidecar.proxy.listener import Listener, proxy_options
 from sidecar.proxy.port import Dispatch, Port
+from sidecar.run.credentials import make_broker, make_issuer
 from sidecar.run.state import RunFile, admin_token, open_store, prepare
 from sidecar.run.status import problems, status
 from sidecar.settings import Settings, Upstream
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.seal import EphemeralSeal, KeyRing
-from sidecar.tokens.store import TokenStore
+from sidecar.tokens.seal import EphemeralSeal
 
 GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.05
@@ -108,28 +108,6 @@ def _bind(settings: Settings, stack: contextlib.AsyncExitStack) -> dict[str, Lis
     return listeners
 
 
-def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
-    """Return the issuer of one upstream; nothing is sent yet."""
-    return OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
-
-
-def make_broker(
-    name: str, upstream: Upstream, issuer: OAuth2Issuer, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit
-) -> Broker:
-    """Return the broker of one upstream; it does nothing before its `start`."""
-    said = "lifetime" in upstream.oauth2.model_fields_set
-    return Broker(
-        name,
-        issuer,
-        store,
-        ring,
-        upstream.renew,
-        clock=clock,
-        emit=emit,
-        configured_lifetime=upstream.oauth2.lifetime if said else None,
-    )
-
-
 async def _destination(
     upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: tuple[tuple[str, int], ...]
 ) -> Destination:
@@ -151,8 +129,8 @@ async def _destination(
         strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
         retry=RetryPolicy(
             attempts=retry.attempts,
-            statuses=retry.statuses,
-            methods=retry.methods,
+            statuses=frozenset(retry.statuses),
+            methods=frozenset(retry.methods),
             base=retry.base,
             cap=retry.cap,
             max_retry_after=retry.max_retry_after,

@@ -1,15 +1,14 @@
 """What an operator does to the tokens: through the running sidecar, or on its store when none runs."""
 
 import asyncio
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event
-from sidecar.run.app import make_broker, make_issuer
+from sidecar.run.credentials import make_broker, make_issuer
 from sidecar.run.state import admin_token, open_store, prepare, read_run_file
 from sidecar.run.status import upstream_status
 from sidecar.settings import Settings
@@ -17,12 +16,7 @@ from sidecar.settings import Settings
 _SHORT = 2.0
 
 
-class Action(StrEnum):
-    """What to do."""
-
-    SHOW = "show"
-    RENEW = "renew"
-    REVOKE = "revoke"
+Action = Literal["show", "renew", "revoke"]
 
 
 def act(settings: Settings, action: Action, upstream: str | None) -> dict[str, Any]:
@@ -51,7 +45,7 @@ async def _act(settings: Settings, action: Action, names: list[str]) -> dict[str
 
 
 async def _remotely(client: httpx.AsyncClient, settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    if action is not Action.SHOW:
+    if action != "show":
         proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
         for name in names:
             patience = settings.upstreams[name].renew.timeout + _SHORT
@@ -76,9 +70,9 @@ async def _locally(settings: Settings, action: Action, names: list[str]) -> dict
             broker = make_broker(name, upstream, make_issuer(upstream, clock), store, ring, clock, ignore)
             try:
                 await broker.recall()
-                if action is Action.RENEW:
+                if action == "renew":
                     await broker.renew()
-                elif action is Action.REVOKE:
+                elif action == "revoke":
                     await broker.revoke()
                 states[name] = upstream_status(broker, clock.now())
             finally:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.clock import SystemClock
-from sidecar.events import Emit, Event, Ready
+from sidecar.events import Emit, Event, Ready, Trouble
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.policy.message import Fields
 from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
-from sidecar.settings import Settings, load
+from sidecar.settings import Settings, check_secrets, load, secret_references
 
 
 def from_file(
@@ -30,6 +30,7 @@ def from_file(
 def serve(settings: Settings) -> None:
     """Serve in the foreground until SIGTERM or SIGINT; a second one ends the process at once."""
     harden()
+    check_secrets(settings)
     emit = _announcing(make_emit(settings.log.format, settings.log.level))
 
     async def main() -> None:
@@ -45,6 +46,9 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask_to_stop)
         async with running(settings, clock=SystemClock(), emit=emit):
+            for key, reference in secret_references(settings):
+                if reference.value is not None:
+                    emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
             await stop.wait()
 
     asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from sidecar.settings.load import default_paths, effective, load
 from sidecar.settings.model import OAuth2, Renew, Replay, Retry, Settings, Store, Strip, Timeouts, Tls, Upstream
+from sidecar.settings.references import check_secrets, secret_references
 from sidecar.settings.values import HostPort, SecretReference
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "Timeouts",
     "Tls",
     "Upstream",
+    "check_secrets",
     "default_paths",
     "effective",
     "load",
+    "secret_references",
 ]

@@ -1,19 +1,26 @@
 """From a file, the environment and `--set` to Settings; errors name the key path and what is accepted."""
 
+import contextlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings.model import Settings
+from sidecar.settings.values import SecretReference
 
 _PREFIX = "AUTH_SIDECAR__"
 _MAX_FILE = 1 << 20
+_MAX_VALUES = 20_000
+_MAX_DEPTH = 50
+_UNQUOTED = re.compile(r"""(?:[^"']|'[^']'|"[^"]")*""")
+"""What a message of the YAML reader says before it quotes more than a character of the text."""
 
 
 def default_paths(environ: Mapping[str, str] = os.environ) -> list[Path]:
@@ -37,24 +44,24 @@ def load(
     """
     data: dict[str, Any] = {}
     _merge(data, base or {})
-    found = path or next((candidate for candidate in default_paths(environ) if candidate.exists()), None)
+    found = path or next(filter(_is_there, default_paths(environ)), None)
     if found is not None:
         _merge(data, _read_yaml(found))
     elif base is None:
         tried = ", ".join(str(candidate) for candidate in default_paths(environ))
-        raise ConfigurationError(f"no configuration file; looked for {tried}; expected -c FILE or one of these")
+        raise _error(f"no configuration file; looked for {tried}; expected -c FILE or one of these")
     for name, text in sorted(environ.items()):
         if name.startswith(_PREFIX):
             _assign(data, name.removeprefix(_PREFIX).lower().split("__"), text, name)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigurationError(f"--set {key}: expected key.path=value")
+            raise _error(f"--set {key}: expected key.path=value")
         _assign(data, key.split("."), text, f"--set {key}")
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise ConfigurationError(_one_line(error, found)) from None
+        raise _error(_one_line(error, found)) from None
 
 
 def effective(settings: Settings) -> dict[str, Any]:
@@ -71,34 +78,77 @@ def effective(settings: Settings) -> dict[str, Any]:
     return plain
 
 
+def _is_there(path: Path) -> bool:
+    """Tell whether there is anything at *path*, or something keeps us from knowing: reading it will say what."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_FILE:
-            raise ConfigurationError(f"{path}: over 1 MiB; expected a configuration file")
-        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_FILE + 1).decode()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigurationError(f"{path}: cannot be read: {reason}") from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigurationError(f"{path}: line {line}: {_first_line(error.problem)}; expected YAML") from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise ConfigurationError(f"{path}: {_first_line(str(error))}; expected YAML") from None
+        raise _error(f"{path}: cannot be read: {reason}") from None
+    if len(text.encode()) > _MAX_FILE:
+        raise _error(f"{path}: over 1 MiB; expected a configuration file")
+    try:
+        data = _parse(text)
+    except ValueError as error:
+        raise _error(f"{path}: {error}; expected YAML") from None
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: expected a mapping with the key upstreams")
+        raise _error(f"{path}: expected a mapping with the key upstreams")
     return data
 
 
-def _assign(data: dict[str, Any], keys: list[str], text: str, source: str) -> None:
-    """Set one value; *text* is read as YAML, so that lists and mappings can be given."""
+def _parse(text: str) -> Any:
+    """Return the data of a YAML text; ValueError says where it is wrong, without a word of it: it may hold secrets."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # the warning would quote the text
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        value = text
+        data = yaml.load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        said = _UNQUOTED.match(error.problem or "")
+        raise ValueError(f"line {line}: {said[0].strip() if said else ''}") from None
+    except Exception:  # noqa: BLE001  the reader raises KeyError, AssertionError, RecursionError and more
+        raise ValueError("it cannot be read, or is nested too deeply") from None
+    _check_size(data)
+    return data
+
+
+def _check_size(data: Any) -> None:
+    """Raise ValueError for data that is small as text and huge, or endless, once its aliases are followed."""
+    level, count = [data], 0
+    for _ in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            count += len(inner)
+            if count > _MAX_VALUES:
+                raise ValueError(f"it has over {_MAX_VALUES} values, with its aliases")
+            below.extend(inner)
+        level = below
+    if level:
+        raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
+
+
+def _assign(data: dict[str, Any], keys: list[str], text: str, source: str) -> None:
+    """Set one value: lists, mappings, quoted text and nothing are read as YAML, all else is *text* as it stands."""
+    value: Any = text
+    if text.strip() in ("", "~", "null") or text.lstrip()[0] in "[{'\"":
+        with contextlib.suppress(ValueError):
+            value = _parse(text)
     for key in keys[:-1]:
         inner = data.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise ConfigurationError(f"{source}: {key} is not a mapping; expected a key path of the configuration")
+            raise _error(f"{source}: {key} is not a mapping; expected a key path of the configuration")
         data = inner
     data[keys[-1]] = value
 
@@ -115,12 +165,17 @@ def _merge(data: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def _one_line(error: ValidationError, path: Path | None) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "configuration"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key; expected one of: {', '.join(_known_keys(first['loc'][:-1]))}"
+    location, message = first["loc"], first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        message = f"expected a mapping of {', '.join(_known_keys(location))}"
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        known = _known_keys(location[:-1])
+        message = f"unknown key; expected one of: {', '.join(known)}"
+        if known == list(SecretReference.model_fields):
+            location = location[:-1]  # in braces, the secret itself would be the key
+    key = ".".join(str(part) for part in location) or "configuration"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{path or 'configuration'}: {key}: {_first_line(message)}{more}"
+    return f"{path or 'configuration'}: {key}: {message}{more}"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -135,5 +190,6 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     return list(node.get("properties", {}))
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").split("\n", 1)[0]
+def _error(message: str) -> ConfigurationError:
+    """Return the error, in one line that shows as it is: keys may hold anything."""
+    return ConfigurationError("".join(char if char.isprintable() else "?" for char in message))

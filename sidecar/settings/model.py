@@ -31,7 +31,10 @@ def _loopback(address: HostPort) -> HostPort:
 
 
 def _network(value: str) -> str:
-    return str(ipaddress.ip_network(value, strict=False))
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError:
+        raise ValueError("expected a network such as 10.1.0.0/16 or an address") from None
 
 
 def _method(value: str) -> str:
@@ -49,7 +52,15 @@ def _field_name(value: str) -> str:
 def _state_dir() -> Path:
     if home := os.environ.get("HOME"):
         return Path(home) / ".local/state/auth-sidecar"
-    return Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/auth-sidecar")
+    # systemd separates several with colons.
+    return Path(os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or "/var/lib/auth-sidecar")
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("expected a directory; there is no home to stand for ~") from None
 
 
 LoopbackAddress = Annotated[Address, AfterValidator(_loopback)]
@@ -132,8 +143,8 @@ class Strip(Model):
 
 class Retry(Model):
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    statuses: frozenset[Annotated[int, Field(ge=400, le=599)]] = frozenset({429, 502, 503, 504})
-    methods: frozenset[Annotated[str, AfterValidator(_method)]] = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+    statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
+    methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
     base: Annotated[Duration, Field(gt=0)] = 0.1
     cap: Duration = 20.0
     max_retry_after: Duration = 30.0
@@ -207,7 +218,7 @@ class Settings(Model):
     """The whole configuration of one sidecar."""
 
     listen: Listen = Listen()
-    state_dir: Path = Field(default_factory=_state_dir)
+    state_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_state_dir)
     store: Store = Store()
     upstreams: Annotated[dict[str, Upstream], Field(min_length=1)]
     log: Log = Log()

@@ -1,32 +1,33 @@
 """The small values of the configuration: durations, sizes, addresses, secrets. Knows nothing of the model."""
 
+import math
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from sidecar.errors import ConfigurationError
 from sidecar.secret import Secret
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
 _DURATION_UNITS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_SIZE = re.compile(r"([0-9]+)\s*(B|KiB|MiB|GiB)?")
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+_MAX_PORT = 65535
 _MAX_SECRET = 64 << 10
 
 
 def parse_duration(value: Any) -> float:
-    """Return seconds for `90s`, `15m`, `2h`, `100ms`, or a number of seconds; never negative."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("expected a duration such as 90s, 15m, 2h, or seconds")  # noqa: TRY004  pydantic reads ValueError
-    match = _DURATION.fullmatch(str(value).strip())
-    if not match:
+    """Return seconds for `90s`, `15m`, `2h`, `100ms`, or a number of seconds; never negative, never endless."""
+    match = None if isinstance(value, bool) else _DURATION.fullmatch(str(value).strip())
+    seconds = float(match[1]) * _DURATION_UNITS[match[2]] if match else math.inf
+    if math.isinf(seconds):
         raise ValueError("expected a duration such as 90s, 15m, 2h, or seconds")
-    return float(match[1]) * _DURATION_UNITS[match[2]]
+    return seconds
 
 
 def parse_size(value: Any) -> int:
@@ -75,14 +76,10 @@ def parse_host_port(value: Any) -> HostPort:
     """Return host and port of `127.0.0.1:8080` or `[::1]:8080`."""
     if isinstance(value, HostPort):
         return value
-    try:
-        parts = urlsplit(f"//{value}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port is None or parts.path or parts.query or "@" in str(value):
+    match = _HOST_PORT.fullmatch(str(value))
+    if not match or int(match[3]) > _MAX_PORT:
         raise ValueError("expected host:port such as 127.0.0.1:8080")
-    return HostPort(host, port)
+    return HostPort((match[1] or match[2]).lower(), int(match[3]))
 
 
 class SecretReference(BaseModel):
@@ -92,7 +89,7 @@ class SecretReference(BaseModel):
 
     file: Path | None = None
     env: str | None = None
-    value: str | None = None
+    value: str | None = Field(default=None, repr=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -113,29 +110,34 @@ class SecretReference(BaseModel):
         Raises ConfigurationError, without the content, when it is missing, empty, not UTF-8 or over 64 KiB.
         """
         if self.value is not None:
-            text = self.value
+            data = self.value.encode("utf-8", "surrogatepass")
         elif self.env is not None:
-            text = os.environ.get(self.env, "")
+            data = os.fsencode(os.environ.get(self.env, ""))
         else:
-            text = self._read_file(Path(str(self.file)).expanduser())
+            data = self._read_file(Path(str(self.file)))
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"secret {self.where()} cannot be read: not UTF-8") from None
         if not text:
             raise ConfigurationError(f"secret {self.where()} is empty or missing; expected a value")
         return Secret(text)
 
-    def _read_file(self, path: Path) -> str:
+    def _read_file(self, path: Path) -> bytes:
         try:
-            with path.open("rb") as stream:
+            with path.expanduser().open("rb") as stream:
                 data = stream.read(_MAX_SECRET + 1)
             if len(data) > _MAX_SECRET:
                 raise ConfigurationError(f"secret {self.where()} is over {_MAX_SECRET >> 10} KiB; expected one secret")
-            return data.decode().removesuffix("\n").removesuffix("\r")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            return data.removesuffix(b"\n").removesuffix(b"\r")
+        except (OSError, RuntimeError, ValueError) as error:
+            # No home directory is a RuntimeError, a NUL in a path a ValueError.
+            reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
             raise ConfigurationError(f"secret {self.where()} cannot be read: {reason}") from None
 
     def where(self) -> str:
         """Name the source, never the value."""
-        return f"file {self.file}" if self.file else f"env {self.env}" if self.env else "value"
+        return f"file {self.file}" if self.file else "value" if self.env is None else f"env {self.env}"
 
 
 Duration = Annotated[
@@ -147,7 +149,7 @@ Size = Annotated[
 MarginValue = Annotated[
     Margin,
     BeforeValidator(parse_margin),
-    PlainSerializer(lambda margin: f"{margin.share:.0%}" if margin.share is not None else margin.seconds),
+    PlainSerializer(lambda margin: f"{margin.share * 100:g}%" if margin.share is not None else margin.seconds),
     WithJsonSchema({"type": ["string", "number"], "examples": ["20%", "5m"]}),
 ]
 Address = Annotated[

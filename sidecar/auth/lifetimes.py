@@ -1,0 +1,69 @@
+"""How long a token lasts, by the issuer's own words. Knows nothing of requests, nor of how tokens are kept."""
+
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import jwt
+
+from sidecar.policy.message import Fields, value_of
+
+MAX_LIFETIME = 366 * 86_400.0
+"""What can be believed; more is an epoch, milliseconds or a mistake, and renewing too often does no harm."""
+
+
+def granted_lifetime(
+    expires_in: object, access_token: str, fields: Fields, *, requested_at: float, configured: float
+) -> tuple[float, str]:
+    """Return the seconds granted, counted from *requested_at*, and the source that said so.
+
+    The first source that can be believed counts: `expires_in` (RFC 6749 section 5.1), the `exp` of a token
+    that is a JWT, the header X-Token-Expires-In, *configured*. A number, or its text, of up to 366 days is
+    believed; absent, null, a boolean, NaN, any other text or more says nothing. Zero or less is believed too:
+    the token has expired, 0.0 is returned.
+    """
+    header = value_of(fields, b"x-token-expires-in") or b""
+    for source, seconds in (
+        ("expires_in", _believed(expires_in)),
+        ("jwt", _until_exp(access_token, _issuer_time(fields, requested_at))),
+        ("header", _believed(header.decode("latin-1"))),
+    ):
+        if seconds is not None:
+            return seconds, source
+    return min(configured, MAX_LIFETIME), "configured"
+
+
+def _believed(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= MAX_LIFETIME:  # NaN is not
+        return None
+    return float(max(0, value))
+
+
+def _until_exp(access_token: str, now: float) -> float | None:
+    """Return the seconds from *now* to the `exp` of a JWT (RFC 7519 section 4.1.4), None for an opaque token.
+
+    The signature is the resource server's business: a wrong `exp` costs a renewal, no more.
+    """
+    try:
+        claims: dict[str, Any] = jwt.decode(access_token, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    exp = claims.get("exp")
+    if isinstance(exp, bool) or not isinstance(exp, int | float):
+        return None
+    # Bounded before the subtraction: an integer of JSON may be too large for a float.
+    return _believed(max(min(exp, now + 2 * MAX_LIFETIME), 0) - now)
+
+
+def _issuer_time(fields: Fields, requested_at: float) -> float:
+    """Return the issuer's own clock (its Date field), so that a skew between the two clocks cancels out."""
+    try:
+        when = parsedate_to_datetime((value_of(fields, b"date") or b"").decode("latin-1"))
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, IndexError):
+        return requested_at

@@ -1,0 +1,101 @@
+"""One request to a token endpoint, over the network. Knows nothing of grants and of what an answer means."""
+
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+
+from sidecar.errors import IssuerUnavailable
+from sidecar.policy.message import Fields
+from sidecar.secret import Secret
+
+MAX_BODY = 64 << 10
+
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "auth-sidecar"}
+
+
+class BrokenOff(IssuerUnavailable):
+    """The request was sent and no whole answer came: whether the issuer acted on it is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back; *flaw* says why *body* was not taken, else it is empty."""
+
+    status: int
+    fields: Fields
+    body: bytes = field(default=b"", repr=False)  # it holds the token
+    flaw: str = ""
+
+
+def open_client(context: ssl.SSLContext) -> httpx.AsyncClient:
+    """Return a client that adds nothing of its own: no proxy and netrc of the environment, no redirect, no cookie.
+
+    Each request has a connection of its own, so that what failed on it was never a stale one. There is no
+    time-out in it: the caller owns the deadline.
+    """
+    return httpx.AsyncClient(
+        verify=context,
+        trust_env=False,
+        follow_redirects=False,
+        timeout=None,  # noqa: S113  see above
+        headers=_HEADERS,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )
+
+
+async def post(
+    client: httpx.AsyncClient, url: str, form: Mapping[str, str | Secret], authorization: Secret | None, *, who: str
+) -> Answer:
+    """Send *form* and return the answer, whatever its status; at most 64 KiB of it are read.
+
+    *who* begins the messages. Raises IssuerUnavailable when nothing was sent, as after a TLS error, and
+    BrokenOff when the outcome is unknown.
+    """
+    headers = {} if authorization is None else {"Authorization": authorization.reveal()}
+    plain = {name: value.reveal() if isinstance(value, Secret) else value for name, value in form.items()}
+    failure: IssuerUnavailable
+    try:
+        async with client.stream("POST", url, data=plain, headers=headers) as response:
+            return await _read(response)
+    except (httpx.ConnectError, httpx.InvalidURL) as error:
+        failure = IssuerUnavailable(f"{who} cannot be reached: {_cause(error)}")
+    except (httpx.HTTPError, OSError) as error:  # a TLS alert after the handshake comes as a bare ssl.SSLError
+        failure = BrokenOff(f"{who} broke off before its answer was complete: {_cause(error)}")
+    raise failure  # out here, so that nothing that knows the request hangs on to it
+
+
+async def _read(response: httpx.Response) -> Answer:
+    """Read an answer within its limits; a compressed one is not read, since a few bytes may mean gigabytes."""
+    status, fields = response.status_code, tuple(response.headers.raw)
+    if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        return Answer(status=status, fields=fields, flaw="is compressed, which was not asked for")
+    body = b""
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_BODY:
+            return Answer(status=status, fields=fields, flaw=f"is over {MAX_BODY >> 10} KiB")
+    return Answer(status=status, fields=fields, body=body)
+
+
+def _cause(error: BaseException | None) -> str:
+    """Say in a few words what is at the root of *error*; only texts of the system and of OpenSSL, never of a peer."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate was refused ({error.verify_message}); trust its authority with tls.ca"
+        if isinstance(error, ssl.SSLError):
+            return f"TLS failed ({error.reason or 'no reason given'})"
+        if isinstance(error, socket.gaierror):
+            return "its host name cannot be resolved; check token_url and the DNS"
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno)
+        if isinstance(error, httpx.InvalidURL):
+            return "token_url has no valid host name"
+        # A group means that several addresses were tried: the first speaks for all.
+        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
+    return "it closed the connection or does not speak HTTP"

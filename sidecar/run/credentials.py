@@ -1,0 +1,31 @@
+"""From an upstream's settings to its issuer and broker; light to import, for commands that serve nothing."""
+
+from sidecar.auth.oauth2 import OAuth2Issuer
+from sidecar.clock import Clock
+from sidecar.events import Emit
+from sidecar.settings import Upstream
+from sidecar.tokens.broker import Broker
+from sidecar.tokens.seal import KeyRing
+from sidecar.tokens.store import TokenStore
+
+
+def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
+    """Return the issuer of one upstream; nothing is sent yet."""
+    return OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
+
+
+def make_broker(
+    name: str, upstream: Upstream, issuer: OAuth2Issuer, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit
+) -> Broker:
+    """Return the broker of one upstream; it does nothing before its `start`."""
+    said = "lifetime" in upstream.oauth2.model_fields_set
+    return Broker(
+        name,
+        issuer,
+        store,
+        ring,
+        upstream.renew,
+        clock=clock,
+        emit=emit,
+        configured_lifetime=upstream.oauth2.lifetime if said else None,
+    )

@@ -1,0 +1,240 @@
+"""Getting new tokens from an issuer: one call at a time, patient while it is down, silent once it said no."""
+
+import asyncio
+from collections.abc import Callable
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+
+from sidecar.auth.oauth2 import Grant
+from sidecar.clock import Clock
+from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
+from sidecar.events import Emit, Renewal
+from sidecar.tokens.holding import Holding
+from sidecar.tokens.lifetimes import difference
+from sidecar.tokens.ports import Issuer, LastRenewal, Spawn
+from sidecar.tokens.token import Token
+
+_BASE = 1.0
+_CAP = 30.0
+_MAX_RETRY_AFTER = 3600.0
+"""An issuer that asks for more silence than this is asked again anyway: a day off is a mistake of its."""
+
+_LOOK = 1.0
+"""Seconds between two looks at a rejected credential."""
+
+
+class Renewing:
+    """The renewals of one credential.
+
+    A campaign is one task that tries until there is a fresh token, the credential is rejected, or it is
+    stopped. `running`: there is one. `barred`: none may start. `failures` counts the attempts that failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        issuer: Issuer,
+        holding: Holding,
+        configured_lifetime: float | None,
+        *,
+        clock: Clock,
+        emit: Emit,
+        spawn: Spawn,
+        changed: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._issuer = issuer
+        self._holding = holding
+        self._configured_lifetime = configured_lifetime
+        self._clock = clock
+        self._emit = emit
+        self._spawn = spawn
+        self._changed = changed
+        self._trigger = ""
+        self._task: asyncio.Task[None] | None = None
+        self._pause: asyncio.Task[None] | None = None
+        self._rejected_as: str | None = None
+        self._looked_at = 0.0
+        self._differences: set[tuple[float, float]] = set()
+        self.running = False
+        self.barred = False
+        self.failures = 0
+        self.failure: IssuerError | None = None
+        self.last: LastRenewal | None = None
+        self.next_at = 0.0
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the credential was rejected, as far as is known without a look."""
+        return self._rejected_as is not None
+
+    @property
+    def attempting(self) -> bool:
+        """Whether an attempt is under way, or about to be; a campaign that waits to try again has none."""
+        return self.running and self._pause is None
+
+    def can_start(self) -> bool:
+        """Tell whether `start` would start; at most once a second this looks whether a rejected credential changed."""
+        if self.running or self.barred:
+            return False
+        if self._rejected_as is not None and self._clock.monotonic() - self._looked_at >= _LOOK:
+            self._looked_at = self._clock.monotonic()
+            if self._fingerprint() != self._rejected_as:
+                self._rejected_as = None
+        return self._rejected_as is None
+
+    def start(self, trigger: str) -> None:
+        """Start a campaign; does nothing while one runs, and for a rejected credential."""
+        if self.can_start():
+            # First this, then the task: an eager one runs to its first await before spawn returns.
+            self.running = True
+            self._trigger = trigger
+            self._task = self._spawn(self._campaign(), "renewal")
+
+    def force(self) -> None:
+        """Start an operator's renewal, rejected or not; one that waits to try again tries now."""
+        self._rejected_as = None
+        if self._pause is None:
+            self.start("forced")
+        else:
+            self._trigger = "forced"
+            self._pause.cancel()
+
+    async def stop(self, patience: float) -> None:
+        """Bar new campaigns and end the running one; an attempt under way is given *patience* seconds."""
+        self.barred = True
+        if self._task is not None and self.attempting:
+            nap = self._spawn(self._clock.sleep(patience), "patience")
+            await asyncio.wait({self._task, nap}, return_when=asyncio.FIRST_COMPLETED)
+            nap.cancel()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self.running = False  # a task cancelled before its first step runs no line of its own
+
+    async def _campaign(self) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(IssuerUnavailable),
+            wait=self._delay,
+            sleep=self._back_off,
+            stop=lambda _: self.barred or self._holding.fresh(),
+            reraise=True,
+        )
+        try:
+            await retrying(self._attempt)
+        except IssuerError:
+            pass  # reported and kept by _attempt
+        finally:
+            self.running = False
+            self._changed()
+
+    async def _attempt(self) -> None:
+        try:
+            await self._holding.reread()
+            if self._trigger == "forced" or not self._holding.fresh():
+                await self._renew()
+        except IssuerError as error:
+            self.failure = error
+            self.failures += 1
+            raise
+        finally:
+            # A refused token is handed out again when no better one could be had: other endpoints may take it.
+            self._holding.withheld = False
+            self._changed()
+
+    async def _renew(self) -> None:
+        started = self._clock.monotonic()
+        fingerprint = self._fingerprint()
+        old = self._holding.token
+        try:
+            grant, token = await self._obtain(old, started)
+        except IssuerUnavailable as error:
+            self._report(started, "unavailable", str(error))
+            raise
+        except (CredentialRejected, ConfigurationError) as error:
+            self._rejected_as = fingerprint
+            self._looked_at = self._clock.monotonic()
+            self._report(started, "rejected", str(error))
+            if isinstance(error, ConfigurationError):
+                raise CredentialRejected("configuration", str(error)) from error
+            raise
+        except asyncio.CancelledError:
+            self._report(started, "unavailable", "cut off")
+            raise
+        except Exception as error:
+            # A bug of an issuer is no reason to stop asking it: the next answer may be one it understands.
+            self._report(started, "unavailable", detail := f"internal error: {type(error).__name__}")
+            raise IssuerUnavailable(detail) from error
+        self._report(started, "ok", "", token)
+        differs = difference(self._name, self._configured_lifetime, grant)
+        if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._differences:
+            self._differences.add(pair)
+            self._emit(differs)
+
+    async def _obtain(self, old: Token | None, started: float) -> tuple[Grant, Token]:
+        """Get a token from the issuer and store it, then announce it; raises what `obtain` raises."""
+        grant = await self._issuer.obtain(old.refresh_token if old else None)
+        token = await self._holding.save(self._token(grant, old), born=started)
+        if not self._holding.lasts():
+            raise IssuerUnavailable("the issuer granted a token that is over already")
+        return grant, token
+
+    def _token(self, grant: Grant, old: Token | None) -> Token:
+        forced_at = self._clock.now() if self._trigger == "unauthorized" else old.forced_at if old else None
+        return Token(
+            access_token=grant.access_token,
+            issued_at=grant.requested_at,
+            expires_at=grant.requested_at + grant.lifetime,
+            generation=self._holding.generation + 1,
+            # RFC 6749 section 6: a new one replaces the old, none keeps it.
+            refresh_token=grant.refresh_token or (old.refresh_token if old else None),
+            scope=grant.scope,
+            lifetime_source=grant.lifetime_source,
+            grant=grant.grant,
+            trigger=self._trigger,
+            forced_at=forced_at,
+        )
+
+    def _delay(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, IssuerUnavailable) else None
+        return backoff(state.attempt_number, asked, self._clock.jitter())
+
+    async def _back_off(self, seconds: float) -> None:
+        self.next_at = self._clock.monotonic() + seconds
+        self._pause = self._spawn(self._clock.sleep(seconds), "backoff")
+        try:
+            await asyncio.wait({self._pause})
+        finally:
+            self._pause.cancel()
+            self._pause = None
+
+    def _fingerprint(self) -> str:
+        try:
+            return self._issuer.fingerprint()
+        except SidecarError:
+            return "unreadable"
+
+    def _report(self, started: float, result: str, detail: str, token: Token | None = None) -> None:
+        seconds = self._clock.monotonic() - started
+        self.last = LastRenewal(
+            time=self._clock.now(), trigger=self._trigger, result=result, seconds=seconds, detail=detail
+        )
+        self._emit(
+            Renewal(
+                upstream=self._name,
+                trigger=self._trigger,
+                result=result,
+                seconds=seconds,
+                generation=token.generation if token else self._holding.generation,
+                lifetime=token.lifetime if token else 0.0,
+                grant=token.grant if token else "",
+                detail=detail,
+            )
+        )
+
+
+def backoff(attempts: int, retry_after: float | None, jitter: float) -> float:
+    """Return the seconds to wait after so many *attempts*: full jitter, but at least what the issuer asked for."""
+    wait = min(_CAP, _BASE * 2.0 ** min(attempts - 1, 10)) * jitter
+    return wait if retry_after is None else max(wait, min(retry_after, _MAX_RETRY_AFTER))
