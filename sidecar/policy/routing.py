@@ -16,7 +16,7 @@ from sidecar.policy.message import Request
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-_HOST_NAME = re.compile(r"[a-z0-9._~-]+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._~-]+")
 _BASE_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
 _DECODINGS = 4
 """How often a path may have been encoded; whoever encodes more often hides something."""
@@ -24,7 +24,7 @@ _PLAIN = re.compile(rb"[A-Za-z0-9_~-][A-Za-z0-9._~!$&'()*+,=:@-]*")
 _SEPARATOR = re.compile(rb"[/\\]")
 _NAME_END = re.compile(rb"[;?#\x00]")
 _IGNORED = bytes(range(0x21)) + b"\x7f"
-_OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|%u[0f]", re.IGNORECASE)
+_OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|%u", re.IGNORECASE)
 """Spellings of ASCII that some servers take: UTF-8 longer than it may be, and the %u of old ones."""
 
 
@@ -56,10 +56,10 @@ def normal_host(host: str) -> str:
     """
     if ":" in host and "%" not in host:
         return str(ipaddress.IPv6Address(host))
-    name = host.removesuffix(".").lower()
+    name = host.removesuffix(".")
     if not _HOST_NAME.fullmatch(name):
         raise ValueError("expected a host name")
-    return name
+    return name.lower()
 
 
 def parse_base_url(url: str) -> Origin:
@@ -148,8 +148,11 @@ def _leans_into(target: bytes, origin: Origin, chosen: Origin) -> bool:
         return False
     if origin.path == chosen.path or not _has_prefix(origin.path, chosen.path):
         return False
-    names = [name for segment in _path_of(target).split(b"/") for name in _names(segment)]
-    return b".." in names or _has_prefix(b"/" + b"/".join(filter(None, names)), origin.path)
+    segments = [_names(segment) for segment in _path_of(target).split(b"/")]
+    most, least = [name for names in segments for name in names], [names[0] for names in segments]
+    return b".." in most or any(
+        _has_prefix(b"/" + b"/".join(filter(None, names)), origin.path) for names in (most, least)
+    )
 
 
 def _inside(target: bytes, prefix: bytes) -> bool:
@@ -167,7 +170,7 @@ def _inside(target: bytes, prefix: bytes) -> bool:
     for segment in path[len(prefix) + 1 :].split(b"/"):
         names = _names(segment)
         ups = names.count(b"..")
-        depth += -ups if ups else any(names)
+        depth += -ups if ups else bool(names[0])
         if depth < 0:
             return False
     return True

@@ -69,11 +69,15 @@ class Broker:
 
     async def start(self) -> None:
         """Read the store and start the timer; without a usable token begin the first renewal and do not wait."""
-        await self._holding.reread()
+        await self.recall()
         if self._holding.usable() is None:
             self._renewing.start("start")
         if self._settings.check_every > 0:
             self._timer = self._spawn(self._watch(), "timer")
+
+    async def recall(self) -> None:
+        """Take over what the store holds, and start nothing."""
+        await self._holding.reread()
 
     def current(self) -> Token | None:
         """Return the usable token in memory, None if there is none; a due one is renewed in the background."""
@@ -103,9 +107,10 @@ class Broker:
         """Return a newer token than *used*, which an upstream refused with 401; None: pass the 401 on.
 
         A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
-        unless the last forced one is too recent; a token whose time is over is not bound by that. While it is
-        under way *used* is handed out to nobody. If it fails, or none may be forced, *used* goes on being handed
-        out while it lasts: an endpoint that refuses good tokens must not take down the others.
+        unless the last forced one is too recent; a token whose time is over is not bound by that. While an
+        attempt is under way *used* is handed out to nobody. If it fails, or none may be forced, *used* goes on
+        being handed out while it lasts: an endpoint that refuses good tokens must not take down the others. An
+        issuer that cannot be reached for a moment is waited for, at most `renew.timeout`.
         """
         holding, renewing = self._holding, self._renewing
         if newer := holding.newer_than(used):
@@ -118,19 +123,18 @@ class Broker:
                 return await self.token(deadline)
             except Refusal:
                 return None
-        failures = renewing.failures
         if renewing.attempting:
             holding.refuse(used)
-        elif holding.may_force(self._settings.min_interval) and renewing.can_start():
+        elif not renewing.running:
+            if not (holding.may_force(self._settings.min_interval) and renewing.can_start()):
+                return None
             holding.refuse(used)
             renewing.start("unauthorized")
-        else:
-            return None
 
         def ended() -> bool:
-            return renewing.failures > failures or not renewing.running or holding.newer_than(used) is not None
+            return not renewing.running or holding.newer_than(used) is not None
 
-        await self._changes.until(ended, deadline)
+        await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
 
     async def renew(self) -> Token:

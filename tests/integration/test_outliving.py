@@ -384,13 +384,13 @@ async def test_addresses_outside_the_configured_ones_are_not_dialled(tmp_path: P
 
 async def test_unreachable_upstream_is_a_502(tmp_path: Path) -> None:
     """A refused connection is tried as often as configured, a POST too since nothing was sent, then 502."""
-    async with token_server() as issuer:
-        async with sidecar(
-            configuration("http://127.0.0.1:9", issuer.url, tmp_path / "b", retry={"base": "1ms"})
-        ) as rig:
-            head = b"POST http://127.0.0.1:9/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
-            answer = await raw(rig.port(), head + CLOSE)
-            done = [event for event in rig.events if isinstance(event, RequestDone)]
+    async with (
+        token_server() as issuer,
+        sidecar(configuration("http://127.0.0.1:9", issuer.url, tmp_path / "b", retry={"base": "1ms"})) as rig,
+    ):
+        head = b"POST http://127.0.0.1:9/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+        answer = await raw(rig.port(), head + CLOSE)
+        done = [event for event in rig.events if isinstance(event, RequestDone)]
 
     assert problem_of(answer)["reason"] == "upstream_unreachable"
     assert done[-1].attempts == 3

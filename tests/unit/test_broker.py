@@ -1116,20 +1116,47 @@ async def test_the_interval_outlives_renewals_and_restarts(rig: Rig) -> None:
 
 
 async def test_a_failed_forced_renewal_passes_the_401_on(rig: Rig) -> None:
-    """The issuer is down: the 401 goes to the client at once, others keep the token, the campaign goes on."""
+    """The issuer stays down: others keep the token, the 401 goes on after `renew.timeout`, the campaign too."""
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.default = IssuerUnavailable("down")
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    await settle()
     assert broker.current() == replace(used, refused=True)
     assert (broker.status().state, broker.status().usable) == ("refused", True)
-    # Between two attempts nothing is under way that could help.
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
-    assert len(rig.issuer.calls) == 2
+    await rig.clock.advance(9.9)
+    assert not waiter.done()
+    await rig.clock.advance(0.2)
+    assert await waiter is None
     rig.issuer.default = {}
-    await rig.clock.advance(0.5)
+    await rig.clock.advance(30)
     assert (broker.current() or used).generation == 2
     assert broker.status().state == "valid"
+
+
+async def test_a_moment_without_the_issuer_is_absorbed(rig: Rig) -> None:
+    """One failed attempt does not pass the 401 on: who waits, and who comes meanwhile, gets the next one's token."""
+    broker = await rig.started()
+    used = await broker.token(0)
+    rig.issuer.answers.append(IssuerUnavailable("down"))
+    first = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    await settle()
+    second = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    await rig.clock.advance(0.5)
+    tokens = [await first, await second]
+    assert [token and token.generation for token in tokens] == [2, 2]
+    assert len(rig.issuer.calls) == 3
+
+
+async def test_a_failed_forced_renewal_gives_up_at_the_deadline(rig: Rig) -> None:
+    """Who has less time than `renew.timeout` waits no longer than that."""
+    broker = await rig.started()
+    used = await broker.token(0)
+    rig.issuer.default = IssuerUnavailable("down")
+    waiter = rig.later(broker.after_unauthorized(used, rig.after(2)))
+    await rig.clock.advance(2.1)
+    assert waiter.done()
+    assert await waiter is None
 
 
 async def test_a_refused_token_is_withheld_only_once(rig: Rig) -> None:
@@ -1137,7 +1164,8 @@ async def test_a_refused_token_is_withheld_only_once(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.answers.append(IssuerUnavailable("down"))
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    first = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    await settle()
     rig.issuer.gate.clear()
     await rig.clock.advance(0.5)
     again = rig.later(broker.after_unauthorized(used, rig.after(60)))
@@ -1146,6 +1174,7 @@ async def test_a_refused_token_is_withheld_only_once(rig: Rig) -> None:
     assert broker.current() == replace(used, refused=True)
     rig.issuer.gate.set()
     assert (await again or used).generation == 2
+    assert (await first or used).generation == 2
 
 
 async def test_a_401_joins_a_renewal_under_way(rig: Rig) -> None:

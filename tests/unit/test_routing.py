@@ -2,10 +2,10 @@
 
 import itertools
 import re
-from urllib.parse import quote, unquote, urljoin
+from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.errors import Reason, Refusal
@@ -43,6 +43,13 @@ def refused(request: Request, origins=ORIGINS) -> Refusal:
     with pytest.raises(Refusal) as caught:
         route(request, origins)
     return caught.value
+
+
+def outcome(request: Request) -> Route | Refusal:
+    try:
+        return route(request, ORIGINS)
+    except Refusal as refusal:
+        return refusal
 
 
 REACHED = [
@@ -241,6 +248,7 @@ ESCAPES = [
     b"/a\\b/../../secret",
     b"/a%5cb/../../secret",
     b"/a%2f/../../secret",
+    b"/;%2fa/../secret",
     b"/a%2f%2f%2f/../../secret",
     b"/a//../../../secret",
 ]
@@ -368,22 +376,39 @@ def _readings(path: str) -> set[str]:
 
 
 PIECES = st.sampled_from(
-    ["/", "/", "/", "a", "v1", "b.c", ".", "..", "..", "%2e", "%2E", "%252e", "%2f", "%5C", "%252F", "\\", ";", "%3b"]
-    + ["", "x=1", "%20", "%09", "%25", "//", "/./", "/../", "%2e%2e/", "..;"]
+    [
+        "/",
+        "a",
+        "v1",
+        ".",
+        "..",
+        "%2e",
+        "%252E",
+        "%2f",
+        "%5C",
+        "%252F",
+        "\\",
+        ";",
+        "%3b",
+        "%20",
+        "%09",
+        "%25",
+        "//",
+        "/../",
+    ]
 )
 
 
 @settings(deadline=None, max_examples=400)
 @given(st.lists(PIECES, max_size=9).map("".join))
-@example("/a%2fb/../..")
-@example("/;/..")
+@example("a%2fb/../..")
+@example(";/..")
+@example(";%2fa/..")
 def test_routed_path_never_leaves_the_base_path(path: str) -> None:
     """Whatever is routed stays below the base path in every reading of it."""
-    target = "/v1" + path
-    assume(path[:1] in ("", "/"))
-    try:
-        found = route(request(target.encode()), ORIGINS)
-    except Refusal:
+    target = "/v1/" + path
+    found = outcome(request(target.encode()))
+    if isinstance(found, Refusal):
         return
 
     assert found.target == target.encode()
@@ -410,10 +435,10 @@ def test_ordinary_path_is_always_routed(raw: bytes, decodings: int) -> None:
 )
 def test_route_never_downgrades_and_never_changes_host(scheme: str, host: str, port: int, target: bytes) -> None:
     """A credential goes to the host that was asked for; to another scheme or port only by the upgrade rule."""
-    try:
-        found = route(request(target, scheme, host, port), ORIGINS).origin
-    except Refusal:
+    way = outcome(request(target, scheme, host, port))
+    if isinstance(way, Refusal):
         return
+    found = way.origin
 
     assert found.host == normal_host(host)
     assert (scheme, found.scheme) != ("https", "http")
@@ -425,12 +450,10 @@ def test_route_never_downgrades_and_never_changes_host(scheme: str, host: str, p
 @given(st.text(max_size=20))
 def test_no_host_makes_it_crash(host: str) -> None:
     """Any host is an upstream's or a refusal."""
-    try:
-        found = route(request(b"/", host=host, port=8443), ORIGINS)
-    except Refusal as refusal:
-        assert refusal.reason is Reason.NO_ROUTE
-    else:
-        assert host.lower().removesuffix(".") == found.origin.host
+    found = outcome(request(b"/", host=host, port=8443))
+
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.NO_ROUTE
 
 
 UPGRADES = [
@@ -484,7 +507,7 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("names", itertools.permutations(NESTED))
+@pytest.mark.parametrize("names", list(itertools.permutations(NESTED)))
 def test_longest_base_path_wins(names: tuple[str, ...]) -> None:
     """However the upstreams are ordered in the file."""
     origins = {name: NESTED[name] for name in names}
@@ -518,6 +541,8 @@ def test_longest_base_path_wins(names: tuple[str, ...]) -> None:
         b"/api/admin%00x",
         b"/api/a%2fb/../admin",
         b"/api/x/../admin",
+        b"/api/;%2fx/admin",
+        b"/api;%2fx/admin",
         b"/api/%c0%ae%c0%ae/admin",
     ],
 )
@@ -529,7 +554,7 @@ def test_path_that_leads_from_one_upstream_into_another_is_refused(target: bytes
     assert refusal.detail == "this path leads from one upstream into another"
 
 
-@pytest.mark.parametrize("target", [b"/api/admin/x/../y", b"/api/admin/x%2f..", b"/api/admin/%61"])
+@pytest.mark.parametrize("target", [b"/api/admin/x/../y", b"/api/admin/x/y%2f..", b"/api/admin/%61"])
 def test_innermost_upstream_is_not_bothered(target: bytes) -> None:
     """Below the longest base path there is nothing to lead into; other ports and hosts do not count."""
     assert route(request(target, host="h.example"), NESTED).upstream == "admin"
@@ -608,16 +633,15 @@ def test_location_of_a_whole_host() -> None:
 
 
 @settings(deadline=None)
-@given(st.text("abc/?#;.@:%", max_size=12))
-def test_rewritten_location_leads_to_the_same_place(rest: str) -> None:
-    """Followed over the reverse port, a rewritten Location is the target it was."""
-    value = f"{GOOD.url}{rest}"
-    rewritten = rewrite_location(value.encode(), GOOD, b"http://l.example").decode()
-    assume(rewritten != value)
-    target = "/" + rewritten.removeprefix("http://l.example/").partition("#")[0]
+@given(st.sampled_from(["", "/", "?", "#"]), st.text("abc/?#;.@:%", max_size=12))
+def test_rewritten_location_leads_to_the_same_place(mark: str, rest: str) -> None:
+    """Followed over the reverse port, a rewritten Location leads to the target it named."""
+    named = mark + (rest if mark else "")
+    rewritten = rewrite_location(f"{GOOD.url}{named}".encode(), GOOD, b"http://l.example").decode()
+    target = rewritten.removeprefix("http://l.example").partition("#")[0]
 
-    assert urljoin(GOOD.url + "/", (GOOD.path.decode() + target)).startswith("https://api.good.example/")
-    assert GOOD.path.decode() + target in (f"/v1{rest.partition('#')[0]}", f"/v1/{rest.partition('#')[0]}")
+    assert rewritten.startswith("http://l.example/")
+    assert target.removeprefix("/") == named.partition("#")[0].removeprefix("/")
 
 
 BASE_URLS = [
@@ -678,7 +702,6 @@ BAD_BASE_URLS = [
     "https://plm.example.com/v1?key=CANARY",
     "https://plm.example.com/#CANARY",
     "https://plm.example.com/a//b",
-    "https://plm.example.com//",
     "https://plm.example.com/a/../b",
     "https://plm.example.com/..",
     "https://plm.example.com/a/.",
@@ -700,10 +723,10 @@ def test_base_url_has_one_normal_form(url: str, origin: Origin) -> None:
     assert parse_base_url(origin.url) == origin
 
 
-@pytest.mark.parametrize("url", [url for url in BAD_BASE_URLS if url != "https://plm.example.com//"])
+@pytest.mark.parametrize("url", BAD_BASE_URLS)
 def test_base_url_that_could_be_misread_is_refused(url: str) -> None:
     """The error says what is expected and shows nothing of the URL: there may be a password in it."""
-    with pytest.raises(ValueError, match="^expected a (URL|plain path)") as caught:
+    with pytest.raises(ValueError, match=r"^expected a (URL|plain path)") as caught:
         parse_base_url(url)
 
     assert WORD not in str(caught.value)
@@ -714,15 +737,16 @@ def test_base_url_that_could_be_misread_is_refused(url: str) -> None:
 @given(st.text(max_size=30), st.sampled_from(["", "https://", f"https://u:{canary('p')}"]))
 def test_no_url_is_shown_or_crashes(text: str, start: str) -> None:
     """Any text is a base URL with a normal form, or a ValueError without it."""
+    origin, said = None, "expected"
     try:
         origin = parse_base_url(start + text)
     except ValueError as error:
-        assert WORD not in str(error)
-        assert str(error).startswith("expected")
-    else:
-        assert parse_base_url(origin.url) == origin
-        assert origin.path.isascii()
-        assert not origin.path.endswith(b"/")
+        said = str(error)
+
+    assert said.startswith("expected")
+    assert WORD not in said
+    assert origin is None or parse_base_url(origin.url) == origin
+    assert origin is None or not origin.path.endswith(b"/")
 
 
 @pytest.mark.parametrize(
@@ -743,9 +767,10 @@ def test_origin_has_its_authority(origin: Origin, authority: str, url: str) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["", ".", "..", "a b", "a\n", "a/b", "a@b", "a:b", "[::1]", "::1%lo", "a%41", "é", "a*", "a,b", "ſ", "K"]
+    "host",
+    ["", ".", "a b", "a\n", "a/b", "a@b", "a:b", "[::1]", "::1%lo", "a%41", "é", "a*", "a,b", "\u017f", "\u212a"],
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
     """Unicode that lower case would turn into ASCII is no host either."""
-    with pytest.raises(ValueError, match="host name|At most 45|colon|permitted|Expected|Only hex"):
+    with pytest.raises(ValueError, match=r"host name|At least 3 parts|Only hex"):
         normal_host(host)
