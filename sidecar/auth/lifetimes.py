@@ -1,5 +1,6 @@
 """How long a token lasts, by the issuer's own words. Knows nothing of requests, nor of how tokens are kept."""
 
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -35,10 +36,8 @@ def granted_lifetime(
 
 def _believed(value: object) -> float | None:
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= MAX_LIFETIME:  # NaN is not
         return None
     return float(max(0, value))
@@ -51,7 +50,7 @@ def _until_exp(access_token: str, now: float) -> float | None:
     """
     try:
         claims: dict[str, Any] = jwt.decode(access_token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, RecursionError):
+    except (jwt.PyJWTError, RecursionError):
         return None
     exp = claims.get("exp")
     if isinstance(exp, bool) or not isinstance(exp, int | float):
@@ -64,6 +63,6 @@ def _issuer_time(fields: Fields, requested_at: float) -> float:
     """Return the issuer's own clock (its Date field), so that a skew between the two clocks cancels out."""
     try:
         when = parsedate_to_datetime((value_of(fields, b"date") or b"").decode("latin-1"))
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError, IndexError):
+        return when.replace(tzinfo=UTC).timestamp()  # a date of HTTP is in GMT, whatever it says (RFC 9110 5.6.7)
+    except (ValueError, OverflowError):
         return requested_at

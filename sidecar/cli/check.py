@@ -8,7 +8,7 @@ import typer
 from ruamel.yaml import YAML
 
 from sidecar.cli.options import ConfigOption, JsonOption, SetOption
-from sidecar.settings import Settings, check_secrets, effective, load
+from sidecar.settings import Settings, effective, load
 
 
 def check(
@@ -17,16 +17,14 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the file instead.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Validate the configuration and its secrets without any network, and print the effective one.
+    """Validate the configuration, without network and without reading secrets, and print the effective one.
 
     Example: auth-sidecar check -c auth-sidecar.yaml
     """
     if schema:
         print(json.dumps(Settings.model_json_schema(), indent=2))
         return
-    settings = load(config, overrides=overrides or ())
-    check_secrets(settings)
-    plain = effective(settings)
+    plain = effective(load(config, overrides=overrides or ()))
     if as_json:
         print(json.dumps(plain, indent=2))
         return

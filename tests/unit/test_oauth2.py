@@ -709,6 +709,7 @@ CYCLE = base64.urlsafe_b64encode(b"[" * 6000).decode().rstrip("=")
         (None, jwt_of(exp=NOW + 660), (date(600), HEADER), (60.0, "jwt")),
         (None, jwt_of(exp=NOW - 540), (date(-600), HEADER), (60.0, "jwt")),
         (None, jwt_of(exp=NOW + 60), ((b"Date", b"soon"), HEADER), (60.0, "jwt")),
+        (None, jwt_of(exp=NOW + 60), ((b"Date", b"Mon, 01 Jan 99999999999 10:00:00 GMT"), HEADER), (60.0, "jwt")),
         (None, jwt_of(exp=NOW + 2 * MAX_LIFETIME), (HEADER,), (90.0, "header")),
         (None, jwt_of(exp=10**400), (HEADER,), (90.0, "header")),
         (None, jwt_of(exp=math.nan), (HEADER,), (90.0, "header")),
