@@ -113,14 +113,17 @@ class UpstreamFailure(SidecarError):
     """The upstream gave no answer.
 
     *sent*: at least one byte of the request left on an established connection. *reused*: the connection was
-    an idle one from the pool. *timeout*: a deadline of ours passed.
+    an idle one from the pool. *timeout*: a deadline of ours passed. *prohibited*: we refused the address.
     """
 
-    def __init__(self, message: str, *, sent: bool, reused: bool = False, timeout: bool = False) -> None:
+    def __init__(
+        self, message: str, *, sent: bool, reused: bool = False, timeout: bool = False, prohibited: bool = False
+    ) -> None:
         super().__init__(message)
         self.sent = sent
         self.reused = reused
         self.timeout = timeout
+        self.prohibited = prohibited
 
 
 class StoreError(SidecarError):

@@ -11,8 +11,6 @@ from sidecar.errors import ConfigurationError
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, SecretReference
 
-ASSERTION_PARAMETERS = frozenset({"client_assertion", "client_assertion_type"})
-
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _ASSERTION_BACKDATED = 10  # the issuer's clock may be behind ours
 _ASSERTION_LIFETIME = 60

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import httpx
 
-from sidecar.auth.client_auth import ASSERTION_PARAMETERS, prove, read_secret
+from sidecar.auth.client_auth import prove, read_secret
 from sidecar.auth.tls import Material, client_context, read_material, read_pem
 from sidecar.auth.token_answer import Grant, read_grant
 from sidecar.auth.token_endpoint import BrokenOff, open_client, post
@@ -33,8 +33,6 @@ class OAuth2Issuer:
     """
 
     def __init__(self, settings: OAuth2, *, tls: Tls, timeout: float, clock: Clock) -> None:
-        if clash := sorted(ASSERTION_PARAMETERS & settings.extra.keys()):
-            raise ConfigurationError(f"extra cannot set {', '.join(clash)}; use client_auth private_key_jwt")
         self._settings = settings
         self._tls = tls
         self._timeout = timeout

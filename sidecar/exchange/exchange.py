@@ -5,15 +5,15 @@ go round; nothing has reached the client yet. What may be decided is in `policy`
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, UpstreamFailure, where
-from sidecar.events import Emit, RequestDone, Trouble
+from sidecar.events import Emit, Trouble
 from sidecar.exchange.answers import FAULT, send_own
+from sidecar.exchange.attempt import Answer, Deadline
 from sidecar.exchange.body import ClientGone, RequestBody
 from sidecar.exchange.ports import Client, Destination
-from sidecar.exchange.upstream import Answer, Deadline, Pool
+from sidecar.exchange.tally import Tally
 from sidecar.policy import headers
 from sidecar.policy.classify import classify_unauthorized, retry_after
 from sidecar.policy.decide import Attempt, Decision, Pass, Renew, decide
@@ -23,20 +23,6 @@ from sidecar.tokens.token import Token
 
 _READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _UNAUTHORIZED = 401
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What is told of a request when it ends."""
-
-    started: float
-    upstream: str = ""
-    status: int = 0
-    outcome: str = "passed"
-    attempts: int = 0
-    renewals: int = 0
-    retries: int = 0
-    begun: bool = False
 
 
 class Exchange:
@@ -55,7 +41,7 @@ class Exchange:
         An exception that is a bug becomes 500 `internal` if nothing was answered yet; nothing of it reaches
         the client. Cancelled when the client leaves: the attempt under way is given up, a renewal is not.
         """
-        tally = _Tally(self._clock.monotonic())
+        tally = Tally(self._clock.monotonic())
         try:
             await self._forward(request, body, client, tally)
         except Refusal as refusal:
@@ -70,9 +56,9 @@ class Exchange:
             raise
         finally:
             body.discard()
-            self._report(request, tally)
+            self._emit(tally.done(request, self._clock.monotonic()))
 
-    async def _forward(self, request: Request, body: RequestBody, client: Client, tally: _Tally) -> None:
+    async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
         way = self._route(request)
         tally.upstream = way.upstream
         destination = self._destinations[way.upstream]
@@ -98,17 +84,23 @@ class Exchange:
         destination: Destination,
         body: RequestBody,
         deadline: Deadline,
-        tally: _Tally,
+        tally: Tally,
     ) -> Answer:
         """Return the answer to pass on; raises Refusal when there is none at all."""
         broker = destination.broker
         token = broker.current() or await broker.token(deadline.at)
         last: Answer | None = None
+        fresh = False
         try:
             while True:
                 tally.attempts += 1
                 head = self._head(request, way, destination, token)
-                outcome = await _attempt(destination.pool, request.method, head, body, deadline)
+                try:
+                    outcome: Answer | UpstreamFailure = await destination.pool.send(
+                        request.method, head, body, deadline, fresh=fresh
+                    )
+                except UpstreamFailure as failure:
+                    outcome = failure
                 decision = self._decide(request, outcome, destination, body, deadline, tally)
                 if isinstance(outcome, Answer):
                     last = _replace(last, outcome)
@@ -124,6 +116,7 @@ class Exchange:
                     tally.renewals += 1
                 else:
                     tally.retries += 1
+                    fresh = decision.fresh
                     await self._clock.sleep(decision.delay)
                     token = broker.current() or await broker.token(deadline.at)
         except Refusal:
@@ -156,7 +149,7 @@ class Exchange:
         destination: Destination,
         body: RequestBody,
         deadline: Deadline,
-        tally: _Tally,
+        tally: Tally,
     ) -> Decision:
         answer = outcome if isinstance(outcome, Answer) else None
         failure = outcome if isinstance(outcome, UpstreamFailure) else None
@@ -166,6 +159,7 @@ class Exchange:
             challenge=classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None,
             sent=failure.sent if failure else True,
             stale=failure.reused if failure else False,
+            prohibited=failure.prohibited if failure else False,
             retry_after=retry_after(answer.fields, self._clock.now()) if answer else None,
             replayable=body.replayable,
             keyed=value_of(request.fields, b"idempotency-key") is not None,
@@ -175,7 +169,7 @@ class Exchange:
         )
         return decide(attempt, destination.retry, self._clock.jitter())
 
-    async def _pass_on(self, answer: Answer, request: Request, way: Route, client: Client, tally: _Tally) -> None:
+    async def _pass_on(self, answer: Answer, request: Request, way: Route, client: Client, tally: Tally) -> None:
         fields = headers.incoming(answer.fields)
         if request.upstream is not None:
             base = b"http://" + (value_of(request.fields, b"host") or b"localhost")
@@ -197,28 +191,13 @@ class Exchange:
             return
         await client.end()
 
-    async def _refuse(self, refusal: Refusal, client: Client, tally: _Tally) -> None:
+    async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:
         tally.outcome = refusal.reason
         if tally.begun:
             await client.abort()
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
-
-    def _report(self, request: Request, tally: _Tally) -> None:
-        self._emit(
-            RequestDone(
-                upstream=tally.upstream,
-                method=request.method.decode("latin-1"),
-                path=request.target.partition(b"?")[0].decode("latin-1"),
-                status=tally.status,
-                outcome=str(tally.outcome),
-                attempts=tally.attempts,
-                renewals=tally.renewals,
-                retries=tally.retries,
-                seconds=self._clock.monotonic() - tally.started,
-            )
-        )
 
 
 def _check_method(request: Request, destination: Destination) -> None:
@@ -229,15 +208,6 @@ def _check_method(request: Request, destination: Destination) -> None:
         raise Refusal(
             Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
         )
-
-
-async def _attempt(
-    pool: Pool, method: bytes, head: bytes, body: RequestBody, deadline: Deadline
-) -> Answer | UpstreamFailure:
-    try:
-        return await pool.send(method, head, body, deadline)
-    except UpstreamFailure as failure:
-        return failure
 
 
 def _replace(last: Answer | None, newer: Answer) -> Answer:

@@ -27,8 +27,8 @@ class BlockSeal(Protocol):
 class Spool:
     """Append-only bytes on disk, readable from the start any number of times.
 
-    Written on the event loop: a block goes to the page cache in well under a millisecond. OSError (disk full)
-    comes out of `append`; what was appended before stays readable.
+    Written on the event loop: sealing a block and handing it to the page cache takes about a millisecond.
+    OSError (disk full) comes out of `append`; what was appended before stays readable.
     """
 
     def __init__(self, directory: Path, seal: BlockSeal) -> None:

@@ -4,6 +4,7 @@ Not reachable through the proxy: its address is one of our own listeners, which 
 """
 
 import hmac
+import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Admin:
             await self._runner.cleanup()
 
     async def _livez(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return web.json_response({"status": "ok", "pid": os.getpid()})
 
     async def _readyz(self, _: web.Request) -> web.Response:
         problems = self._source.problems()

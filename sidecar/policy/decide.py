@@ -29,9 +29,9 @@ class RetryPolicy:
 class Attempt:
     """What happened; *status* None means a failure without an answer.
 
-    *attempts* counts this one. *sent*: a byte left on an established connection. *stale*: the connection
-    came from the pool and was closed before any byte of an answer. *replayable*: the body can be sent again.
-    *keyed*: the client gave an Idempotency-Key.
+    *attempts* counts this one. *sent*: a byte left on an established connection. *stale*: the connection came
+    from the pool and was closed before any byte of an answer. *prohibited*: we refused the address.
+    *replayable*: the body can be sent again. *keyed*: the client gave an Idempotency-Key.
     """
 
     method: str
@@ -39,6 +39,7 @@ class Attempt:
     challenge: Challenge | None = None
     sent: bool = True
     stale: bool = False
+    prohibited: bool = False
     retry_after: float | None = None
     replayable: bool = True
     keyed: bool = False
@@ -65,6 +66,8 @@ class Backoff:
 
     delay: float
     why: str
+    fresh: bool = False
+    """On a new connection: the pooled ones are stale too, or lead to the wrong server."""
 
 
 Decision = Pass | Renew | Backoff
@@ -75,10 +78,12 @@ def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
     idempotent = attempt.method in policy.methods or attempt.keyed
     left = attempt.deadline_left > 0
     match attempt.status:
+        case None if attempt.prohibited:
+            return Pass("prohibited")
         case None if not attempt.sent:
             return _again(attempt, policy, jitter, "connect")
         case None if attempt.stale and attempt.attempts == 1 and idempotent and attempt.replayable and left:
-            return Backoff(0.0, "stale")
+            return Backoff(0.0, "stale", fresh=True)
         case None if idempotent:
             return _again(attempt, policy, jitter, "failure")
         case None:
@@ -90,14 +95,15 @@ def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
         case 401:
             return Renew() if attempt.replayable else Pass("not_replayable")
         case status if status in UNAPPLIED:
-            return _again(attempt, policy, jitter, str(status)) if attempt.attempts == 1 else Pass("repeated")
+            first = attempt.attempts == 1
+            return _again(attempt, policy, jitter, str(status), fresh=True) if first else Pass("repeated")
         case status if status in policy.statuses:
             return _again(attempt, policy, jitter, str(status)) if idempotent else Pass("not_idempotent")
         case _:
             return Pass("answer")
 
 
-def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str) -> Decision:
+def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fresh: bool = False) -> Decision:
     """Back off if attempts, body and deadline allow it: full jitter, but at least what Retry-After asks."""
     if attempt.attempts >= policy.attempts:
         return Pass("attempts")
@@ -108,4 +114,4 @@ def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str) -> De
         if attempt.retry_after > policy.max_retry_after:
             return Pass("retry_after")
         wait = max(wait, attempt.retry_after)
-    return Backoff(wait, why) if wait < attempt.deadline_left else Pass("deadline")
+    return Backoff(wait, why, fresh) if wait < attempt.deadline_left else Pass("deadline")

@@ -7,10 +7,10 @@ fold them the same way.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote_to_bytes
 
-from sidecar.policy.message import Fields
+from sidecar.policy.message import Fields, Request
 
 HOP_BY_HOP = frozenset(
     {
@@ -57,6 +57,13 @@ def strip_set(headers: Iterable[str], cookies: Iterable[str], query: Iterable[st
 def normal_name(name: bytes) -> bytes:
     """Return the name of a field or parameter for comparison."""
     return name.strip().lower().replace(b"_", b"-")
+
+
+def without_credentials(request: Request, strips: StripSet) -> Request:
+    """Return what may be shown of *request*: nothing that is stripped, and no cookie, since it may be a session."""
+    gone = strips.headers | {b"cookie"}
+    fields = tuple(pair for pair in request.fields if normal_name(pair[0]) not in gone)
+    return replace(request, fields=fields, target=strip_target(request.target, strips))
 
 
 def nominated(fields: Fields) -> frozenset[bytes]:

@@ -1,58 +1,58 @@
 """The sidecar as a mitmproxy addon, for `mitmdump -s` and `mitmweb -s`: the same proxy, seen through their eyes.
 
-Flows never hold a credential: the client's is taken out before mitmproxy sees a request, ours goes in after.
+Flows are a copy for the eye: the client's credential is taken out before mitmproxy sees a request, ours goes in
+after, and what an addon changes in a flow's request is not sent.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 from mitmproxy.proxy import commands
 
-from sidecar.policy.headers import CREDENTIALS, normal_name
-from sidecar.policy.message import Fields
+from sidecar.errors import ConfigurationError
 from sidecar.proxy.port import Dispatch
 
-_SECRET_FIELDS = CREDENTIALS | {b"cookie"}
+Start = Callable[[Dispatch], contextlib.AbstractAsyncContextManager[Any]]
+Prepare = Callable[[Path | None], Start]
+"""Reads the configuration at a path (None: the default places) and returns what serves it."""
 
-
-class Run(Protocol):
-    """Starts the sidecar with the configuration at a path (None: the default places)."""
-
-    def __call__(
-        self, path: Path | None, *, dispatch: Dispatch, show: Callable[[Fields], Fields]
-    ) -> contextlib.AbstractAsyncContextManager[Any]:
-        """Return a context that serves while it is open."""
-        ...
-
-
-def without_credentials(fields: Fields) -> Fields:
-    """Return what a flow may hold: no field that carries a credential of the client's."""
-    return tuple(pair for pair in fields if normal_name(pair[0]) not in _SECRET_FIELDS)
+_OPTION = "auth_sidecar_config"
 
 
 class AuthSidecar:
-    """Opens our listeners in mitmproxy's loop and hands its addons every hook; its own listener stays closed."""
+    """Opens our listeners in mitmproxy's loop and hands its addons every hook; its own listener is closed."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
+        self._start: Start | None = None
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def load(self, loader: Loader) -> None:
         """Declare the option that names the configuration file."""
-        loader.add_option(
-            "auth_sidecar_config", str, "", "Configuration file of auth-sidecar; default: its usual places"
-        )
+        loader.add_option(_OPTION, str, "", "Configuration file of auth-sidecar; default: its usual places")
+
+    def configure(self, updated: set[str]) -> None:
+        """Read the configuration; one that cannot be used ends mitmproxy with its one line and exit code 1."""
+        if _OPTION in updated and self._task is None:
+            named = getattr(ctx.options, _OPTION)
+            try:
+                self._start = self._prepare(Path(named) if named else None)
+            except ConfigurationError as error:
+                # Not OptionsError, which mitmproxy shows with a traceback; an error logged at its start ends it.
+                logging.getLogger(__name__).error("%s", error)  # noqa: TRY400
 
     async def running(self) -> None:
-        """Serve; a configuration that cannot be used ends mitmproxy with its one line."""
+        """Serve. mitmproxy's own port is closed here; in `load` that would be too late for it."""
         ctx.options.update(server=False)
-        self._task = asyncio.get_running_loop().create_task(self._serve(), name="auth-sidecar")
+        if self._start is not None:
+            self._task = asyncio.get_running_loop().create_task(self._serve(self._start), name="auth-sidecar")
 
     async def done(self) -> None:
         """Drain and close."""
@@ -60,10 +60,9 @@ class AuthSidecar:
         if self._task is not None:
             await self._task
 
-    async def _serve(self) -> None:
-        named = ctx.options.auth_sidecar_config
+    async def _serve(self, start: Start) -> None:
         try:
-            async with self._run(Path(named) if named else None, dispatch=_dispatch, show=without_credentials):
+            async with start(_dispatch):
                 await self._stop.wait()
         except Exception:
             ctx.master.shutdown()

@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 
+from sidecar.proxy.head import Head
 from sidecar.proxy.http1 import ClientHttp1
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class StartExchange(commands.StartHook):
 
     name = "auth_sidecar_exchange"
     blocking = False
-    headers: RequestHeaders
+    head: Head
+    stream_id: int
 
 
 class BridgeLayer(HttpConnection):
@@ -57,8 +59,7 @@ class BridgeLayer(HttpConnection):
             for item in event.items:
                 yield ReceiveHttp(item)
         elif isinstance(event, RequestHeaders):
-            self._link.request_begins(event)
-            yield StartExchange(event)
+            yield self._link.request_begins(event)
         elif isinstance(event, RequestData):
             self._link.body.feed(event.data)
         elif isinstance(event, RequestEndOfMessage):

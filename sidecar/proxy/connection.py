@@ -9,14 +9,14 @@ from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from sidecar.errors import REASONS, Reason, Refusal, where
-from sidecar.events import RequestDone, Trouble
+from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
 from sidecar.exchange.spool import OpenSpool
-from sidecar.policy.message import Fields, Request
+from sidecar.exchange.tally import Tally
+from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.bridge import BridgedHttpLayer, Deliver, StartExchange
-from sidecar.proxy.head import body_length
 from sidecar.proxy.http1 import Continue, FinishEarly
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.proxy.reply import Reply
@@ -67,9 +67,9 @@ class ClientConnection(LiveConnectionHandler):
         """Return the wall time, for flows."""
         return self._port.clock.now()
 
-    def shown(self, fields: Fields) -> Fields:
-        """Return the fields that a flow may hold."""
-        return self._port.show(fields)
+    def shown(self, request: Request) -> Request:
+        """Return what mitmproxy's flows may hold of *request*."""
+        return self._port.show(request)
 
     async def handle_client(self) -> None:
         """Serve the connection to its end; nothing of it is left running."""
@@ -84,7 +84,7 @@ class ClientConnection(LiveConnectionHandler):
     async def handle_hook(self, hook: commands.StartHook) -> None:
         """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
         if isinstance(hook, StartExchange):
-            await self._run_exchange(hook.headers)
+            await self._run_exchange(hook)
         elif self._port.dispatch is not None:
             await self._dispatch(hook, self._port.dispatch)
 
@@ -95,15 +95,17 @@ class ClientConnection(LiveConnectionHandler):
         except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
             self.failed(error)
 
-    def request_begins(self, event: RequestHeaders) -> None:
-        """Make room for the body of the request whose head is complete."""
+    def request_begins(self, event: RequestHeaders) -> StartExchange:
+        """Make room for the body of the request whose head is complete; return the hook that starts its exchange."""
         head = self.http.client.head
-        waits = head is not None and head.expects_continue
+        if head is None:
+            raise RuntimeError("a request without a head")
         self.body = RequestBody(
-            body_length(event.request.headers.fields),
+            head.request.length,
             open_spool=self._port.open_spool,
-            wanted=self._send_continue if waits else _nothing,
+            wanted=self._send_continue if head.expects_continue else _nothing,
         )
+        return StartExchange(head, event.stream_id)
 
     def request_complete(self) -> None:
         """The body is complete; a client that was late with it is not hurried any more."""
@@ -123,19 +125,10 @@ class ClientConnection(LiveConnectionHandler):
 
     def refused(self, refusal: Refusal) -> None:
         """Report a request that was answered before an exchange began."""
-        self._port.emit(
-            RequestDone(
-                upstream=self._port.upstream or "",
-                method="",
-                path="",
-                status=refusal.status or REASONS[refusal.reason].status,
-                outcome=refusal.reason,
-                attempts=0,
-                renewals=0,
-                retries=0,
-                seconds=0.0,
-            )
-        )
+        now = self._port.clock.monotonic()
+        status = refusal.status or REASONS[refusal.reason].status
+        tally = Tally(now, upstream=self._port.upstream or "", status=status, outcome=refusal.reason)
+        self._port.emit(tally.done(None, now))
 
     def head_pending(self, pending: bool) -> None:
         """Start or stop the time a client has to complete its head."""
@@ -148,12 +141,12 @@ class ClientConnection(LiveConnectionHandler):
         """The head of the answer is on its way: its body may follow."""
         self._head_out.set()
 
-    async def _run_exchange(self, event: RequestHeaders) -> None:
-        reply = Reply(self, event)
+    async def _run_exchange(self, hook: StartExchange) -> None:
         self._task = asyncio.current_task()
         self._idle.clear()
         self._head_out.clear()
         try:
+            reply = Reply(self, hook.head, hook.stream_id)
             with self.timeout_watchdog.disarm():
                 if self.body.length != 0:
                     # What came with the head is fed first, so that a small body goes out in one write with it.
@@ -161,7 +154,7 @@ class ClientConnection(LiveConnectionHandler):
                 if self._failure is not None:
                     await send_own(reply, Refusal(Reason.INTERNAL, FAULT))
                 else:
-                    await self._port.exchange.run(self._request(event), self.body, reply)
+                    await self._port.exchange.run(hook.head.request, self.body, reply)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  fail closed
@@ -170,20 +163,6 @@ class ClientConnection(LiveConnectionHandler):
         finally:
             self._task = None
             self._idle.set()
-
-    def _request(self, event: RequestHeaders) -> Request:
-        data = event.request.data
-        return Request(
-            method=data.method,
-            scheme=data.scheme.decode("latin-1"),
-            host=data.host,
-            port=data.port,
-            target=data.path,
-            fields=data.headers.fields,
-            length=self.body.length,
-            upstream=self._port.upstream,
-            http10=data.http_version == b"HTTP/1.0",
-        )
 
     async def deliver(self, items: Sequence[HttpEvent]) -> None:
         """Hand a part of the answer to the layers."""

@@ -77,16 +77,6 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
     return Head(request, http10 or wants_close(fields), expects and not http10)
 
 
-def body_length(fields: Fields) -> int | None:
-    """Return the length of a request body whose fields were checked before: None when chunked, 0 when there is none."""
-    for name, value in fields:
-        if name.lower() == b"transfer-encoding":
-            return None
-        if name.lower() == b"content-length":
-            return int(value)
-    return 0
-
-
 def _bad(detail: str) -> Refusal:
     return Refusal(Reason.BAD_REQUEST, detail)
 

@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http._http1 import TBodyReader, make_body_reader
 
 from sidecar.errors import Reason, Refusal
 from sidecar.exchange.answers import FAULT, own_answer
-from sidecar.policy.message import Fields
+from sidecar.policy.message import Fields, Request
 from sidecar.proxy.head import MAX_HEAD, Head, parse_head
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ class ClientHttp1(Http1Server):
         except Refusal as refusal:
             yield from self._refuse(refusal)
             return
-        yield from self._begin(self.head)
+        yield from self._begin(self._link.shown(self.head.request))
         yield from self.state(event)
 
-    def _begin(self, head: Head) -> layer.CommandGenerator[None]:
-        request = head.request
+    def _begin(self, request: Request) -> layer.CommandGenerator[None]:
+        """Let mitmproxy see *request*; the exchange takes its own from the head."""
         self._ended_early = False
         self.response = None
         self.request = http.Request(
@@ -124,7 +124,7 @@ class ClientHttp1(Http1Server):
             authority=b"",
             path=request.target,
             http_version=b"HTTP/1.0" if request.http10 else b"HTTP/1.1",
-            headers=http.Headers(_without_expect(self._link.shown(request.fields))),
+            headers=http.Headers(_without_expect(request.fields)),
             content=None,
             trailers=None,
             timestamp_start=self._link.now(),
@@ -138,11 +138,10 @@ class ClientHttp1(Http1Server):
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Read the body; broken framing is told to the client before the connection closes."""
         for command in super().read_body(event):
-            broken = getattr(self.body_reader, "failed", False)
-            if broken and isinstance(command, commands.CloseConnection) and self.response is None:
-                answer = own_answer(Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed"))
-                yield commands.SendData(self.conn, answer.encode())
-            yield command
+            if getattr(self.body_reader, "failed", False) and isinstance(command, commands.CloseConnection):
+                yield from self._refuse(Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed"))
+            else:
+                yield command
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         """Write what mitmproxy wants to tell the client; its own error pages are replaced by ours."""

@@ -10,7 +10,7 @@ from sidecar.clock import Clock
 from sidecar.events import Emit
 from sidecar.exchange.exchange import Exchange
 from sidecar.exchange.spool import OpenSpool
-from sidecar.policy.message import Fields
+from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 
 Dispatch = Callable[[commands.StartHook], Awaitable[None]]
@@ -20,8 +20,8 @@ Dispatch = Callable[[commands.StartHook], Awaitable[None]]
 class Port:
     """What all connections of one listener share.
 
-    *upstream* and *origin*: those of a reverse port, None on the proxy port. *show*: what of a request's fields
-    a flow may hold. *dispatch*: where mitmproxy's hooks go, None when no addon listens.
+    *upstream* and *origin*: those of a reverse port, None on the proxy port. *show*: what of a request a
+    flow may hold. *dispatch*: where mitmproxy's hooks go, None when no addon listens.
     """
 
     exchange: Exchange
@@ -29,7 +29,7 @@ class Port:
     clock: Clock
     emit: Emit
     open_spool: OpenSpool
-    show: Callable[[Fields], Fields]
+    show: Callable[[Request], Request]
     dispatch: Dispatch | None = None
     upstream: str | None = None
     origin: Origin | None = None

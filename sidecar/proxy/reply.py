@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
-from mitmproxy.proxy.layers.http import RequestHeaders, ResponseData, ResponseEndOfMessage, ResponseHeaders
+from mitmproxy.proxy.layers.http import ResponseData, ResponseEndOfMessage, ResponseHeaders
 
 from sidecar.policy.message import Fields
+from sidecar.proxy.head import Head
 
 if TYPE_CHECKING:
     from sidecar.proxy.connection import ClientConnection
@@ -16,22 +17,20 @@ _EMPTY_STATUSES = frozenset({204, 304})
 class Reply:
     """Frames an answer for its client and hands it to the layers, waiting while the client takes no more."""
 
-    def __init__(self, link: "ClientConnection", event: RequestHeaders) -> None:
+    def __init__(self, link: "ClientConnection", head: Head, stream_id: int) -> None:
         self._link = link
-        self._stream = event.stream_id
-        self._request = event.request
-        head = link.http.client.head
-        self._close = head is not None and head.close
+        self._stream = stream_id
+        self._head = head
         self._chunked = False
 
     async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
         """Send the head, framed for this client: an HTTP/1.0 client gets no chunks but the end of the stream."""
         extra = []
-        bodiless = status in _EMPTY_STATUSES or self._request.data.method == b"HEAD"
-        self._chunked = chunked and not bodiless and self._request.data.http_version != b"HTTP/1.0"
+        bodiless = status in _EMPTY_STATUSES or self._head.request.method == b"HEAD"
+        self._chunked = chunked and not bodiless and not self._head.request.http10
         if self._chunked:
             extra.append((b"Transfer-Encoding", b"chunked"))
-        if self._close:
+        if self._head.close:
             extra.append((b"Connection", b"close"))
         now = self._link.now()
         response = http.Response(

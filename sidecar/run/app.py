@@ -4,28 +4,30 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar import __version__
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import client_context, read_material
 from sidecar.clock import Clock
-from sidecar.events import Emit, Ready
+from sidecar.events import Emit, Ready, Trouble
+from sidecar.exchange.attempt import Patience
 from sidecar.exchange.exchange import Exchange
 from sidecar.exchange.ports import Destination
 from sidecar.exchange.spool import Spool
 from sidecar.exchange.upstream import Pool
 from sidecar.observe.admin import Admin, Source
 from sidecar.policy.decide import RetryPolicy
-from sidecar.policy.headers import strip_set
-from sidecar.policy.message import Fields
+from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set, without_credentials
+from sidecar.policy.message import Request
 from sidecar.proxy.listener import Listener, proxy_options
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import make_broker, make_issuer
 from sidecar.run.state import RunFile, admin_token, open_store, prepare
 from sidecar.run.status import problems, status
-from sidecar.settings import Settings, Upstream
+from sidecar.settings import Settings, Upstream, secret_references
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
 
@@ -48,13 +50,12 @@ async def running(
     clock: Clock,
     emit: Emit,
     dispatch: Dispatch | None = None,
-    show: Callable[[Fields], Fields] = lambda fields: fields,
 ) -> AsyncIterator[App]:
     """Serve while the context is open, in the running event loop.
 
-    *dispatch*: where mitmproxy's hooks go; *show*: what of a request's fields its flows may hold. On leaving,
-    nothing new is accepted, requests in flight get `GRACE_SECONDS`, a running renewal is finished and stored.
-    Raises ConfigurationError before anything is served.
+    *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. On leaving,
+    readiness ends, nothing new is accepted, requests in flight get `GRACE_SECONDS`, a running renewal is
+    finished and stored. Raises ConfigurationError before anything is served.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
@@ -71,7 +72,8 @@ async def running(
             destinations[name] = await _destination(upstream, issuer, broker, tuple(bound.values()))
             stack.push_async_callback(destinations[name].pool.aclose)
         brokers = {name: destination.broker for name, destination in destinations.items()}
-        admin = Admin(_source(settings, brokers, addresses, clock), admin_token(settings))
+        stopping = asyncio.Event()
+        admin = Admin(_source(settings, brokers, addresses, clock, stopping), admin_token(settings))
         stack.push_async_callback(admin.aclose)
         for broker in brokers.values():
             await broker.start()
@@ -81,17 +83,21 @@ async def running(
             clock=clock,
             emit=emit,
             open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
-            show=show,
+            show=partial(without_credentials, strips=_all_strips(destinations)) if dispatch else _as_it_is,
             dispatch=dispatch,
         )
         await admin.serve(listeners.pop("admin").socket)
         stack.push_async_callback(_drain, tuple(listeners.values()), clock)
+        stack.callback(stopping.set)
         await listeners.pop("proxy").serve(common)
         for name, listener in listeners.items():
             origin = settings.upstreams[name].origin
             await listener.serve(dataclasses.replace(common, upstream=name, origin=origin))
         stack.enter_context(RunFile(settings, addresses))
         emit(Ready(addresses=addresses, version=__version__))
+        for key, reference in secret_references(settings):
+            if reference.value is not None:
+                emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
         yield App(addresses, brokers)
 
 
@@ -116,9 +122,9 @@ async def _destination(
     pool = Pool(
         upstream.origin,
         context=context,
-        connect_timeout=upstream.timeout.connect,
-        idle_timeout=upstream.timeout.idle,
-        first_byte_timeout=upstream.timeout.first_byte,
+        patience=Patience(
+            connect=upstream.timeout.connect, first_byte=upstream.timeout.first_byte, idle=upstream.timeout.idle
+        ),
         addresses=upstream.addresses,
         own_addresses=lambda: own,
     )
@@ -142,7 +148,24 @@ async def _destination(
     )
 
 
-def _source(settings: Settings, brokers: dict[str, Broker], addresses: dict[str, str], clock: Clock) -> Source:
+def _all_strips(destinations: Mapping[str, Destination]) -> StripSet:
+    """Return what any upstream strips; what one keeps may be another's credential."""
+    strips = [destination.strips for destination in destinations.values()]
+    return StripSet(
+        CREDENTIALS.union(*(each.headers for each in strips)),
+        frozenset().union(*(each.cookies for each in strips)),
+        CREDENTIAL_PARAMETERS.union(*(each.query for each in strips)),
+    )
+
+
+def _as_it_is(request: Request) -> Request:
+    """Return *request*: nobody looks at flows."""
+    return request
+
+
+def _source(
+    settings: Settings, brokers: dict[str, Broker], addresses: dict[str, str], clock: Clock, stopping: asyncio.Event
+) -> Source:
     async def renew(name: str) -> None:
         await brokers[name].renew()
 
@@ -151,7 +174,7 @@ def _source(settings: Settings, brokers: dict[str, Broker], addresses: dict[str,
 
     return Source(
         status=lambda: status(brokers, addresses, __version__, clock),
-        problems=lambda: problems(settings.upstreams, brokers),
+        problems=lambda: {"sidecar": "shutting down"} if stopping.is_set() else problems(settings.upstreams, brokers),
         renew=renew,
         revoke=revoke,
         upstreams=lambda: brokers,

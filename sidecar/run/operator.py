@@ -32,12 +32,13 @@ def act(settings: Settings, action: Action, upstream: str | None) -> dict[str, A
 
 
 async def _act(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    address = read_run_file(settings.state_dir).get("addresses", {}).get("admin")
-    if address:
+    run_file = read_run_file(settings.state_dir)
+    if address := run_file.get("addresses", {}).get("admin"):
         async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=_SHORT) as client:
             try:
-                running = (await client.get("/livez")).status_code == httpx.codes.OK
-            except httpx.HTTPError:
+                # Another process may have taken the address of one that was killed: it must not get the admin token.
+                running = (await client.get("/livez")).json().get("pid") == run_file.get("pid")
+            except (httpx.HTTPError, ValueError, AttributeError):
                 running = False
             if running:
                 return await _remotely(client, settings, action, names)

@@ -10,21 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sidecar.clock import SystemClock
-from sidecar.events import Emit, Event, Ready, Trouble
+from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
-from sidecar.policy.message import Fields
 from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
-from sidecar.settings import Settings, check_secrets, load, secret_references
+from sidecar.settings import Settings, check_secrets, load
 
 
-def from_file(
-    path: Path | None, *, dispatch: Dispatch, show: Callable[[Fields], Fields]
-) -> contextlib.AbstractAsyncContextManager[App]:
-    """Return a sidecar that serves while its context is open, from a configuration file."""
+def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyncContextManager[App]]:
+    """Read a configuration file and return what makes a sidecar of it, which serves while its context is open.
+
+    Raises ConfigurationError.
+    """
     settings = load(path)
+    check_secrets(settings)
     emit = make_emit(settings.log.format, settings.log.level)
-    return running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch, show=show)
+    return lambda dispatch: running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch)
 
 
 def serve(settings: Settings) -> None:
@@ -46,9 +47,6 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask_to_stop)
         async with running(settings, clock=SystemClock(), emit=emit):
-            for key, reference in secret_references(settings):
-                if reference.value is not None:
-                    emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
             await stop.wait()
 
     asyncio.run(main())

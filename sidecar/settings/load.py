@@ -173,9 +173,9 @@ def _one_line(error: ValidationError, path: Path | None) -> str:
         message = f"unknown key; expected one of: {', '.join(known)}"
         if known == list(SecretReference.model_fields):
             location = location[:-1]  # in braces, the secret itself would be the key
-    key = ".".join(str(part) for part in location) or "configuration"
+    key = ".".join(str(part) for part in location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{path or 'configuration'}: {key}: {message}{more}"
+    return ": ".join(filter(None, (str(path or "configuration"), key, message + more)))
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

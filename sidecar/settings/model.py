@@ -18,6 +18,20 @@ from sidecar.settings.values import Address, Duration, HostPort, Margin, MarginV
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_NAME = _METHOD
+_RESERVED = frozenset(
+    {
+        "client_assertion",
+        "client_assertion_type",
+        "client_id",
+        "client_secret",
+        "grant_type",
+        "password",
+        "refresh_token",
+        "scope",
+        "username",
+    }
+)
+"""Parameters of a token request that keys of their own, or the grant, decide."""
 
 
 def _loopback(address: HostPort) -> HostPort:
@@ -114,8 +128,7 @@ class OAuth2(Model):
             raise ValueError("grant password needs username and password")
         if self.grant == "refresh_token" and self.refresh_token is None:
             raise ValueError("grant refresh_token needs refresh_token, the first one")
-        reserved = {"grant_type", "client_id", "client_secret", "scope", "refresh_token", "username", "password"}
-        if clash := sorted(reserved & self.extra.keys()):
+        if clash := sorted(_RESERVED & self.extra.keys()):
             raise ValueError(f"extra cannot set {', '.join(clash)}; use the key of that name")
         return self
 
@@ -220,11 +233,13 @@ class Settings(Model):
     listen: Listen = Listen()
     state_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_state_dir)
     store: Store = Store()
-    upstreams: Annotated[dict[str, Upstream], Field(min_length=1)]
+    upstreams: dict[str, Upstream]
     log: Log = Log()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        if not self.upstreams:
+            raise ValueError("upstreams: expected at least one, such as plm: {base_url: ..., oauth2: {...}}")
         for name in self.upstreams:
             if not _UPSTREAM_NAME.fullmatch(name) or name in ("proxy", "admin"):
                 raise ValueError(f"upstreams.{name}: expected a name like [a-z][a-z0-9_]*, not proxy or admin")

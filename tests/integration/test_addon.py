@@ -10,7 +10,9 @@ from sidecar.emulator import Emulator, Switches
 from tests.canary import canary
 from tests.rig import configuration, raw, status_of
 
-ADDON = Path(__file__).parents[2] / "addons/auth_sidecar.py"
+TOP = Path(__file__).parents[2]
+ADDON = TOP / "addons/auth_sidecar.py"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}
 
 
 def _free_port() -> int:
@@ -45,6 +47,7 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
                 stdout=stream,
                 stderr=stream,
                 cwd=tmp_path,
+                env=ENVIRONMENT,
             )
         try:
             async with asyncio.timeout(30):
@@ -52,10 +55,14 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
                     await asyncio.sleep(0.1)
             target = plm.base_url.replace("https://", "http://", 1).encode()
             secret = canary("own").encode()
-            head = b"POST %b/echo/x HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\nCookie: s=%b\r\n" % (
-                target,
-                secret,
-                secret,
+            head = (
+                b"POST %b/echo/x?access_token=%b HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\nCookie: s=%b\r\n"
+                % (
+                    target,
+                    secret,
+                    secret,
+                    secret,
+                )
             )
             answer = await raw(port, head + b"Content-Length: 2\r\nConnection: close\r\n\r\nhi")
         finally:
@@ -68,3 +75,25 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
     assert code == 0
     assert [entry["request"]["method"] for entry in har["log"]["entries"]] == ["POST"]
     assert plm.counters.unissued == 0
+    assert b"s=" + secret in answer
+    assert b"access_token" not in answer
+
+
+async def test_bad_configuration_ends_mitmdump(tmp_path: Path) -> None:
+    """A configuration that cannot be used is one line and exit code 1, not a proxy without us."""
+    (tmp_path / "config.yaml").write_text("upstreams: {}")
+    command = shutil.which("mitmdump", path=str(Path(sys.executable).parent))
+    assert command is not None
+    options = ["--set", f"auth_sidecar_config={tmp_path / 'config.yaml'}", "--set", f"confdir={tmp_path / 'conf'}"]
+    process = await asyncio.create_subprocess_exec(
+        *(command, "-s", str(ADDON), "--set", "server=false", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=ENVIRONMENT,
+    )
+    async with asyncio.timeout(30):
+        output, _ = await process.communicate()
+
+    assert process.returncode == 1
+    assert b"config.yaml: upstreams:" in output
+    assert b"Traceback" not in output

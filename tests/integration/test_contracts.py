@@ -18,7 +18,7 @@ from yarl import URL
 
 from sidecar.proxy.bridge import StartExchange
 from sidecar.proxy.listener import proxy_options
-from tests.rig import recorder
+from tests.rig import Seen, recorder
 
 
 def test_mitmproxy_is_the_minor_version_we_know() -> None:
@@ -139,6 +139,32 @@ async def test_connector_and_protocol_serve_without_a_session() -> None:
 
     assert protocols[0] is protocols[1]
     assert upstream.seen[0].line == b"get /raw? HTTP/1.1"
+
+
+async def test_protocol_waits_for_a_slow_reader_and_times_a_silent_writer() -> None:
+    """`_drain_helper` waits while the peer takes nothing; `start_timeout` with `read_timeout` ends a silent answer."""
+
+    async def silent(seen: Seen, _: object, __: object) -> None:
+        await asyncio.sleep(1)
+
+    async with recorder(silent, read_body=False) as upstream:
+        connector = aiohttp.TCPConnector()
+        target = ClientRequest("GET", URL(upstream.url), loop=asyncio.get_running_loop())
+        connection = await connector.connect(target, [], aiohttp.ClientTimeout())
+        protocol = connection.protocol
+        assert protocol is not None
+        assert connection.transport is not None
+        protocol.set_response_params(read_until_eof=True)
+        connection.transport.write(b"PUT / HTTP/1.1\r\n\r\n" + bytes(16 << 20))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await protocol._drain_helper()
+        protocol.read_timeout = 0.05
+        protocol.start_timeout()
+        with pytest.raises(aiohttp.SocketTimeoutError):
+            await protocol.read()
+        connection.close()
+        await connector.close()
 
 
 async def test_socket_factory_sees_the_address_before_it_is_dialled() -> None:

@@ -29,7 +29,7 @@ PLACES: dict[str, Break] = {
     "parser": lambda patch: patch.setattr(http1, "parse_head", _boom),
     "flow": lambda patch: patch.setattr(http1, "_without_expect", _boom),
     "body": lambda patch: patch.setattr(connection, "RequestBody", _boom),
-    "request": lambda patch: patch.setattr(connection, "Request", _boom),
+    "reply": lambda patch: patch.setattr(connection, "Reply", _boom),
     "route": lambda patch: patch.setattr(exchange, "route", _boom),
     "strip": lambda patch: patch.setattr(headers, "outgoing", _boom),
     "target": lambda patch: patch.setattr(headers, "strip_target", _boom),

@@ -54,22 +54,31 @@ UNAPPLIED = ({"status": 421}, {"status": 425})
 CONFIGURED = ({"status": 429}, {"status": 502}, {"status": 503}, {"status": 504})
 
 ROWS = (
+    Row(
+        "the address may not be connected to", "any", "pass", (NOTHING_SENT | {"prohibited": True},), Pass("prohibited")
+    ),
     Row("no connection: nothing was sent", "any", "back off", (NOTHING_SENT,), Backoff(0.1, "connect")),
     Row(
         "a pooled connection was closed before any answer, first attempt",
         "idempotent",
         "again at once",
         (STALE, STALE | {"renewals": 1}),
-        Backoff(0.0, "stale"),
+        Backoff(0.0, "stale", fresh=True),
     ),
     Row(
-        "the same, later attempt",
+        "a pooled connection was closed before any answer, later attempt",
         "idempotent",
         "back off",
         (STALE | {"attempts": 2},),
         Backoff(0.2, "failure"),
     ),
-    Row("the same, any attempt", "other", "pass", (STALE, STALE | {"attempts": 2}), Pass("not_idempotent")),
+    Row(
+        "a pooled connection was closed before any answer",
+        "other",
+        "pass",
+        (STALE, STALE | {"attempts": 2}),
+        Pass("not_idempotent"),
+    ),
     Row(
         "sent, and no answer: reset, end of stream, time-out",
         "idempotent",
@@ -77,7 +86,7 @@ ROWS = (
         (CUT_OFF,),
         Backoff(0.1, "failure"),
     ),
-    Row("the same", "other", "pass", (CUT_OFF,), Pass("not_idempotent")),
+    Row("sent, and no answer: reset, end of stream, time-out", "other", "pass", (CUT_OFF,), Pass("not_idempotent")),
     Row(
         "401 with a Bearer challenge, with none, or with one that cannot be read; no renewal yet",
         "any",
@@ -85,7 +94,7 @@ ROWS = (
         (FIRST_401, FIRST_401 | {"attempts": 3}, FIRST_401 | {"deadline_left": 0.0}),
         Renew(),
     ),
-    Row("the same, after a renewal", "any", "pass", (FIRST_401 | {"renewals": 1},), Pass("renewed")),
+    Row("such a 401 after a renewal", "any", "pass", (FIRST_401 | {"renewals": 1},), Pass("renewed")),
     Row(
         "401 with `insufficient_scope`, or with other schemes only: Basic, Digest, Negotiate, DPoP",
         "any",
@@ -94,9 +103,9 @@ ROWS = (
         Pass("challenge"),
     ),
     Row("403", "any", "pass", ({"status": 403},), Pass("answer")),
-    Row("421, 425, first attempt", "any", "back off", (UNAPPLIED[0],), Backoff(0.1, "421")),
+    Row("421, 425, first attempt", "any", "back off", (UNAPPLIED[0],), Backoff(0.1, "421", fresh=True)),
     Row(
-        "the same, later attempt",
+        "421, 425, later attempt",
         "any",
         "pass",
         tuple(answer | {"attempts": 2} for answer in UNAPPLIED),
@@ -105,7 +114,7 @@ ROWS = (
     Row(
         "429, 502, 503, 504: those of `retry.statuses`", "idempotent", "back off", (CONFIGURED[0],), Backoff(0.1, "429")
     ),
-    Row("the same", "other", "pass", CONFIGURED, Pass("not_idempotent")),
+    Row("429, 502, 503, 504: those of `retry.statuses`", "other", "pass", CONFIGURED, Pass("not_idempotent")),
     Row(
         "500, 501 and other 5xx",
         "any",
@@ -127,28 +136,28 @@ ROWS = (
 
 LIMITS = (
     Row(
-        "`retry.attempts` are used up",
+        "back off, but `retry.attempts` are used up",
         "any",
         "pass",
         (NOTHING_SENT | {"attempts": 3}, NOTHING_SENT | {"attempts": 4}),
         Pass("attempts"),
     ),
     Row(
-        "something was sent, and the body was not kept",
+        "back off or renew, but something was sent and the body was not kept",
         "any",
         "pass",
         tuple(answer | {"replayable": False} for answer in (*UNAPPLIED, FIRST_401)),
         Pass("not_replayable"),
     ),
     Row(
-        "`Retry-After` is over `retry.max_retry_after`",
+        "back off, but `Retry-After` is over `retry.max_retry_after`",
         "any",
         "pass",
         tuple(answer | {"retry_after": seconds} for answer in UNAPPLIED for seconds in (30.1, 1e12, float("inf"))),
         Pass("retry_after"),
     ),
     Row(
-        "the wait does not fit into `timeout.total`",
+        "back off, but the wait does not fit into `timeout.total`",
         "any",
         "pass",
         (

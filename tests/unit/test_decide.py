@@ -50,8 +50,10 @@ def test_row(row: Row) -> None:
 @pytest.mark.parametrize("answer", [*UNAPPLIED, *CONFIGURED])
 @pytest.mark.parametrize("method", METHODS["idempotent"])
 def test_every_status_of_a_row_backs_off(answer, method) -> None:
-    """The log says which status it was."""
-    assert decide(Attempt(**answer, **method), POLICY, JITTER) == Backoff(0.1, str(answer["status"]))
+    """The log says which status it was; one that may come of the connection is tried again on a new one."""
+    fresh = answer in UNAPPLIED
+
+    assert decide(Attempt(**answer, **method), POLICY, JITTER) == Backoff(0.1, str(answer["status"]), fresh)
 
 
 @pytest.mark.parametrize("attempt", [CUT_OFF, *CONFIGURED, CUT_OFF | {"stale": True}])
@@ -75,14 +77,16 @@ def test_stale_connection_is_not_tried_again_too_late() -> None:
     """At once is still too late when the time is over."""
     stale = {"status": None, "stale": True, "method": "GET"}
 
-    assert decide(Attempt(**stale, deadline_left=0.001), POLICY, JITTER) == Backoff(0.0, "stale")
+    assert decide(Attempt(**stale, deadline_left=0.001), POLICY, JITTER) == Backoff(0.0, "stale", fresh=True)
     assert decide(Attempt(**stale, deadline_left=0.0), POLICY, JITTER) == Pass("deadline")
     assert decide(Attempt(**stale, deadline_left=-1.0), POLICY, JITTER) == Pass("deadline")
 
 
 def test_stale_connection_does_not_cost_an_attempt_of_the_policy() -> None:
     """Not the upstream failed but the pool: who configured one attempt gets it on a connection that lives."""
-    assert decide(Attempt(status=None, stale=True, method="GET"), RetryPolicy(attempts=1), 0.5) == Backoff(0.0, "stale")
+    assert decide(Attempt(status=None, stale=True, method="GET"), RetryPolicy(attempts=1), 0.5) == Backoff(
+        0.0, "stale", fresh=True
+    )
     assert decide(Attempt(status=None, method="GET"), RetryPolicy(attempts=1), 0.5) == Pass("attempts")
 
 
@@ -139,7 +143,7 @@ def test_policy_is_the_operators() -> None:
     assert decide(Attempt(status=503, method="POST"), policy, JITTER) == Pass("answer")
     assert decide(Attempt(status=500, method="GET"), policy, JITTER) == Pass("not_idempotent")
     assert decide(Attempt(status=None, method="POST"), policy, JITTER) == Backoff(0.75, "failure")
-    assert decide(Attempt(status=421, method="PATCH"), policy, JITTER) == Backoff(0.75, "421")
+    assert decide(Attempt(status=421, method="PATCH"), policy, JITTER) == Backoff(0.75, "421", fresh=True)
     everything = RetryPolicy(statuses=frozenset(range(400, 600)))
     assert decide(Attempt(status=401, challenge=Challenge.SCOPE, method="GET"), everything, JITTER) == Pass("challenge")
     assert decide(Attempt(status=425, method="GET", attempts=2), everything, JITTER) == Pass("repeated")
@@ -180,7 +184,7 @@ POLICIES = st.builds(
 JITTERS = st.floats(0, 1, exclude_max=True)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     outcomes=st.lists(OUTCOMES, min_size=14, max_size=14),
     policy=st.one_of(st.just(POLICY), POLICIES),
@@ -252,9 +256,9 @@ def test_every_attempt_yields_a_decision(
         assert decision.why == "stale" or (made.retry_after or 0.0) <= policy.max_retry_after
 
 
-@pytest.mark.parametrize("status", range(1000))
-def test_every_status_yields_a_decision(status: int) -> None:
+def test_every_status_yields_a_decision() -> None:
     """For a POST only three of them lead to another attempt."""
-    decision = decide(Attempt(status=status, challenge=Challenge.TOKEN, method="POST"), POLICY, JITTER)
+    made = [Attempt(status=status, challenge=Challenge.TOKEN, method="POST") for status in range(1000)]
+    repeated = [attempt.status for attempt in made if not isinstance(decide(attempt, POLICY, JITTER), Pass)]
 
-    assert isinstance(decision, Pass) is (status not in (401, 421, 425))
+    assert repeated == [401, 421, 425]

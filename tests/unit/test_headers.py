@@ -1,5 +1,6 @@
 """What leaves us: the client's credentials never, ours exactly once, everything else byte for byte."""
 
+import dataclasses
 from urllib.parse import parse_qsl
 
 import pytest
@@ -18,8 +19,9 @@ from sidecar.policy.headers import (
     strip_set,
     strip_target,
     wants_close,
+    without_credentials,
 )
-from sidecar.policy.message import value_of
+from sidecar.policy.message import Request, value_of
 from tests.canary import WORD, canary
 
 BUILT_IN = strip_set((), (), (), ())
@@ -343,6 +345,29 @@ def test_query_without_credentials_is_never_touched(query: bytes) -> None:
     target = b"/p?" + query
 
     assert strip_target(target, strip_set([], [], [], ["access_token"])) == target
+
+
+def test_what_is_shown_of_a_request_holds_no_credential() -> None:
+    """Neither the fields nor the parameters that are stripped, and no cookie at all; the rest is what was sent."""
+    shown = (b"Accept", b"x"), (b"Connection", b"close"), (b"X-Api-Keys", b"1")
+    hidden = [
+        (name, THEIRS) for name in (b"authorization", b"Proxy_Authorization", b"x-API-key", b"COOKIE", b"X_Session")
+    ]
+    request = Request(
+        method=b"GET",
+        scheme="https",
+        host="h",
+        port=443,
+        target=b"/a?b=1&access_token=CANARY&sid=CANARY",
+        fields=(shown[0], *hidden, *shown[1:]),
+        length=None,
+        upstream="u",
+        http10=True,
+    )
+    result = without_credentials(request, strip_set(["X-Session"], [], ["sid"], []))
+
+    assert result == dataclasses.replace(request, fields=shown, target=b"/a?b=1")
+    assert WORD not in repr(result)
 
 
 @pytest.mark.parametrize("name", [b"X-Api-Key", b" x_api_KEY\t", b"x-api_key"])

@@ -145,7 +145,7 @@ def test_key_file_is_made_once(tmp_path: Path) -> None:
     finally:
         os.umask(umask)
     assert load_or_create_key_file(path) == text
-    assert parse_keys([text])
+    assert isinstance(parse_keys([text]), KeyRing)
     assert (mode(path), mode(path.parent)) == (0o600, 0o700)
     assert list(path.parent.iterdir()) == [path]
 

@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,12 +143,14 @@ async def test_an_open_sqlite_file_is_closed_to_others(tmp_path: Path, sqlite: S
 
 async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow disk does not stop requests: the database is opened and used in one thread of its own."""
-    connect, used = sqlite3.connect, []
-    monkeypatch.setattr(
-        sqlite3,
-        "connect",
-        lambda *args, **kwargs: (used.append(threading.current_thread()), connect(*args, **kwargs))[1],
-    )
+    connect = sqlite3.connect
+    used: list[threading.Thread] = []
+
+    def noted(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        used.append(threading.current_thread())
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
     await asyncio.gather(*(sqlite.write(KEY, generation, b"data") for generation in range(1, 20)))
     assert len(used) == 1
     assert used[0] is not threading.current_thread()
