@@ -42,8 +42,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], ClientConnection] = {}
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self.socket = socket.create_server((host, port_number), family=family, backlog=_BACKLOG)
+            self.socket = _bound(host, port_number)
         except OSError as error:
             raise ConfigurationError(
                 f"{name}: cannot listen on {host}:{port_number}: {error.strerror}; expected a free local address"
@@ -92,3 +91,21 @@ class Listener:
             connection.abort()
         if self._connections:
             await asyncio.wait(tuple(self._connections), timeout=1)
+
+
+def _bound(host: str, port_number: int) -> socket.socket:
+    """Return a listening socket.
+
+    With its protocol named, unlike `socket.create_server`: asyncio sets TCP_NODELAY on connections of such
+    sockets only, and without it the body of every answer on a kept connection waits 40 ms for an ACK.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port_number))
+        bound.listen(_BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from sidecar.proxy.listener import Listener
 from tests.rig import (
     OK,
     Recorder,
@@ -324,6 +326,24 @@ async def test_broken_answer_is_a_502_without_its_bytes(upstream: Recorder, rig:
     assert problem_of(got)["reason"] == "upstream_unreachable"
     assert b"CANARY-upstream" not in got
     assert len(upstream.seen) == 1
+
+
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Connections of our listeners have TCP_NODELAY, which asyncio sets only where the socket names its protocol."""
+    accepted: asyncio.Queue[int] = asyncio.Queue()
+
+    def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.put_nowait(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = Listener("127.0.0.1", 0, "listen.proxy")
+    async with await asyncio.start_server(look, sock=listener.socket):
+        _, writer = await asyncio.open_connection(*listener.address)
+        no_delay = await accepted.get()
+        writer.close()
+    await listener.aclose()
+
+    assert no_delay
 
 
 async def test_pipelined_requests_are_answered_in_order(upstream: Recorder, rig: Rig) -> None:
