@@ -80,7 +80,7 @@ class Pool:
                 while True:
                     connection = await self._connector.connect(self._target, [], aiohttp.ClientTimeout())
                     protocol = connection.protocol
-                    born = self._since.get(protocol) if protocol else None
+                    born = None if protocol is None else self._since.get(protocol)
                     if protocol is None or protocol.should_close or not protocol.is_connected():
                         connection.close()
                     elif born is None:

@@ -181,6 +181,28 @@ async def test_token_commands_with_and_without_a_running_sidecar(tmp_path: Path,
             await acts()
 
 
+async def test_admin_token_goes_to_no_stranger(tmp_path: Path) -> None:
+    """An address in a left-over `run.json` that another process has taken since is not sent the admin token."""
+    asked: list[bytes] = []
+
+    async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}')
+        writer.close()
+
+    async with await asyncio.start_server(stranger, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/run.json").write_text(json.dumps({"pid": 1, "addresses": {"admin": address}}))
+        arguments = ("token", "revoke", "--json", "-c", str(_file(tmp_path)))
+        result = await asyncio.to_thread(_run, *arguments, cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["plm"]["state"] == "none"
+    assert [line.split(b" ")[1] for line in asked] == [b"/livez"]
+    assert not any(b"authorization" in line.lower() for line in asked)
+
+
 async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> None:
     """`run` prints one ready line, answers health and status, finishes what is in flight on SIGTERM, and exits 0."""
     async with Emulator.start(switches=Switches(supplier_lifetime=None)) as plm:
@@ -202,6 +224,9 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
             slow = asyncio.create_task(raw(sidecar.port(), request))
             await asyncio.sleep(0.3)
             sidecar.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            async with httpx.AsyncClient(base_url=admin, trust_env=False) as client:
+                stopping = await client.get("/readyz")
             answer = await slow
             code = await sidecar.process.wait()
             refused = False
@@ -215,6 +240,7 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
     assert (foreign.status_code, unproven.status_code, unknown.status_code) == (403, 401, 404)
     assert run_file["addresses"] == sidecar.addresses
     assert run_file["pid"] == sidecar.process.pid
+    assert stopping.status_code == 503
     assert status_of(answer) == 200
     assert code == 0
     assert refused

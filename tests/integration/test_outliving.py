@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.emulator import Emulator, Switches
 from sidecar.events import LifetimeDiffers, Renewal, RequestDone
+from sidecar.exchange import upstream as upstream_module
 from tests.process import start_sidecar
 from tests.rig import (
     Recorder,
@@ -135,7 +136,7 @@ async def _rig(
     async with (
         recorder(script) as record,
         token_server() as issuer,
-        sidecar(configuration(record.url, issuer.url, tmp_path, retry={"base": "1ms"}, **upstream)) as rig,
+        sidecar(configuration(record.url, issuer.url, tmp_path, **{"retry": {"base": "1ms"}, **upstream})) as rig,
     ):
         await rig.app.brokers["plm"].token(asyncio.get_running_loop().time() + 5)
         yield rig, record, issuer
@@ -306,6 +307,17 @@ async def test_connections_are_shared_between_clients(tmp_path: Path) -> None:
     assert record.connections == 1
 
 
+async def test_misdirected_request_gets_a_new_connection(tmp_path: Path) -> None:
+    """421 is repeated, also for a POST, on a connection that did not lead to the server that said so."""
+    async with _rig(tmp_path, _answering(OK, _response(b"421 Misdirected"), OK)) as (rig, record, _):
+        head = b"POST %b/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n" % record.url.encode()
+        answers = [await raw(rig.port(), head + CLOSE) for _number in range(2)]
+
+    assert [status_of(answer) for answer in answers] == [200, 200]
+    assert len(record.seen) == 3
+    assert record.connections == 2
+
+
 async def test_silent_upstream_is_a_504(tmp_path: Path) -> None:
     """An upstream that takes the request and says nothing is given up at its deadline; a POST is not repeated."""
 
@@ -378,8 +390,11 @@ async def test_addresses_outside_the_configured_ones_are_not_dialled(tmp_path: P
     async with _rig(tmp_path, addresses=["192.0.2.0/24"]) as (rig, record, _):
         answer = await raw(rig.port(), b"GET %b/x HTTP/1.1\r\nHost: a\r\n" % record.url.encode() + CLOSE)
 
+        done = [event for event in rig.events if isinstance(event, RequestDone)]
+
     assert problem_of(answer)["reason"] == "upstream_unreachable"
     assert record.connections == 0
+    assert done[-1].attempts == 1
 
 
 async def test_unreachable_upstream_is_a_502(tmp_path: Path) -> None:
@@ -399,3 +414,27 @@ async def test_unreachable_upstream_is_a_502(tmp_path: Path) -> None:
 async def _get(rig: Rig, path: str) -> httpx.Response:
     async with httpx.AsyncClient(trust_env=False) as client:
         return await client.get(f"http://{rig.app.addresses['admin']}{path}")
+
+
+@pytest.mark.parametrize(("method", "expected"), [(b"GET", 200), (b"POST", 502)])
+async def test_connection_that_dies_under_a_request(tmp_path: Path, method: bytes, expected: int) -> None:
+    """A pooled connection that breaks before any answer: an idempotent request goes again at once, on a new one."""
+    async with _rig(tmp_path, _answering(OK, OK, b"", OK), retry={"attempts": 1}) as (rig, record, _):
+        head = b"%b %b/x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+        warm = [await raw(rig.port(), head % (b"GET", record.url.encode()) + CLOSE) for _number in range(2)]
+        answer = await raw(rig.port(), head % (method, record.url.encode()) + CLOSE)
+
+    assert [status_of(each) for each in warm] == [200, 200]
+    assert status_of(answer) == expected
+    assert len(record.seen) == (4 if expected == 200 else 3)
+    assert record.connections == (2 if expected == 200 else 1)
+
+
+async def test_old_connections_are_retired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is not used beyond its age, so that a change of address is seen."""
+    monkeypatch.setattr(upstream_module, "_RETIRE_AFTER", 0.0)
+    async with _rig(tmp_path) as (rig, record, _):
+        for _number in range(3):
+            await raw(rig.port(), b"GET %b/x HTTP/1.1\r\nHost: a\r\n" % record.url.encode() + CLOSE)
+
+    assert record.connections == 3

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.events import RequestDone
+from sidecar.proxy import connection
 from sidecar.proxy.listener import Listener
 from tests.rig import (
     OK,
@@ -204,6 +206,28 @@ async def test_refused_requests_never_leave(
     problem = problem_of(answer)
     assert (status_of(answer), problem["status"], problem["reason"]) == (status, status, reason)
     assert upstream.bytes_in == 0
+
+
+async def test_broken_chunks_get_one_answer(upstream: Recorder, rig: Rig) -> None:
+    """A body whose chunks are malformed ends with one 400 and a closed connection, and is reported once."""
+    head = b"POST %b/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % upstream.url.encode()
+
+    answer = await raw(rig.port(), head + b"3\r\nabc\r\nzz\r\n")
+
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert problem_of(answer)["reason"] == "bad_request"
+    done = [event.outcome for event in rig.events if isinstance(event, RequestDone)]
+    assert done.count("bad_request") == 1
+    assert all(seen.body != b"abc" for seen in upstream.seen)
+
+
+async def test_silent_client_is_let_go(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that does not become complete ends the connection after its time, and nothing is left of it."""
+    monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
+
+    answer = await raw(rig.port(), b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: a\r\nX-Slow:")
+
+    assert answer == b""
 
 
 async def test_host_field_does_not_choose_the_upstream(upstream: Recorder, rig: Rig) -> None:
