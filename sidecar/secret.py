@@ -36,8 +36,6 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(***)"
 
-    __str__ = __repr__
-
     def __format__(self, spec: str) -> str:
         return "Secret(***)"
 

@@ -75,7 +75,7 @@ class OAuth2Issuer:
             "scope": sorted(set((settings.scope or "").split())),
             "extra": settings.extra,
         }
-        return json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return json.dumps(parts, sort_keys=True)
 
     def fingerprint(self) -> str:
         """Return a text that changes when a secret of the credential does; the secrets are read anew.

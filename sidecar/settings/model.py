@@ -3,7 +3,6 @@
 Keys of the contract that belong to parts not built yet are absent, so that they are refused as unknown.
 """
 
-import ipaddress
 import os
 import re
 from functools import cached_property
@@ -13,11 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.settings.values import Address, Duration, HostPort, Margin, MarginValue, SecretReference, Size
+from sidecar.settings.names import LoopbackAddress, Method, Name, Network
+from sidecar.settings.values import Duration, HostPort, Margin, MarginValue, SecretReference, Size
 
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIELD_NAME = _METHOD
 _RESERVED = frozenset(
     {
         "client_assertion",
@@ -34,35 +32,6 @@ _RESERVED = frozenset(
 """Parameters of a token request that keys of their own, or the grant, decide."""
 
 
-def _loopback(address: HostPort) -> HostPort:
-    try:
-        inside = ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        inside = address.host == "localhost"
-    if not inside:
-        raise ValueError("expected a loopback address: whoever reaches this port can use the credential")
-    return address
-
-
-def _network(value: str) -> str:
-    try:
-        return str(ipaddress.ip_network(value, strict=False))
-    except ValueError:
-        raise ValueError("expected a network such as 10.1.0.0/16 or an address") from None
-
-
-def _method(value: str) -> str:
-    if not _METHOD.fullmatch(value):
-        raise ValueError("expected an HTTP method")
-    return value
-
-
-def _field_name(value: str) -> str:
-    if not _FIELD_NAME.fullmatch(value):
-        raise ValueError("expected a header, cookie or parameter name")
-    return value
-
-
 def _state_dir() -> Path:
     if home := os.environ.get("HOME"):
         return Path(home) / ".local/state/auth-sidecar"
@@ -75,10 +44,6 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError("expected a directory; there is no home to stand for ~") from None
-
-
-LoopbackAddress = Annotated[Address, AfterValidator(_loopback)]
-Name = Annotated[str, AfterValidator(_field_name)]
 
 
 class Model(BaseModel):
@@ -149,6 +114,8 @@ class Strip(Model):
 
     @model_validator(mode="after")
     def _ours_goes(self) -> Self:
+        if {"host", "content-length"} & {name.lower().replace("_", "-") for name in self.headers}:
+            raise ValueError("headers cannot name host or content-length: the message would be another one without")
         if {"authorization", "proxy-authorization"} & {name.lower().replace("_", "-") for name in self.keep}:
             raise ValueError("keep cannot name authorization: the sidecar sends exactly one, its own")
         return self
@@ -157,7 +124,7 @@ class Strip(Model):
 class Retry(Model):
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
-    methods: tuple[Annotated[str, AfterValidator(_method)], ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
+    methods: tuple[Method, ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
     base: Annotated[Duration, Field(gt=0)] = 0.1
     cap: Duration = 20.0
     max_retry_after: Duration = 30.0
@@ -198,7 +165,7 @@ class Upstream(Model):
     timeout: Timeouts = Timeouts()
     replay: Replay = Replay()
     tls: Tls = Tls()
-    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    addresses: tuple[Network, ...] = ()
     read_only: bool = False
 
     @cached_property

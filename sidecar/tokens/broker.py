@@ -107,9 +107,8 @@ class Broker:
         """Return a newer token than *used*, which an upstream refused with 401; None: pass the 401 on.
 
         A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
-        unless the last forced one is too recent; a token whose time is over is not bound by that. While an
-        attempt is under way *used* is handed out to nobody. If it fails, or none may be forced, *used* goes on
-        being handed out while it lasts: an endpoint that refuses good tokens must not take down the others. An
+        unless the last forced one is too recent; a token whose time is over is not bound by that. *used* is
+        withheld during an attempt only: an endpoint that refuses good tokens must not take down the others. An
         issuer that cannot be reached for a moment is waited for, at most `renew.timeout`.
         """
         holding, renewing = self._holding, self._renewing
@@ -195,10 +194,9 @@ class Broker:
         self._closing = True
         await self._renewing.stop(self._settings.timeout)
         self._changes.changed()
-        tasks = set(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        if tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
         await self._issuer.aclose()
 

@@ -975,6 +975,7 @@ async def test_calls_may_overlap_and_follow_a_close() -> None:
         issuer = issuer_of(server.url)
         assert len(await asyncio.gather(issuer.obtain(None), issuer.obtain(None))) == 2
         await issuer.aclose()
+        assert issuer._context is None
         assert await issuer.obtain(None)
 
 
@@ -1254,6 +1255,16 @@ def test_the_client_certificate_is_part_of_the_fingerprint(
     values.append(issuer.fingerprint())
 
     assert len(set(values)) == 4
+
+
+def test_the_fingerprint_is_stretched_once() -> None:
+    """As long as the secrets stay the same, a fingerprint costs reading them, no more."""
+    issuer = issuer_of()
+    issuer.fingerprint()
+    first = issuer._stretched
+
+    issuer.fingerprint()
+    assert issuer._stretched is first
 
 
 def test_the_fingerprint_is_the_same_everywhere_and_salted() -> None:

@@ -148,7 +148,8 @@ async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch:
 
     def noted(*args: Any, **kwargs: Any) -> sqlite3.Connection:
         used.append(threading.current_thread())
-        return connect(*args, **kwargs)
+        connection: sqlite3.Connection = connect(*args, **kwargs)
+        return connection
 
     monkeypatch.setattr(sqlite3, "connect", noted)
     await asyncio.gather(*(sqlite.write(KEY, generation, b"data") for generation in range(1, 20)))
