@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from sidecar.errors import REASONS, Reason, Refusal
@@ -52,7 +53,7 @@ def own_answer(refusal: Refusal) -> OwnAnswer:
         fields.append((b"Retry-After", b"%d" % (refusal.retry_after or _RETRY_SECONDS)))
     if refusal.reason is Reason.METHOD_REFUSED:
         fields.append((b"Allow", refusal.allow.encode()))
-    return OwnAnswer(status, facts.title.encode(), tuple(fields), body)
+    return OwnAnswer(status, HTTPStatus(status).phrase.encode(), tuple(fields), body)
 
 
 async def send_own(client: "Client", refusal: Refusal) -> None:

@@ -191,7 +191,7 @@ def _names(segment: bytes) -> list[bytes]:
     """
     if _PLAIN.fullmatch(segment):
         return [segment]
-    for _ in range(_DECODINGS):
+    for _ in range(_DECODINGS + 1):
         decoded = unquote_to_bytes(segment)
         if decoded == segment:
             break

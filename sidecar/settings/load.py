@@ -166,6 +166,9 @@ def _merge(data: dict[str, Any], other: Mapping[str, Any]) -> None:
 def _one_line(error: ValidationError, path: Path | None) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     location, message = first["loc"], first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        known = _known_keys(location)
+        message = f"missing; expected a {f'mapping of {", ".join(known)}' if known else 'value'}"
     if first["type"] == "model_type":
         message = f"expected a mapping of {', '.join(_known_keys(location))}"
     if first["type"] in ("extra_forbidden", "invalid_key"):

@@ -332,6 +332,15 @@ def test_path_that_stays_inside_is_served_as_it_is(path: bytes) -> None:
         assert route(request(path, upstream="good"), ORIGINS).target == GOOD.path + path
 
 
+def test_path_may_have_been_encoded_four_times() -> None:
+    """Clients and gateways encode what is encoded already; who does it once more hides something."""
+    plain = "/v1/x%61"
+    four, five = (plain.replace("%", "%" + "25" * count) for count in (3, 4))
+
+    assert route(request(four.encode()), ORIGINS).target == four.encode()
+    assert refused(request(five.encode())).reason is Reason.NO_ROUTE
+
+
 @pytest.mark.parametrize("path", ESCAPES)
 def test_without_a_base_path_every_path_is_inside(path: bytes) -> None:
     """An upstream that is a whole host takes any path as it is: nothing can leave it."""

@@ -308,7 +308,8 @@ ERRORS = [
     ("upstreams={}", "upstreams: expected at least one, such as plm: {base_url: ..., oauth2: {...}}"),
     ("upstreams=1", "upstreams: Input should be a valid dictionary"),
     (f"{PLM}=1", f"{PLM}: expected a mapping of base_url, insecure_http, listen, oauth2, renew, strip, retry"),
-    ("upstreams.Plm={}", "upstreams.Plm.base_url: Field required (and 1 more)"),
+    ("upstreams.Plm={}", "upstreams.Plm.base_url: missing; expected a value (and 1 more)"),
+    ("upstreams.Plm={base_url: https://x}", "upstreams.Plm.oauth2: missing; expected a mapping of token_url, grant"),
 ]
 
 
