@@ -15,7 +15,12 @@ from sidecar.secret import Secret
 
 MAX_BODY = 64 << 10
 
-_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "auth-sidecar"}
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "User-Agent": "auth-sidecar",
+}
 
 
 class BrokenOff(IssuerUnavailable):
@@ -45,7 +50,6 @@ def open_client(context: ssl.SSLContext) -> httpx.AsyncClient:
         timeout=None,  # noqa: S113  see above
         headers=_HEADERS,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        limits=httpx.Limits(max_keepalive_connections=0),
     )
 
 
@@ -65,7 +69,7 @@ async def post(
             return await _read(response)
     except (httpx.ConnectError, httpx.InvalidURL) as error:
         failure = IssuerUnavailable(f"{who} cannot be reached: {_cause(error)}")
-    except (httpx.HTTPError, OSError) as error:  # a TLS alert after the handshake comes as a bare ssl.SSLError
+    except (httpx.HTTPError, OSError) as error:  # a TLS error after the handshake comes as a bare ssl.SSLError
         failure = BrokenOff(f"{who} broke off before its answer was complete: {_cause(error)}")
     raise failure  # out here, so that nothing that knows the request hangs on to it
 
@@ -89,7 +93,7 @@ def _cause(error: BaseException | None) -> str:
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"its certificate was refused ({error.verify_message}); trust its authority with tls.ca"
         if isinstance(error, ssl.SSLError):
-            return f"TLS failed ({error.reason or 'no reason given'})"
+            return f"TLS failed ({error.reason})"
         if isinstance(error, socket.gaierror):
             return "its host name cannot be resolved; check token_url and the DNS"
         if isinstance(error, OSError) and error.errno:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from sidecar.emulator.faults import Fault
 from sidecar.emulator.issuer import REALM, Answer
 
 NO_TOKEN = "There is no access token associated with this request or the access token is not valid."  # noqa: S105
@@ -22,6 +23,15 @@ def unauthorized(
 ) -> web.Response:
     """Return the answer to a missing, unknown, ended or revoked token (RFC 6750 section 3)."""
     return error(status, message, {"WWW-Authenticate": f'Bearer realm="{REALM}", error="{code}"'})
+
+
+def of_fault(fault: Fault) -> web.Response:
+    """Return what a client gets instead of service; an empty answer for a dropped connection."""
+    if fault.status is None:
+        return web.Response()
+    if fault.status == HTTPStatus.UNAUTHORIZED:
+        return unauthorized()
+    return error(fault.status, "Switched on.", retry_after(fault.retry_after))
 
 
 def retry_after(seconds: int | None) -> dict[str, str]:

@@ -22,8 +22,7 @@ from sidecar.emulator.faults import Counters, Switches
 from sidecar.emulator.issuer import GRANTS, Account, Issuer, refusal
 from sidecar.emulator.listening import authority_of, listen, server_context
 
-KEEPALIVE_SECONDS = 75.0
-"""As nginx and many application servers."""
+KEEPALIVE_SECONDS = 75.0  # as nginx and many application servers
 MAX_FIELD = 256 << 10
 """Above any limit of a proxy under test, so that never the emulator is the one that refuses a head."""
 NAMES = ("localhost", "127.0.0.1", "::1")
@@ -160,7 +159,7 @@ class Emulator:
         self._token_calls_now += 1
         self.counters.token_concurrent_max = max(self.counters.token_concurrent_max, self._token_calls_now)
         try:
-            await self._wait(self.switches.token_delay)
+            await self._clock.sleep(self.switches.token_delay)
             response = self._token_response(request, form)
         finally:
             self._token_calls_now -= 1
@@ -194,11 +193,11 @@ class Emulator:
         credentials = request.headers.getall("Authorization", [])
         token = answers.bearer(credentials)
         self.counters.note_authorization(credentials, issued=token is not None and self._issuer.issued(token))
-        await self._wait(self.switches.api_delay)
+        await self._clock.sleep(self.switches.api_delay)
         dropped = fault is not None and fault.status is None
         response: web.StreamResponse
         if fault is not None and not (dropped and self.switches.drop_after):
-            response = _fault_response(fault)
+            response = answers.of_fault(fault)
         elif len(credentials) > 1:
             response = answers.unauthorized(
                 "invalid_request", HTTPStatus.BAD_REQUEST, "More than one Authorization field."
@@ -249,15 +248,3 @@ class Emulator:
             case _:
                 return answers.error(HTTPStatus.NOT_FOUND, "Expected GET state, or POST switches, revoke or reset.")
         return web.json_response(self.state())
-
-    async def _wait(self, seconds: float) -> None:
-        if seconds:
-            await self._clock.sleep(seconds)
-
-
-def _fault_response(fault: faults.Fault) -> web.Response:
-    if fault.status is None:
-        return web.Response()
-    if fault.status == HTTPStatus.UNAUTHORIZED:
-        return answers.unauthorized()
-    return answers.error(fault.status, "Switched on.", answers.retry_after(fault.retry_after))

@@ -5,7 +5,6 @@ relied on below its public surface has a contract test each, and a pin.
 """
 
 import asyncio
-from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -13,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.errors import UpstreamFailure
 from sidecar.exchange.body import RequestBody
+from sidecar.exchange.patience import Deadline, Patience
 from sidecar.policy.message import Fields
 
 _READ_BUFFER = 64 << 10
@@ -21,24 +21,6 @@ _MAX_FIELDS = 1000
 _SETTLE_LIMIT = 64 << 10
 _SETTLE_SECONDS = 1.0
 _SWITCHING_PROTOCOLS = 101
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long one attempt may take, in seconds: to connect, to the first byte of the answer, without progress."""
-
-    connect: float
-    first_byte: float
-    idle: float
-
-
-class Deadline:
-    """When the first byte of the final answer is due, on the loop's clock; an upload moves it on."""
-
-    __slots__ = ("at",)
-
-    def __init__(self, at: float) -> None:
-        self.at = at
 
 
 class Answer:

@@ -10,8 +10,9 @@ from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, UpstreamFailure, where
 from sidecar.events import Emit, Trouble
 from sidecar.exchange.answers import FAULT, send_own
-from sidecar.exchange.attempt import Answer, Deadline
+from sidecar.exchange.attempt import Answer
 from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Client, Destination
 from sidecar.exchange.tally import Tally
 from sidecar.policy import headers

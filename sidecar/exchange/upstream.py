@@ -18,8 +18,9 @@ from yarl import URL
 
 from sidecar.errors import UpstreamFailure
 from sidecar.exchange.addresses import AddressProhibited, checked_socket
-from sidecar.exchange.attempt import Answer, Attempt, Deadline, Patience, describe
+from sidecar.exchange.attempt import Answer, Attempt, describe
 from sidecar.exchange.body import RequestBody
+from sidecar.exchange.patience import Deadline, Patience
 from sidecar.policy.routing import Origin
 
 _KEEP_IDLE = 4.0

@@ -52,7 +52,7 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
         raise Refusal(Reason.NO_ROUTE, "CONNECT is not served; use http:// through the proxy, or a reverse port")
     if b"#" in target:
         raise _bad("a target has no fragment")
-    if upstream is None or origin is None:
+    if origin is None:
         scheme, host, port, path = _parse_absolute(target)
         if method == b"OPTIONS" and path == b"":
             path = b"*"  # RFC 9112 section 3.2.4: the last proxy says so

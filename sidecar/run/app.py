@@ -13,8 +13,8 @@ from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import client_context, read_material
 from sidecar.clock import Clock
 from sidecar.events import Emit, Ready, Trouble
-from sidecar.exchange.attempt import Patience
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.patience import Patience
 from sidecar.exchange.ports import Destination
 from sidecar.exchange.spool import Spool
 from sidecar.exchange.upstream import Pool

@@ -67,10 +67,7 @@ IMPURE = frozenset({"asyncio", "os", "random", "socket", "ssl", "threading", "ti
 
 # A longer module needs its reason here.
 LINES = 250
-LONG_MODULES: dict[str, str] = {
-    "sidecar/emulator/server.py": "one request handler, in the order in which a real system decides",
-    "sidecar/exchange/attempt.py": "all that relies on internals of aiohttp's protocol, for the day it is replaced",
-}
+LONG_MODULES: dict[str, str] = {}
 
 MUTABLE_CALLS = re.compile(
     "Counter|OrderedDict|Weak(KeyDictionary|Set|ValueDictionary)|bytearray|defaultdict|deque|dict|list|set"

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import json
 import math
+import os
+import re
 import socket
 import ssl
 import struct
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
+import httpx
 import jwt
 import pytest
 import trustme
@@ -30,7 +33,7 @@ from hypothesis import strategies as st
 from sidecar.auth.lifetimes import MAX_LIFETIME, granted_lifetime
 from sidecar.auth.oauth2 import Grant, OAuth2Issuer
 from sidecar.auth.tls import Material, client_context
-from sidecar.auth.token_endpoint import Answer
+from sidecar.auth.token_endpoint import Answer, open_client
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, Tls
@@ -227,7 +230,7 @@ async def test_basic_encodes_id_and_secret_before_joining_them() -> None:
 
 
 async def test_the_request_is_a_form_post_that_asks_for_plain_json() -> None:
-    """A token request is a POST of a form; it asks for no compression and carries nothing in its URI."""
+    """A token request is a POST of a form on a connection of its own; it has no query and wants no compression."""
     async with endpoint(answer(TOKEN)) as server:
         await issuer_of(server.url).obtain(None)
 
@@ -237,6 +240,7 @@ async def test_the_request_is_a_form_post_that_asks_for_plain_json() -> None:
     assert headers["accept-encoding"] == "identity"
     assert headers["accept"] == "application/json"
     assert headers["user-agent"] == "auth-sidecar"
+    assert headers["connection"] == "close"
 
 
 POST = [("client_id", CLIENT_ID), ("client_secret", SECRET)]
@@ -958,6 +962,12 @@ async def test_the_deadline_is_for_all_attempts_together() -> None:
     assert len(server.calls) == 2
 
 
+async def test_no_other_deadline_cuts_in() -> None:
+    """The HTTP client has no time-out of its own, which would end a call before a longer deadline does."""
+    async with open_client(client_context(Material())) as client:
+        assert client.timeout == httpx.Timeout(None)
+
+
 async def test_a_cancelled_call_is_cancelled() -> None:
     """Cancelling is not mistaken for the deadline."""
     async with endpoint(drip) as server:
@@ -1060,7 +1070,20 @@ async def test_a_peer_without_tls_gets_no_secret() -> None:
         port = server.sockets[0].getsockname()[1]
         error = await failure(IssuerUnavailable, issuer_of(f"https://127.0.0.1:{port}/token"))
 
-    assert "TLS failed (" in str(error)
+    assert re.search(r"cannot be reached: TLS failed \([A-Z_]{5,}\)", str(error))
+
+
+async def test_a_garbled_session_is_weather(authority: trustme.CA, ca_file: Path) -> None:
+    """Bytes in the middle of a TLS session that do not belong there are an error of ours, not a crash."""
+
+    async def garble(writer: asyncio.StreamWriter) -> None:
+        with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as under_tls:
+            under_tls.send(b"This is no TLS record.")
+
+    async with endpoint(garble, context=server_context(authority.issue_cert("127.0.0.1"))) as server:
+        error = await failure(IssuerUnavailable, issuer_of(server.url, tls=Tls(ca=ca_file)))
+
+    assert "broke off before its answer was complete: TLS failed (" in str(error)
 
 
 async def test_the_client_certificate_is_shown_and_may_change(
