@@ -68,7 +68,7 @@ def _run(
     as_json: bool,
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from sidecar.run.operator import act
 
@@ -76,7 +76,8 @@ def _run(
     if as_json:
         print(json.dumps(states, indent=2))
         return
-    table = Table("upstream", "state", "expires", "in", "generation", "last renewal", box=None)
+    titles = ("upstream", "state", "expires", "in", "generation", "last renewal")
+    table = Table(*(Column(title, no_wrap=True) for title in titles), box=None)
     for name, state in states.items():
         last = state["last_renewal"]
         table.add_row(
@@ -89,7 +90,9 @@ def _run(
             if last is None
             else f"{_when(last['at'])} {last['trigger']}: {last['result']} {last['detail']}".strip(),
         )
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    # Never narrower than its longest line: a terminal wraps it, a pipe takes it as it is.
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False, soft_wrap=True)
 
 
 def _when(seconds: float | None) -> str:
