@@ -13,7 +13,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
 def _loopback(address: HostPort) -> HostPort:
     try:
-        inside = ipaddress.ip_address(address.host).is_loopback
+        parsed = ipaddress.ip_address(address.host)
+        # Python before 3.12.4 does not look into an IPv4 address written as IPv6.
+        inside = (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
     except ValueError:
         inside = address.host == "localhost"
     if not inside:
