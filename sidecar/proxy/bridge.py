@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http import (
 )
 from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 
+from sidecar.exchange.body import RequestBody
 from sidecar.proxy.head import Head
 from sidecar.proxy.http1 import ClientHttp1
 
@@ -44,6 +45,7 @@ class StartExchange(commands.StartHook):
     name = "auth_sidecar_exchange"
     blocking = False
     head: Head
+    body: RequestBody
     stream_id: int
 
 

@@ -105,7 +105,7 @@ class ClientConnection(LiveConnectionHandler):
             open_spool=self._port.open_spool,
             wanted=self._send_continue if head.expects_continue else _nothing,
         )
-        return StartExchange(head, event.stream_id)
+        return StartExchange(head, self.body, event.stream_id)
 
     def request_complete(self) -> None:
         """The body is complete; a client that was late with it is not hurried any more."""
@@ -146,23 +146,25 @@ class ClientConnection(LiveConnectionHandler):
         self._idle.clear()
         self._head_out.clear()
         try:
-            reply = Reply(self, hook.head, hook.stream_id)
+            reply = Reply(self, hook)
             with self.timeout_watchdog.disarm():
-                if self.body.length != 0:
+                if hook.body.length != 0:
                     # What came with the head is fed first, so that a small body goes out in one write with it.
                     await asyncio.sleep(0)
                 if self._failure is not None:
                     await send_own(reply, Refusal(Reason.INTERNAL, FAULT))
                 else:
-                    await self._port.exchange.run(hook.head.request, self.body, reply)
+                    await self._port.exchange.run(hook.head.request, hook.body, reply)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  fail closed
             self.failed(error)
             self._end_failed()
         finally:
-            self._task = None
-            self._idle.set()
+            # A pipelined request may have begun already, while the end of this one's answer was written.
+            if self._task is asyncio.current_task():
+                self._task = None
+                self._idle.set()
 
     async def deliver(self, items: Sequence[HttpEvent]) -> None:
         """Hand a part of the answer to the layers."""

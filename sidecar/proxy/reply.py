@@ -6,9 +6,9 @@ from mitmproxy import http
 from mitmproxy.proxy.layers.http import ResponseData, ResponseEndOfMessage, ResponseHeaders
 
 from sidecar.policy.message import Fields
-from sidecar.proxy.head import Head
 
 if TYPE_CHECKING:
+    from sidecar.proxy.bridge import StartExchange
     from sidecar.proxy.connection import ClientConnection
 
 _EMPTY_STATUSES = frozenset({204, 304})
@@ -17,10 +17,11 @@ _EMPTY_STATUSES = frozenset({204, 304})
 class Reply:
     """Frames an answer for its client and hands it to the layers, waiting while the client takes no more."""
 
-    def __init__(self, link: "ClientConnection", head: Head, stream_id: int) -> None:
+    def __init__(self, link: "ClientConnection", hook: "StartExchange") -> None:
         self._link = link
-        self._stream = stream_id
-        self._head = head
+        self._stream = hook.stream_id
+        self._head = hook.head
+        self._body = hook.body
         self._chunked = False
 
     async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
@@ -54,7 +55,7 @@ class Reply:
     async def end(self) -> None:
         """End the answer; a client that is still uploading gets it at once and a few seconds to stop."""
         await self._link.deliver([ResponseEndOfMessage(self._stream)])
-        if not self._link.body.complete:
+        if not self._body.complete:
             await self._link.finish_early()
 
     async def abort(self) -> None:

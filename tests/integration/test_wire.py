@@ -382,6 +382,44 @@ async def test_pipelined_requests_are_answered_in_order(upstream: Recorder, rig:
     assert [seen.line for seen in upstream.seen] == [b"POST /1 HTTP/1.1", b"GET /2 HTTP/1.1"]
 
 
+async def test_pipelined_request_may_take_its_time(
+    upstream: Recorder, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of one answer says nothing of the next request, whose head came early and whose body is slow."""
+    monkeypatch.setattr(connection, "_LINGER_SECONDS", 0.1)
+    head = b"POST %b/%%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n" % upstream.url.encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
+    writer.write(head % 1 + b"\r\nbody" + head % 2 + b"Connection: close\r\n\r\nbo")
+    await asyncio.sleep(0.4)
+    writer.write(b"dy")
+    async with asyncio.timeout(5):
+        answers = await reader.read()
+    writer.close()
+
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert [seen.body for seen in upstream.seen] == [b"body", b"body"]
+
+
+async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig) -> None:
+    """A client that leaves while its second request is served is noticed."""
+
+    async def slow_second(seen: Seen, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.6 if b"/2" in seen.line else 0)
+        writer.write(OK)
+
+    upstream.script = slow_second
+    request = b"GET %b/%%d HTTP/1.1\r\nHost: a\r\n\r\n" % upstream.url.encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
+    writer.write(request % 1 + request % 2)
+    await reader.readuntil(b"ok")
+    await asyncio.sleep(0.1)
+    writer.transport.abort()
+    await asyncio.sleep(0.2)
+
+    done = [(event.path, event.outcome) for event in rig.events if isinstance(event, RequestDone)]
+    assert done == [("/1", "passed"), ("/2", "client_gone")]
+
+
 async def test_expect_continue_is_answered_only_when_the_body_is_wanted(upstream: Recorder, rig: Rig) -> None:
     """A client that waits for 100 gets it for an upstream's target, and a final 403 without it for any other."""
     head = b"POST %b/x HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n" + CLOSE
