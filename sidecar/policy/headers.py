@@ -95,8 +95,6 @@ def strip_target(target: bytes, strips: StripSet) -> bytes:
     first, *others = _PARAMETER_END.split(query)
     parts = [(b"", first), *zip(others[::2], others[1::2], strict=True)]
     kept = [part for part in parts if _parameter_name(part[1]) not in strips.query]
-    if len(kept) == len(parts):
-        return target
     return path + mark + b"".join(end + part for end, part in kept).removeprefix(kept[0][0]) if kept else path
 
 
