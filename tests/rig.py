@@ -180,7 +180,7 @@ async def sidecar(data: dict[str, Any], **options: Any) -> AsyncIterator[Rig]:
     asyncio.get_running_loop().set_task_factory(None)
 
 
-async def raw(port: int, data: bytes, *, wait: float = 5.0) -> bytes:
+async def raw(port: int, data: bytes, *, wait: float = 20.0) -> bytes:
     """Send *data* and return all that comes until the connection closes; a reset counts as the end.
 
     Raises TimeoutError when it stays open longer than *wait*: say `Connection: close`.

@@ -109,6 +109,14 @@ async def rig(nginx: Nginx, tmp_path: Path) -> AsyncIterator[Rig]:
             yield running
 
 
+async def _logged(nginx: Nginx, count: int) -> list[str]:
+    """Return the status codes of the access log, which nginx writes after it has answered."""
+    async with asyncio.timeout(10):
+        while len(lines := (nginx.folder / "access.log").read_text().splitlines()) < count:
+            await asyncio.sleep(0.05)
+    return [line.split('" ')[1].split()[0] for line in lines]
+
+
 async def test_http_is_upgraded_and_401_replayed(nginx: Nginx, rig: Rig) -> None:
     """A plain http:// request reaches nginx over TLS; its 401 is absorbed and the target stays byte for byte."""
     target = nginx.url.replace("https://", "http://", 1).encode() + b"/whoami/a%2Fb/?x=%20&y"
@@ -119,8 +127,7 @@ async def test_http_is_upgraded_and_401_replayed(nginx: Nginx, rig: Rig) -> None
     authority = nginx.url.split("/")[2].encode()
     assert status_of(answer) == 200
     assert answer.endswith(b"GET /v1/whoami/a%2Fb/?x=%20&y " + authority + b" [caf\xe9]")
-    codes = [line.split('" ')[1].split()[0] for line in (nginx.folder / "access.log").read_text().splitlines()]
-    assert codes == ["401", "200"]
+    assert await _logged(nginx, 2) == ["401", "200"]
 
 
 async def test_upload_and_download_through_the_reverse_port(nginx: Nginx, rig: Rig) -> None:

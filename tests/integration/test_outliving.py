@@ -61,7 +61,8 @@ async def test_500_posts_outlive_tokens_of_3_seconds(tmp_path: Path, outputs: Pa
     assert lifetimes > 2
     assert len(plm.counters.jobs) == 500
     assert set(plm.counters.jobs.values()) == {1}
-    assert plm.counters.token_calls.total() <= lifetimes + 2
+    # A token is renewed at 80 % of its life at the earliest (renew.margin).
+    assert plm.counters.token_calls.total() <= lifetimes / 0.8 + 1
     assert plm.counters.sent[401] <= 1
     assert plm.counters.unissued == 0
     assert set(plm.counters.authorization_fields) == {1}

@@ -232,7 +232,7 @@ async def test_early_final_answer_reaches_a_client_that_still_uploads(tmp_path: 
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
         writer.write(b"POST %b/up HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" % upstream.url.encode())
         writer.write(BLOCK)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await reader.readuntil(b"0\r\n\r\n")
         writer.close()
 
@@ -255,7 +255,7 @@ async def test_events_arrive_as_they_are_sent(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
         writer.write(b"GET %b/events HTTP/1.1\r\nHost: a\r\n\r\n" % upstream.url.encode())
         loop, times = asyncio.get_running_loop(), []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             for number in range(3):
                 await reader.readuntil(b"data: %d\n" % number)
                 times.append(loop.time())
@@ -271,7 +271,7 @@ async def test_upstream_stops_when_the_client_leaves(plm: Emulator, running: Run
     await reader.readexactly(1 << 20)
     writer.transport.abort()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not running.log_events("request"):
             await asyncio.sleep(0.05)
     assert running.log_events("request")[0]["outcome"] == "client_gone"

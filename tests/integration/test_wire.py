@@ -392,7 +392,7 @@ async def test_pipelined_request_may_take_its_time(
     writer.write(head % 1 + b"\r\nbody" + head % 2 + b"Connection: close\r\n\r\nbo")
     await asyncio.sleep(0.4)
     writer.write(b"dy")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         answers = await reader.read()
     writer.close()
 
@@ -404,7 +404,7 @@ async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig
     """A client that leaves while its second request is served is noticed."""
 
     async def slow_second(seen: Seen, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.6 if b"/2" in seen.line else 0)
+        await asyncio.sleep(2 if b"/2" in seen.line else 0)
         writer.write(OK)
 
     upstream.script = slow_second
@@ -414,9 +414,12 @@ async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig
     await reader.readuntil(b"ok")
     await asyncio.sleep(0.1)
     writer.transport.abort()
-    await asyncio.sleep(0.2)
+    done: list[tuple[str, str]] = []
+    async with asyncio.timeout(10):
+        while len(done) < 2:
+            await asyncio.sleep(0.02)
+            done = [(event.path, event.outcome) for event in rig.events if isinstance(event, RequestDone)]
 
-    done = [(event.path, event.outcome) for event in rig.events if isinstance(event, RequestDone)]
     assert done == [("/1", "passed"), ("/2", "client_gone")]
 
 
