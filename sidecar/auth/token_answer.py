@@ -127,12 +127,13 @@ def _shown(document: dict[str, Any], hidden: list[str]) -> str:
 
 def _repeats(text: str, hidden: list[str]) -> bool:
     """Tell whether *text* holds a secret, plain or form-encoded, or a piece of one."""
-    for secret in hidden:
-        for form in (_printable(secret), quote_plus(secret)):
-            pieces = (form[start : start + _PIECE] for start in range(max(1, len(form) - _PIECE + 1)))
-            if any(piece in text for piece in pieces):
-                return True
-    return False
+    pieces = (
+        form[start : start + _PIECE]
+        for secret in hidden
+        for form in (_printable(secret), quote_plus(secret))
+        for start in range(max(1, len(form) - _PIECE + 1))
+    )
+    return any(piece in text for piece in pieces)
 
 
 def _printable(text: str) -> str:

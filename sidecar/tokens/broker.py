@@ -53,9 +53,7 @@ class Broker:
         self._lookup: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing = False
-        self._holding = Holding(
-            name, issuer.identity(), store, ring, settings.margin, clock=clock, emit=emit, changed=self._changes.changed
-        )
+        self._holding = Holding(name, issuer.identity(), store, ring, settings.margin, clock=clock, emit=emit)
         self._renewing = Renewing(
             name,
             issuer,

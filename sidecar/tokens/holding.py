@@ -3,13 +3,12 @@
 Trouble of the store stays in here: it is reported, and memory goes on.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sidecar.clock import Clock
 from sidecar.errors import StoreError
 from sidecar.events import Emit, Trouble
-from sidecar.policy.lifetime import due_at, forced_renewal_allowed, usable
+from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
 from sidecar.tokens.seal import KeyRing
 from sidecar.tokens.store import TokenStore, store_key
@@ -40,7 +39,7 @@ class Held:
 
 
 class Holding:
-    """The newest token of the credential *identity*; *changed* is called after each exchange of it.
+    """The newest token of the credential *identity*.
 
     `withheld`: the token was refused and its renewal is under way, so that it is not handed out for now.
     """
@@ -55,7 +54,6 @@ class Holding:
         *,
         clock: Clock,
         emit: Emit,
-        changed: Callable[[], None],
     ) -> None:
         self._name = name
         self._key = store_key(identity)
@@ -64,7 +62,6 @@ class Holding:
         self._margin = margin
         self._clock = clock
         self._emit = emit
-        self._changed = changed
         self._unsaved = False
         self.held: Held | None = None
         self.generation = 0
@@ -86,7 +83,7 @@ class Holding:
     def fresh(self) -> bool:
         """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
         held = self.held
-        return held is not None and self.lasts() and held.now(self._clock) < held.due and not held.token.refused
+        return held is not None and held.now(self._clock) < held.due and not held.token.refused
 
     def newer_than(self, used: Token) -> Token | None:
         """Return the token if it can be handed out and is a newer one than *used*."""
@@ -123,12 +120,10 @@ class Holding:
         """Take over a newer record from the store, and write ours if that failed before."""
         generation, token = await self._read()
         if token is not None and generation > self.generation:
-            age = max(0.0, self._clock.now() - token.issued_at)
-            self._adopt(token, born=self._clock.monotonic() - age)
+            self._take_over(token)
         elif self._unsaved and (ours := self.token) is not None:
             written = await self._write(ours) is not None
             self._unsaved = not (written and self.token is ours)
-        self.generation = max(self.generation, generation)
 
     async def save(self, token: Token, born: float) -> Token:
         """Store *token*, then announce it; return the one that holds now.
@@ -142,9 +137,8 @@ class Holding:
                 break
             generation, found = await self._read()
             if found and usable(self._clock.now(), found.issued_at, found.expires_at) and not found.refused:
-                token, written = found, True
-                born = self._clock.monotonic() - max(0.0, self._clock.now() - found.issued_at)
-                break
+                self._take_over(found)
+                return found
             token = replace(token, generation=max(token.generation, generation) + 1)
         else:
             self._report("write", StoreError("other records keep getting in the way"))
@@ -155,16 +149,19 @@ class Holding:
     async def drop(self) -> None:
         """Forget the token here and in the store; raises StoreError when the store keeps it."""
         self.held = None
-        self.withheld = False
-        self._unsaved = False
         await self._store.delete(self._key)
 
+    def _take_over(self, token: Token) -> None:
+        """Adopt a token of another process, as old as the wall clock says; not younger than new."""
+        self._adopt(token, born=self._clock.monotonic() - max(0.0, self._clock.now() - token.issued_at))
+
     def _adopt(self, token: Token, born: float) -> None:
-        due = due_at(token.expires_at, self._margin.of(token.lifetime), self._clock.jitter())
+        # Jitter takes up to half the margin; the rest must not be less than the time a token cannot be used.
+        least = 2 * min(SKEW_SECONDS, SKEW_SHARE * token.lifetime)
+        due = due_at(token.expires_at, max(least, self._margin.of(token.lifetime)), self._clock.jitter())
         self.held = Held(token, born, due)
         self.generation = token.generation
         self.withheld = token.refused
-        self._changed()
 
     async def _read(self) -> tuple[int, Token | None]:
         """Return generation (0: no record) and token, None for one that cannot be read."""

@@ -477,6 +477,52 @@ async def test_a_shorter_successor_is_renewed_in_its_own_time(rig: Rig) -> None:
     assert len(rig.issuer.calls) == 3
 
 
+@pytest.mark.parametrize("chance", [0.0, 0.999])
+async def test_a_margin_too_small_leaves_no_gap(rig: Rig, chance: float) -> None:
+    """Whatever margin is configured, a token is renewed before it can no longer be used."""
+    rig.clock.chance = chance
+    broker = await rig.started(margin="0s")
+    for _ in range(3 * int(LIFETIME) * 2):
+        await rig.clock.advance(0.5)
+        assert broker.status().usable
+    assert len(rig.issuer.calls) == 4
+
+
+async def test_who_has_waited_leaves_nothing_behind(rig: Rig) -> None:
+    """Neither one who got a token, nor one who left, nor an operator keeps a sleeper of the clock."""
+    rig.issuer.gate.clear()
+    broker = rig.broker(check_every=0)
+    await broker.start()
+    waiter, leaver = (rig.later(broker.token(rig.after(60))) for _ in range(2))
+    operator = rig.later(broker.renew())
+    await settle()
+    assert rig.clock.sleeping() == [60.0, 60.0]
+    leaver.cancel()
+    await settle()
+    assert rig.clock.sleeping() == [60.0]
+    rig.issuer.gate.set()
+    await asyncio.gather(waiter, operator)
+    await settle()
+    assert rig.clock.sleeping() == []
+
+
+async def test_a_renewed_token_is_not_read_back(rig: Rig) -> None:
+    """The timer goes on with the new token; it does not look at the store because of its own writing."""
+    reads = 0
+
+    class Counted(MemoryStore):
+        async def read(self, key: str) -> tuple[int, bytes] | None:
+            nonlocal reads
+            reads += 1
+            return await super().read(key)
+
+    rig.store = Counted()
+    await rig.started()
+    await rig.clock.advance(DUE)
+    assert len(rig.issuer.calls) == 2
+    assert reads == 3  # at the start, and before each call
+
+
 async def test_chance_is_drawn_once_per_token(rig: Rig) -> None:
     """The moment a token is due does not wander, however often it is looked at."""
     broker = await rig.started()
@@ -896,12 +942,12 @@ async def test_a_broken_store_fails_no_request(rig: Rig, error: Exception, detai
     """Memory goes on without its store, which is reported; what could not be written is written later."""
     store = rig.store = Broken()
     store.reading = store.writing = error
-    broker = await rig.started(check_every=30)
+    broker = await rig.started(check_every=10)
     assert rig.troubles()[0] == Trouble(where="token store of plm", detail=f"read: {detail}")
     assert rig.troubles()[-1] == Trouble(where="token store of plm", detail=f"write: {detail}")
-    await rig.clock.advance(31)
+    await rig.clock.advance(11)
     store.reading = store.writing = None
-    await rig.clock.advance(30)
+    await rig.clock.advance(10)
     assert await rig.stored() == broker.current()
     await rig.store.delete(KEY)
     await rig.clock.advance(20)
@@ -943,6 +989,23 @@ async def test_a_newer_record_of_another_process_is_adopted(rig: Rig) -> None:
     assert [(event.result, event.generation) for event in rig.renewals()] == [("ok", 4)]
     await broker.renew()
     assert (await rig.stored()).generation == 5
+
+
+async def test_an_adopted_token_keeps_its_age(rig: Rig) -> None:
+    """What another process was granted a while ago does not start a new life here, whatever the wall clock does."""
+    rig.issuer.gate.clear()
+    broker = rig.broker(check_every=0)
+    await broker.start()
+    await settle()
+    await rig.put(token(4, issued_at=WALL - 50, expires_at=WALL - 50 + LIFETIME))
+    rig.issuer.gate.set()
+    await settle()
+    assert broker.status().generation == 4
+    rig.clock.wall -= 3600
+    await rig.clock.advance(USABLE - 50.1)
+    assert broker.status().usable
+    await rig.clock.advance(0.2)
+    assert not broker.status().usable
 
 
 @pytest.mark.parametrize("other", ["expired", "refused", "unreadable"])
@@ -1101,6 +1164,15 @@ async def test_a_second_401_within_the_interval_is_passed_on(rig: Rig) -> None:
     await rig.clock.advance(0.1)
     assert (await broker.after_unauthorized(used, rig.after(60)) or token()).generation == 3
     assert len(rig.issuer.calls) == 3
+
+
+async def test_an_old_401_says_nothing_of_the_newest_token(rig: Rig) -> None:
+    """Only the token that was refused is marked."""
+    broker = await rig.started()
+    old = await broker.token(0)
+    await broker.renew()
+    broker._holding.refuse(old)
+    assert broker.status().state == "valid"
 
 
 async def test_the_interval_outlives_renewals_and_restarts(rig: Rig) -> None:
@@ -1437,6 +1509,19 @@ async def test_revoking_gives_up_a_renewal_under_way(rig: Rig) -> None:
     with pytest.raises(IssuerUnavailable, match="cut off"):
         await operator
     assert [(event.result, event.detail) for event in rig.renewals()][1] == ("unavailable", "cut off")
+
+
+async def test_revoking_takes_what_comes_at_the_same_moment(rig: Rig) -> None:
+    """A renewal that ends while it is being given up leaves nothing behind either."""
+    broker = await rig.started(check_every=0)
+    rig.issuer.gate.clear()
+    operator = rig.later(broker.renew())
+    await settle()
+    rig.issuer.gate.set()
+    await broker.revoke()
+    assert broker.current() is None
+    assert await rig.store.read(KEY) is None
+    await asyncio.gather(operator, return_exceptions=True)
 
 
 async def test_revoking_ends_a_backoff(rig: Rig) -> None:
