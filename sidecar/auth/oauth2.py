@@ -131,22 +131,22 @@ class OAuth2Issuer:
                 if refusal.error == "invalid_client":  # it would be refused for the grant as well
                     raise
         settings = self._settings
-        form: dict[str, str | Secret] = {"scope": settings.scope or ""}
+        form: dict[str, str | Secret | None] = {"scope": settings.scope}
         if settings.grant == "password":
-            form["username"] = settings.username or ""
+            form["username"] = settings.username
             form["password"] = read_secret("password", settings.password)
         return await self._ask(client, settings.grant, form)
 
     async def _refresh(self, client: httpx.AsyncClient, token: Secret) -> Grant:
         """Use the refresh grant (RFC 6749 section 6).
 
-        When the answer is lost the issuer may have rotated the token; FAPI 2.0 has it accept
-        the previous one then, so the same request is made once more. The scope is sent only if the refresh
-        token is the operator's own: for ours, leaving it out means what was granted, which may be less than asked.
+        When the answer is lost the issuer may have rotated the token; FAPI 2.0 has it accept the previous one
+        then, so the same request is made once more. The scope is sent only if the refresh token is the
+        operator's own: for ours, leaving it out means what was granted, which may be less than asked.
         """
-        form: dict[str, str | Secret] = {"refresh_token": token}
+        form: dict[str, str | Secret | None] = {"refresh_token": token}
         if self._settings.grant == "refresh_token":
-            form["scope"] = self._settings.scope or ""
+            form["scope"] = self._settings.scope
         with suppress(BrokenOff):
             return await self._ask(client, "refresh_token", form)
         try:
@@ -155,7 +155,7 @@ class OAuth2Issuer:
             lost = "the answer to an earlier attempt was lost, and the next refresh token may have been in it"
             raise CredentialRejected(refusal.error, f"{refusal} ({lost})") from None
 
-    async def _ask(self, client: httpx.AsyncClient, grant: str, form: dict[str, str | Secret]) -> Grant:
+    async def _ask(self, client: httpx.AsyncClient, grant: str, form: dict[str, str | Secret | None]) -> Grant:
         """Make one attempt, with a proof of its own; a parameter without a value is left out (section 3.2)."""
         settings = self._settings
         proof = prove(settings, self._clock.now())

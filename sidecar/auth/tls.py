@@ -73,7 +73,7 @@ def _load_client_certificate(context: ssl.SSLContext, path: str) -> None:
     try:
         # A password is given so that OpenSSL does not ask for one on the terminal.
         context.load_cert_chain(path, password="")
-    except (OSError, ValueError):  # ssl.SSLError is an OSError
+    except OSError:  # ssl.SSLError is one
         raise ConfigurationError(
             "tls.client_cert and tls.client_key cannot be used; expected PEM, a key that fits and is not encrypted"
         ) from None

@@ -106,11 +106,12 @@ class RequestBody:
 
     def whole(self) -> bytes | None:
         """Return the body when all of it is in memory already, else None; for one write with the head."""
-        if not self.complete or not self.replayable or self._kept + self._live_size > self._memory_limit:
+        if not self.complete or not self.kept_whole or self._discarding:
+            return None
+        if self._kept + self._live_size > self._memory_limit:
             return None
         while self._live:
             self._keep(self._take())
-        self._started = True
         return bytes(self._memory)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -151,41 +152,36 @@ class RequestBody:
             raise RuntimeError("this body was given up")
 
     def _take(self) -> bytes:
-        data = self._live.popleft()
-        if self._live and len(data) < _PIECE:
-            parts = [data]
-            size = len(data)
-            while self._live and size < _PIECE:
-                parts.append(self._live.popleft())
-                size += len(parts[-1])
-            data = b"".join(parts)
-        self._live_size -= len(data)
+        parts = [self._live.popleft()]
+        size = len(parts[0])
+        while self._live and size < _PIECE:
+            parts.append(self._live.popleft())
+            size += len(parts[-1])
+        self._live_size -= size
         if not self.full:
             self._room.set()
-        return data
+        return b"".join(parts)
 
-    def _keep(self, data: bytes) -> bool:
+    def _keep(self, data: bytes) -> None:
         """Copy *data* for a replay; from the first byte that finds no place on, nothing is kept."""
         if not self.kept_whole:
-            return False
+            return
         self._kept += len(data)
         if self._kept > self._limit:
-            return self._forget()
-        if self._spool is None and self._kept <= self._memory_limit:
+            self._forget()
+        elif self._kept <= self._memory_limit:
             self._memory += data
-            return True
-        try:
-            if self._spool is None:
-                self._spool = self._open_spool()
-            self._spool.append(data)
-        except OSError:
-            return self._forget()
-        return True
+        else:
+            try:
+                if self._spool is None:
+                    self._spool = self._open_spool()
+                self._spool.append(data)
+            except OSError:
+                self._forget()
 
-    def _forget(self) -> bool:
+    def _forget(self) -> None:
         self.kept_whole = False
         self._memory.clear()
         if self._spool:
             self._spool.close()
             self._spool = None
-        return False

@@ -167,8 +167,9 @@ async def test_overflow_frees_what_was_kept() -> None:
         await read_some_live(body, part)
     feed(body, b"d" * 4)
     body_left = bytes(body._memory)
+    body.discard()
 
-    assert spools.opened[0].closed == 1
+    assert [spool.closed for spool in spools.opened] == [1]
     assert body_left == b""
     assert not body.replayable
     assert body.whole() is None
@@ -198,12 +199,25 @@ def test_declared_length_decides_at_once(length: int | None, kept: bool) -> None
 async def test_body_that_is_not_kept_is_sent_once() -> None:
     """Until it has begun it is replayable: nothing of it is gone."""
     body = make(31, memory=10, spool=20)
-    feed(body, b"x" * 31)
+    body.feed(b"x" * 8)
     assert body.replayable
+    reader = body.chunks()
+    first = await anext(reader)
+    held = bytes(body._memory)
+    feed(body, b"y" * 23)
 
-    assert await read(body) == b"x" * 31
+    assert first + b"".join([data async for data in reader]) == b"x" * 8 + b"y" * 23
     assert not body.replayable
-    assert bytes(body._memory) == b""
+    assert held == b""
+
+
+async def test_body_that_is_not_kept_is_never_given_whole() -> None:
+    """Not even if less comes than was declared: nobody could send it again."""
+    body = make(31, memory=10, spool=20)
+    feed(body, b"x" * 8)
+
+    assert body.whole() is None
+    assert await read(body) == b"x" * 8
 
 
 @pytest.mark.parametrize("room", [0, 5, 12])
@@ -489,6 +503,19 @@ async def test_reader_never_sees_a_part_as_the_whole(end: str, error: type[Excep
 
 
 @pytest.mark.parametrize(("end", "error"), [("discard", RuntimeError), ("fail", ClientGone)])
+async def test_reader_of_a_complete_body_is_stopped(end: str, error: type[Exception]) -> None:
+    """What had come and waited is gone: the end of it is no end of the body."""
+    body = make()
+    feed(body, b"x" * PIECE, b"y" * PIECE)
+    reader = body.chunks()
+    await anext(reader)
+    getattr(body, end)()
+
+    with pytest.raises(error):
+        await anext(reader)
+
+
+@pytest.mark.parametrize(("end", "error"), [("discard", RuntimeError), ("fail", ClientGone)])
 async def test_reader_in_the_middle_of_memory_is_stopped(end: str, error: type[Exception]) -> None:
     """Memory is freed under it: what it would get are empty parts, and one of those ends a chunked body."""
     body = make()
@@ -520,9 +547,11 @@ async def test_body_that_was_given_up_is_not_sent(end: str, error: type[Exceptio
     spools = Spools()
     for begun in (False, True):
         body = make(memory=3, open_spool=spools)
-        feed(body, b"one", b"two")
-        if begun:
-            await read(body)
+        for part in (b"one", b"two"):
+            body.feed(part)
+            if begun:
+                await read_some_live(body, part)
+        body.feed_end()
         getattr(body, end)()
         getattr(body, end)()
 
@@ -546,12 +575,14 @@ async def test_client_that_left_is_told_from_a_body_that_is_gone() -> None:
 
 async def test_until_told_nothing_is_kept() -> None:
     """Before `keep`, a body has one way: out."""
-    body = RequestBody(3, open_spool=no_spool, wanted=unwanted)
-    feed(body, b"one")
+    body = RequestBody(1, open_spool=no_spool, wanted=unwanted)
+    feed(body, b"1")
+    empty = RequestBody(0, open_spool=no_spool, wanted=unwanted)
 
     assert body.whole() is None
-    assert await read(body) == b"one"
+    assert await read(body) == b"1"
     assert not body.replayable
+    assert [empty.whole(), await read(empty), await read(empty)] == [b""] * 3
 
 
 PARTS = st.lists(st.binary(max_size=40), max_size=12)
