@@ -26,6 +26,7 @@ class Reason(StrEnum):
     NO_ROUTE = "no_route"
     METHOD_REFUSED = "method_refused"
     REQUEST_TOO_LARGE = "request_too_large"
+    PROXY_AUTH_REQUIRED = "proxy_auth_required"
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
@@ -49,6 +50,7 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.NO_ROUTE: ReasonFacts(403, "No upstream for this target", "http_request_denied"),
     Reason.METHOD_REFUSED: ReasonFacts(405, "Method refused", "http_request_denied"),
     Reason.REQUEST_TOO_LARGE: ReasonFacts(431, "Request too large", "http_request_error"),
+    Reason.PROXY_AUTH_REQUIRED: ReasonFacts(407, "Proxy authentication required", "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
     Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),

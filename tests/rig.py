@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,10 +55,11 @@ class Recorder:
     seen: list[Seen] = field(default_factory=list)
     bytes_in: int = 0
     connections: int = 0
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}" if self.scheme == "http" else f"https://localhost:{self.port}"
 
 
 async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
@@ -74,9 +76,11 @@ async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def recorder(script: Script | None = None, *, read_body: bool = True) -> AsyncIterator[Recorder]:
-    """Serve a Recorder on loopback; without *script* it answers 200 `ok` to everything."""
-    record = Recorder(script=script)
+async def recorder(
+    script: Script | None = None, *, read_body: bool = True, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Recorder]:
+    """Serve a Recorder on loopback; without *script* it answers 200 `ok` to everything; with *tls* at `localhost`."""
+    record = Recorder(script=script, scheme="https" if tls else "http")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         record.connections += 1
@@ -98,7 +102,7 @@ async def recorder(script: Script | None = None, *, read_body: bool = True) -> A
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20, ssl=tls)
     record.port = server.sockets[0].getsockname()[1]
     async with server:
         yield record

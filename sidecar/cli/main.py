@@ -1,12 +1,13 @@
 """The command `auth-sidecar`: what went wrong is one line on standard error, and the exit code says which kind."""
 
+import itertools
 import sys
 from typing import NoReturn
 
 import typer
 
 from sidecar import __version__
-from sidecar.cli import check, demo, keys, run, token
+from sidecar.cli import check, demo, env, exec, keys, run, token  # noqa: A004
 from sidecar.errors import ConfigurationError, SidecarError
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+# What follows the command is its own.
+app.command("exec", context_settings={"allow_interspersed_args": False})(exec.execute)
+app.command("env")(env.env)
 app.command("check")(check.check)
 app.add_typer(token.app, name="token")
 app.add_typer(keys.app, name="keys")
@@ -37,7 +41,7 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line; exit 0, 1 for a failed operation, 2 for bad usage or configuration."""
-    debug = "--debug" in sys.argv[1:]
+    debug = "--debug" in itertools.takewhile(lambda argument: argument.startswith("-"), sys.argv[1:])
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="auth-sidecar")
     except typer.TyperException as error:

@@ -16,6 +16,7 @@ def run(
     token_url: Annotated[str | None, typer.Option(metavar="URL", help="Its token endpoint.")] = None,
     client_id: Annotated[str | None, typer.Option(metavar="ID", help="The client id there.")] = None,
     client_secret_file: Annotated[str | None, typer.Option(metavar="FILE", help="File of the client secret.")] = None,
+    for_exec: Annotated[bool, typer.Option("--for-exec", hidden=True)] = False,
 ) -> None:
     """Serve in the foreground until SIGTERM.
 
@@ -30,7 +31,7 @@ def run(
     settings = load(config, overrides=overrides or (), base=_single_upstream(single))
     from sidecar.run.service import serve
 
-    serve(settings)
+    serve(settings, for_exec=for_exec)
 
 
 def _single_upstream(options: dict[str, str | None]) -> dict[str, Any] | None:

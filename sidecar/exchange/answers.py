@@ -32,7 +32,7 @@ class OwnAnswer:
 
 
 def own_answer(refusal: Refusal) -> OwnAnswer:
-    """Return the answer for *refusal*; 503 always has a Retry-After, 405 an Allow."""
+    """Return the answer for *refusal*; 503 always has a Retry-After, 405 an Allow, 407 a challenge."""
     facts = REASONS[refusal.reason]
     status = refusal.status or facts.status
     problem = {
@@ -53,6 +53,8 @@ def own_answer(refusal: Refusal) -> OwnAnswer:
         fields.append((b"Retry-After", b"%d" % (refusal.retry_after or _RETRY_SECONDS)))
     if refusal.reason is Reason.METHOD_REFUSED:
         fields.append((b"Allow", refusal.allow.encode()))
+    if refusal.reason is Reason.PROXY_AUTH_REQUIRED:
+        fields.append((b"Proxy-Authenticate", b'Basic realm="auth-sidecar", charset="UTF-8"'))
     return OwnAnswer(status, HTTPStatus(status).phrase.encode(), tuple(fields), body)
 
 

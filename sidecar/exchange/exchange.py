@@ -12,8 +12,10 @@ from sidecar.events import Emit, Trouble
 from sidecar.exchange.answers import FAULT, send_own
 from sidecar.exchange.attempt import Answer
 from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Client, Destination
+from sidecar.exchange.relay import relay
 from sidecar.exchange.tally import Tally
 from sidecar.policy import headers
 from sidecar.policy.classify import classify_unauthorized, retry_after
@@ -27,11 +29,23 @@ _UNAUTHORIZED = 401
 
 
 class Exchange:
-    """Carries requests to their upstreams. *identity* is our name in Via, unique to this process."""
+    """Carries requests to their upstreams, and those that are none of our business *beside* them.
 
-    def __init__(self, destinations: Mapping[str, Destination], *, identity: str, clock: Clock, emit: Emit) -> None:
+    *identity* is our name in Via, unique to this process.
+    """
+
+    def __init__(
+        self,
+        destinations: Mapping[str, Destination],
+        *,
+        beside: Passthrough,
+        identity: str,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
         self._destinations = destinations
-        self._origins = {name: destination.pool.origin for name, destination in destinations.items()}
+        self._beside = beside
+        self.origins = {name: destination.pool.origin for name, destination in destinations.items()}
         self._via = f"1.1 auth-sidecar ({identity})".encode()
         self._clock = clock
         self._emit = emit
@@ -60,10 +74,15 @@ class Exchange:
             self._emit(tally.done(request, self._clock.monotonic()))
 
     async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
-        way = self._route(request)
+        self._check_loop(request)
+        if request.upstream is None and self._beside.takes(request.host):
+            _check_method(request)
+            await self._beside.forward(request, body, client, tally, self._via)
+            return
+        way = route(request, self.origins)
         tally.upstream = way.upstream
         destination = self._destinations[way.upstream]
-        _check_method(request, destination)
+        _check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
         deadline = Deadline(self._clock.monotonic() + destination.total_timeout)
         answer = await self._attempts(request, way, destination, body, deadline, tally)
@@ -72,11 +91,10 @@ class Exchange:
         finally:
             answer.close()
 
-    def _route(self, request: Request) -> Route:
+    def _check_loop(self, request: Request) -> None:
         for name, value in request.fields:
             if headers.normal_name(name) == b"via" and self._via in value:
                 raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
-        return route(request, self._origins)
 
     async def _attempts(
         self,
@@ -178,19 +196,7 @@ class Exchange:
                 (name, rewrite_location(value, way.origin, base) if name.lower() == b"location" else value)
                 for name, value in fields
             )
-        tally.status, tally.begun = answer.status, True
-        sized = value_of(fields, b"content-length") is not None
-        await client.start(answer.status, answer.reason, fields, chunked=not sized, empty=answer.empty)
-        try:
-            while not answer.empty:
-                if data := await answer.read():
-                    await client.send(data)
-        except UpstreamFailure as failure:
-            tally.outcome = Reason.UPSTREAM_TIMEOUT if failure.timeout else Reason.UPSTREAM_UNREACHABLE
-            self._emit(Trouble(where=f"upstream {way.upstream}", detail=str(failure)))
-            await client.abort()
-            return
-        await client.end()
+        await relay(answer, fields, client, tally, self._emit, f"upstream {way.upstream}")
 
     async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:
         tally.outcome = refusal.reason
@@ -201,8 +207,8 @@ class Exchange:
         await send_own(client, refusal)
 
 
-def _check_method(request: Request, destination: Destination) -> None:
-    if destination.read_only and request.method not in _READ_METHODS:
+def _check_method(request: Request, *, read_only: bool = False) -> None:
+    if read_only and request.method not in _READ_METHODS:
         raise Refusal(Reason.METHOD_REFUSED, "this upstream is configured read-only", allow="GET, HEAD, OPTIONS")
     if request.method.upper() in (b"TRACE", b"CONNECT"):
         # RFC 9110 section 9.3.8: TRACE must not carry credentials, because it sends them back.

@@ -15,14 +15,16 @@ from aiohttp import web
 from sidecar.errors import IssuerError, StoreError
 from sidecar.secret import Secret
 
+_UNPROVEN = "expected Authorization: Bearer with the admin token"
 _ALLOWED_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What the admin port shows and does; all but the two actions return at once.
+    """What the admin port shows and does; all but the actions return at once.
 
-    *problems*: why the sidecar is not ready, by upstream, empty when it is.
+    *problems*: why the sidecar is not ready, by upstream, empty when it is. *exec_port*: opens the proxy port for
+    commands of `exec`, which passes other hosts through, and returns its address; the same one each time.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -30,6 +32,7 @@ class Source:
     renew: Callable[[str], Awaitable[None]]
     revoke: Callable[[str], Awaitable[None]]
     upstreams: Callable[[], Mapping[str, object]]
+    exec_port: Callable[[], Awaitable[str]]
 
 
 class Admin:
@@ -48,6 +51,7 @@ class Admin:
         app.router.add_get("/status", self._status)
         app.router.add_post("/upstreams/{name}/renew", self._renew)
         app.router.add_post("/upstreams/{name}/revoke", self._revoke)
+        app.router.add_post("/exec", self._exec)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         await web.SockSite(self._runner, bound).start()
@@ -76,9 +80,8 @@ class Admin:
 
     async def _act(self, request: web.Request, action: Callable[[str], Awaitable[None]]) -> web.Response:
         name = request.match_info["name"]
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(given, self._token.reveal().encode()):
-            return _problem(401, "expected Authorization: Bearer with the admin token")
+        if not self._trusted(request):
+            return _problem(401, _UNPROVEN)
         if name not in self._source.upstreams():
             return _problem(404, f"no upstream {name}; expected one of: {', '.join(self._source.upstreams())}")
         try:
@@ -86,6 +89,15 @@ class Admin:
         except (IssuerError, StoreError) as error:
             return _problem(502, str(error))
         return web.json_response(self._source.status()["upstreams"][name])
+
+    async def _exec(self, request: web.Request) -> web.Response:
+        if not self._trusted(request):
+            return _problem(401, _UNPROVEN)
+        return web.json_response({"proxy": await self._source.exec_port()})
+
+    def _trusted(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        return hmac.compare_digest(given, self._token.reveal().encode())
 
 
 @web.middleware

@@ -41,6 +41,9 @@ class StripSet:
     query: frozenset[bytes]
 
 
+_OURS_ONLY = StripSet(frozenset({b"proxy-authorization"}), frozenset(), frozenset())
+
+
 def strip_set(headers: Iterable[str], cookies: Iterable[str], query: Iterable[str], keep: Iterable[str]) -> StripSet:
     """Return the built-in set with *headers*, *cookies* and *query* added and *keep* left alone.
 
@@ -99,20 +102,30 @@ def strip_target(target: bytes, strips: StripSet) -> bytes:
 
 
 def outgoing(
-    fields: Fields, strips: StripSet, *, host: bytes, via: bytes, credential: tuple[bytes, bytes], chunked: bool
+    fields: Fields, strips: StripSet, *, host: bytes, via: bytes, credential: tuple[bytes, bytes] | None, chunked: bool
 ) -> Fields:
     """Return the fields of the request to the upstream.
 
     Host keeps its place and spelling and gets the upstream's value, or goes first when it was missing; then
-    come Transfer-Encoding if the body is chunked, Via, and the credential, exactly one.
+    come Transfer-Encoding if the body is chunked, Via, and the credential, exactly one; None: none.
     """
     kept = [(name, host if name.lower() == b"host" else value) for name, value in strip(fields, strips)]
     if not any(name.lower() == b"host" for name, _ in kept):
         kept.insert(0, (b"Host", host))
     if chunked:
         kept.append((b"Transfer-Encoding", b"chunked"))
+    if credential is None:
+        return (*kept, (b"Via", via))
     secret_name = normal_name(credential[0])
     return (*(field for field in kept if normal_name(field[0]) != secret_name), (b"Via", via), credential)
+
+
+def untouched(fields: Fields, *, host: bytes, via: bytes, chunked: bool) -> Fields:
+    """Return the fields of a request that is passed through: the client's own credentials stay in it.
+
+    As any proxy does, it takes the hop-by-hop fields and what was meant for us, and adds Via.
+    """
+    return outgoing(fields, _OURS_ONLY, host=host, via=via, credential=None, chunked=chunked)
 
 
 def incoming(fields: Fields) -> Fields:

@@ -20,12 +20,14 @@ from mitmproxy.proxy.layers.http import (
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
+    SendHttp,
 )
 from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 
 from sidecar.exchange.body import RequestBody
+from sidecar.policy.routing import Origin
 from sidecar.proxy.head import Head
-from sidecar.proxy.http1 import ClientHttp1
+from sidecar.proxy.http1 import ClientHttp1, ToClient
 
 if TYPE_CHECKING:
     from sidecar.proxy.connection import ClientConnection
@@ -59,7 +61,7 @@ class BridgeLayer(HttpConnection):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, Deliver):
             for item in event.items:
-                yield ReceiveHttp(item)
+                yield SendHttp(item, self.context.client) if isinstance(item, ToClient) else ReceiveHttp(item)
         elif isinstance(event, RequestHeaders):
             yield self._link.request_begins(event)
         elif isinstance(event, RequestData):
@@ -71,11 +73,14 @@ class BridgeLayer(HttpConnection):
 
 
 class BridgedHttpLayer(HttpLayer):
-    """mitmproxy's HttpLayer with our HTTP/1 server in front and the bridge behind."""
+    """mitmproxy's HttpLayer with our HTTP/1 server in front and the bridge behind.
 
-    def __init__(self, context: Context, link: "ClientConnection") -> None:
+    *origin*: what all requests go to, None on the proxy port, where each says so itself.
+    """
+
+    def __init__(self, context: Context, link: "ClientConnection", origin: Origin | None) -> None:
         super().__init__(context, HTTPMode.regular)
-        self.client = ClientHttp1(context.fork(), link)
+        self.client = ClientHttp1(context.fork(), link, origin)
         self.connections[context.client] = self.client
         self.virtual = Server(address=None, state=ConnectionState.OPEN)
         self.connections[self.virtual] = BridgeLayer(context.fork(), self.virtual, link)

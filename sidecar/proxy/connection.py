@@ -1,25 +1,29 @@
 """One client connection: mitmproxy's handler with our layers, and the exchange running beside them."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-from mitmproxy.proxy import commands, mode_specs
+from mitmproxy.proxy import commands, layer, mode_specs
 from mitmproxy.proxy.layers.http import RequestHeaders
 from mitmproxy.proxy.layers.http._base import HttpEvent
+from mitmproxy.proxy.layers.tls import TlsEstablishedClientHook, TlsFailedClientHook, TlsStartClientHook
 from mitmproxy.proxy.server import LiveConnectionHandler
 
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.exchange.spool import OpenSpool
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.bridge import BridgedHttpLayer, Deliver, StartExchange
+from sidecar.proxy.connect import StartTunnel, answer_connect, run_tunnel, start_tls, tls_failed
 from sidecar.proxy.http1 import Continue, FinishEarly
-from sidecar.proxy.port import Dispatch, Port
+from sidecar.proxy.port import Port
 from sidecar.proxy.reply import Reply
+from sidecar.proxy.tunnel import Tunnel
 
 _HEAD_SECONDS = 10.0
 _LINGER_SECONDS = 10.0
@@ -33,13 +37,16 @@ class ClientConnection(LiveConnectionHandler):
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: Port) -> None:
         super().__init__(reader, writer, port.options, _REGULAR)
-        self._port = port
-        self._writer = writer
+        self.port = port
+        self.writer = writer
         context = self.layer.context
         context.layers.clear()
-        self.http = BridgedHttpLayer(context, self)
-        self.layer = self.http
-        self.body = _no_body(port.open_spool)
+        self.http = BridgedHttpLayer(context, self, port.origin)
+        self.layer: layer.Layer = self.http
+        self.gate = port.gate
+        self.asked: Origin | None = None
+        self.tunnel: Tunnel | None = None
+        self.body = RequestBody(0, open_spool=port.open_spool, wanted=lambda: None)
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,27 +56,9 @@ class ClientConnection(LiveConnectionHandler):
         self._continue: asyncio.Task[None] | None = None
 
     @property
-    def upstream(self) -> str | None:
-        """The upstream of this reverse port."""
-        return self._port.upstream
-
-    @property
-    def origin(self) -> Origin | None:
-        """The origin of this reverse port's upstream."""
-        return self._port.origin
-
-    @property
     def busy(self) -> bool:
-        """Whether an exchange is under way."""
-        return self._task is not None
-
-    def now(self) -> float:
-        """Return the wall time, for flows."""
-        return self._port.clock.now()
-
-    def shown(self, request: Request) -> Request:
-        """Return what mitmproxy's flows may hold of *request*."""
-        return self._port.show(request)
+        """Whether an exchange is under way, or a tunnel in which something moves."""
+        return self._task is not None and not (self.tunnel and self.tunnel.quiet)
 
     async def handle_client(self) -> None:
         """Serve the connection to its end; nothing of it is left running."""
@@ -77,23 +66,35 @@ class ClientConnection(LiveConnectionHandler):
             await super().handle_client()
         finally:
             self.client_left()
-            self._set_timer(None)
+            self.set_timer(None)
             # mitmproxy forgets to when its handler is cancelled while it closes.
-            self._writer.close()
+            self.writer.close()
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
         """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
-        if isinstance(hook, StartExchange):
-            await self._run_exchange(hook)
-        elif self._port.dispatch is not None:
-            await self._dispatch(hook, self._port.dispatch)
+        match hook:
+            case StartExchange():
+                await self._run_exchange(hook)
+                return
+            case StartTunnel():
+                await run_tunnel(self, hook.tunnel)
+                return
+            case TlsStartClientHook():
+                start_tls(self, hook.data)
+            case TlsEstablishedClientHook():
+                self.set_timer(None)
+            case TlsFailedClientHook():
+                tls_failed(self, hook.data)
+        if self.port.dispatch is not None:
+            try:
+                with self.timeout_watchdog.disarm():
+                    await self.port.dispatch(hook)
+            except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
+                self.failed(error)
 
-    async def _dispatch(self, hook: commands.StartHook, dispatch: Dispatch) -> None:
-        try:
-            with self.timeout_watchdog.disarm():
-                await dispatch(hook)
-        except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
-            self.failed(error)
+    def connect(self, request: Request) -> layer.Layer:
+        """Return the layer that takes over after CONNECT; raises Refusal."""
+        return answer_connect(self, request)
 
     def request_begins(self, event: RequestHeaders) -> StartExchange:
         """Make room for the body of the request whose head is complete; return the hook that starts its exchange."""
@@ -102,15 +103,15 @@ class ClientConnection(LiveConnectionHandler):
             raise RuntimeError("a request without a head")
         self.body = RequestBody(
             head.request.length,
-            open_spool=self._port.open_spool,
-            wanted=self._send_continue if head.expects_continue else _nothing,
+            open_spool=self.port.open_spool,
+            wanted=partial(self._send_continue, event.stream_id) if head.expects_continue else lambda: None,
         )
         return StartExchange(head, self.body, event.stream_id)
 
     def request_complete(self) -> None:
         """The body is complete; a client that was late with it is not hurried any more."""
         self.body.feed_end()
-        self._set_timer(None)
+        self.set_timer(None)
 
     def client_left(self) -> None:
         """End the exchange under way, if any; a renewal it waits for goes on."""
@@ -121,40 +122,52 @@ class ClientConnection(LiveConnectionHandler):
     def failed(self, error: BaseException) -> None:
         """Note a fault of ours: no request of this connection goes upstream any more."""
         self._failure = error
-        self._port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
+        self.port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, refusal: Refusal, request: Request | None = None) -> None:
         """Report a request that was answered before an exchange began."""
-        now = self._port.clock.monotonic()
+        now = self.port.clock.monotonic()
         status = refusal.status or REASONS[refusal.reason].status
-        tally = Tally(now, upstream=self._port.upstream or "", status=status, outcome=refusal.reason)
-        self._port.emit(tally.done(None, now))
+        tally = Tally(now, upstream=self.port.upstream or "", status=status, outcome=refusal.reason)
+        self.port.emit(tally.done(request, now))
 
     def head_pending(self, pending: bool) -> None:
         """Start or stop the time a client has to complete its head."""
         if not pending:
-            self._set_timer(None)
+            self.set_timer(None)
         elif self._timer is None:
-            self._set_timer(_HEAD_SECONDS)
+            self.set_timer(_HEAD_SECONDS)
 
     def head_sent(self) -> None:
         """The head of the answer is on its way: its body may follow."""
         self._head_out.set()
 
     async def _run_exchange(self, hook: StartExchange) -> None:
-        self._task = asyncio.current_task()
-        self._idle.clear()
-        self._head_out.clear()
-        try:
+        request = hook.head.request
+        with self.under_way():
             reply = Reply(self, hook)
-            with self.timeout_watchdog.disarm():
+            try:
                 if hook.body.length != 0:
                     # What came with the head is fed first, so that a small body goes out in one write with it.
                     await asyncio.sleep(0)
                 if self._failure is not None:
-                    await send_own(reply, Refusal(Reason.INTERNAL, FAULT))
-                else:
-                    await self._port.exchange.run(hook.head.request, hook.body, reply)
+                    raise Refusal(Reason.INTERNAL, FAULT)
+                self.gate.check(request.fields, ours=not self.port.beside.takes(request.host))
+                await self.port.exchange.run(request, hook.body, reply)
+            except Refusal as refusal:
+                hook.body.discard()
+                self.refused(refusal, request)
+                await send_own(reply, refusal)
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Mark the time of an exchange; a fault in it ends the connection."""
+        task = self._task = asyncio.current_task()
+        self._idle.clear()
+        self._head_out.clear()
+        try:
+            with self.timeout_watchdog.disarm():
+                yield
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001  fail closed
@@ -162,7 +175,7 @@ class ClientConnection(LiveConnectionHandler):
             self._end_failed()
         finally:
             # A pipelined request may have begun already, while the end of this one's answer was written.
-            if self._task is asyncio.current_task():
+            if self._task is task:
                 self._task = None
                 self._idle.set()
 
@@ -173,11 +186,11 @@ class ClientConnection(LiveConnectionHandler):
     async def flushed(self) -> None:
         """Wait until the client takes more; raises ClientGone when it left or takes nothing for a minute."""
         await self._head_out.wait()
-        transport = self._writer.transport
+        transport = self.writer.transport
         while (waiting := transport.get_write_buffer_size()) > 0:
             try:
                 async with asyncio.timeout(_STALL_SECONDS):
-                    await self._writer.drain()
+                    await self.writer.drain()
                 return
             except TimeoutError:
                 if transport.get_write_buffer_size() >= waiting:
@@ -186,20 +199,22 @@ class ClientConnection(LiveConnectionHandler):
             except OSError:
                 raise ClientGone from None
 
-    async def finish_early(self) -> None:
+    async def finish_early(self, stream_id: int) -> None:
         """End the answer though the request is not complete, and bound the time for the rest of it."""
-        await self.server_event(FinishEarly(self.client))
-        self._set_timer(_LINGER_SECONDS)
+        await self.deliver([FinishEarly(stream_id)])
+        self.set_timer(_LINGER_SECONDS)
 
     def abort(self) -> None:
         """Reset the connection: what the client has is not a whole answer."""
-        self._writer.transport.abort()
+        self.writer.transport.abort()
 
     async def drain_writers(self) -> None:
         """Hold reading while the body has no room, or while pipelined requests pile up.
 
         mitmproxy waits for the client's own writer here, which would tie the upload to the download.
         """
+        if self.tunnel is not None:
+            await self.tunnel.room()
         while self.body.full:
             await self.body.room()
         while len(self.http.client.buf) > _PIPELINE and self.busy:
@@ -210,32 +225,23 @@ class ClientConnection(LiveConnectionHandler):
         del message, level
         if exc_info:
             error = exc_info[1] if isinstance(exc_info, tuple) else None
-            self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer of mitmproxy failed"))
+            self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer failed"))
             self.client_left()
             self._end_failed()
 
     def _end_failed(self) -> None:
         """End the connection past the layers, which may be broken: with 500 if nothing of an answer was sent."""
-        if self.http.client.response is not None or self.client.tls or self._writer.is_closing():
+        if self.http.client.response is not None or self.client.tls or self.tunnel or self.writer.is_closing():
             self.abort()
             return
-        self._writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
-        self._writer.close()
+        self.writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
+        self.writer.close()
 
-    def _send_continue(self) -> None:
-        self._continue = asyncio.get_running_loop().create_task(self.server_event(Continue(self.client)))
+    def _send_continue(self, stream_id: int) -> None:
+        self._continue = asyncio.get_running_loop().create_task(self.deliver([Continue(stream_id)]))
 
-    def _set_timer(self, seconds: float | None) -> None:
+    def set_timer(self, seconds: float | None) -> None:
+        """End the connection in *seconds* unless set anew; None: let it live."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.abort)
-
-
-def _nothing() -> None:
-    """Do nothing: a client that did not ask for 100 Continue gets none."""
-
-
-def _no_body(open_spool: OpenSpool) -> RequestBody:
-    body = RequestBody(0, open_spool=open_spool, wanted=_nothing)
-    body.feed_end()
-    return body

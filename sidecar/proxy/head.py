@@ -32,11 +32,18 @@ class Head(NamedTuple):
     expects_continue: bool
 
 
-def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | None) -> Head:
+class Connect(NamedTuple):
+    """A request for a tunnel (RFC 9110 section 9.3.6); its target is in authority-form."""
+
+    request: Request
+
+
+def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | None) -> Head | Connect:
     """Return the parsed head; raises Refusal with the answer it deserves.
 
-    *upstream* and *origin* are those of the reverse port, None on the proxy port, which takes only
-    absolute-form. CONNECT is refused.
+    *origin* None: the proxy port, which takes absolute-form and CONNECT. With *upstream* it is that of a reverse
+    port, else what a client asked for with CONNECT; both take origin-form, and within CONNECT the same origin
+    may be named in absolute-form too (RFC 9112 section 3.2.2).
     """
     if sum(map(len, lines)) > MAX_HEAD or len(lines) > MAX_FIELDS:
         raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB or {MAX_FIELDS} fields")
@@ -49,7 +56,9 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
     length = _body_length(fields, http10=http10)
     _check_host(fields, http10=http10)
     if method == b"CONNECT":
-        raise Refusal(Reason.NO_ROUTE, "CONNECT is not served; use http:// through the proxy, or a reverse port")
+        if origin is not None:
+            raise Refusal(Reason.NO_ROUTE, "CONNECT is served on the proxy port only; see listen.proxy")
+        return _parse_connect(target, fields, length)
     if b"#" in target:
         raise _bad("a target has no fragment")
     if origin is None:
@@ -60,7 +69,9 @@ def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | No
             path = b"/" + path
     else:
         scheme, host, port, path = origin.scheme, origin.host, origin.port, target
-        if not target.startswith(b"/") and target != b"*":
+        if upstream is None and not target.startswith(b"/") and target != b"*":
+            path = _within(target, origin)
+        elif not target.startswith(b"/") and target != b"*":
             raise Refusal(Reason.NO_ROUTE, "this is a reverse port; expected a target that starts with /")
     request = Request(
         method=method,
@@ -107,6 +118,25 @@ def _check_host(fields: Fields, *, http10: bool) -> None:
         raise _bad("expected exactly one Host field")
     if hosts and not _AUTHORITY.fullmatch(hosts[0]):
         raise _bad("the Host field is malformed: expected host or host:port")
+
+
+def _parse_connect(target: bytes, fields: Fields, length: int | None) -> Connect:
+    authority = _AUTHORITY.fullmatch(target)
+    port = int(authority[2] or 0) if authority else 0
+    if not authority or not authority[1] or not 1 <= port <= _MAX_PORT:
+        raise _bad("the target of CONNECT is malformed: expected host:port")
+    if length != 0:
+        raise _bad("CONNECT has no body")
+    host = authority[1].decode("ascii").strip("[]")
+    return Connect(Request(method=b"CONNECT", scheme="", host=host, port=port, target=target, fields=fields, length=0))
+
+
+def _within(target: bytes, origin: Origin) -> bytes:
+    """Return the path of an absolute-form target inside CONNECT, which may not name another origin."""
+    scheme, host, port, path = _parse_absolute(target)
+    if (scheme, host.lower(), port) != (origin.scheme, origin.host, origin.port):
+        raise Refusal(Reason.NO_ROUTE, "this target is not what CONNECT asked for")
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def _parse_absolute(target: bytes) -> tuple[str, str, int, bytes]:

@@ -25,7 +25,8 @@ from mitmproxy.proxy.layers.http._http1 import TBodyReader, make_body_reader
 from sidecar.errors import Reason, Refusal
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.policy.message import Fields, Request
-from sidecar.proxy.head import MAX_HEAD, Head, parse_head
+from sidecar.policy.routing import Origin
+from sidecar.proxy.head import MAX_HEAD, Connect, Head, parse_head
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
@@ -36,12 +37,17 @@ _MAX_BLANK_LINES = 4
 
 
 @dataclass
-class Continue(events.ConnectionEvent):
+class ToClient(HttpEvent):
+    """What the exchange tells the client's side past mitmproxy's stream."""
+
+
+@dataclass
+class Continue(ToClient):
     """The exchange wants the body of a client that waits for 100 Continue."""
 
 
 @dataclass
-class FinishEarly(events.ConnectionEvent):
+class FinishEarly(ToClient):
     """The answer is complete though the request is not: end its body for the client now."""
 
 
@@ -68,11 +74,12 @@ class BodyReader:
 
 
 class ClientHttp1(Http1Server):
-    """One client connection's HTTP/1 side."""
+    """One client connection's HTTP/1 side; *origin* is that of all its requests, None: each names its own."""
 
-    def __init__(self, context: Context, link: "ClientConnection") -> None:
+    def __init__(self, context: Context, link: "ClientConnection", origin: Origin | None) -> None:
         super().__init__(context)
         self._link = link
+        self._origin = origin
         self.head: Head | None = None
         self._ended_early = False
 
@@ -105,12 +112,29 @@ class ClientHttp1(Http1Server):
                 return
             if not lines:
                 raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB")
-            self.head = parse_head([bytes(line) for line in lines], self._link.upstream, self._link.origin)
+            head = parse_head([bytes(line) for line in lines], self._link.port.upstream, self._origin)
         except Refusal as refusal:
             yield from self._refuse(refusal)
             return
-        yield from self._begin(self._link.shown(self.head.request))
+        if isinstance(head, Connect):
+            yield from self._connect(head.request)
+            return
+        self.head = head
+        yield from self._begin(self._link.port.show(self.head.request))
         yield from self.state(event)
+
+    def _connect(self, request: Request) -> layer.CommandGenerator[None]:
+        """Leave the connection to another layer, with what the client sent already."""
+        try:
+            inside = self._link.connect(request)
+        except Refusal as refusal:
+            yield from self._refuse(refusal, request)
+            return
+        self.state = self.done
+        sent = self.buf.maybe_extract_at_most(len(self.buf))
+        yield from inside.handle_event(events.Start())
+        if sent:
+            yield from inside.handle_event(events.DataReceived(self.conn, bytes(sent)))
 
     def _begin(self, request: Request) -> layer.CommandGenerator[None]:
         """Let mitmproxy see *request*; the exchange takes its own from the head."""
@@ -127,7 +151,7 @@ class ClientHttp1(Http1Server):
             headers=http.Headers(_without_expect(request.fields)),
             content=None,
             trailers=None,
-            timestamp_start=self._link.now(),
+            timestamp_start=self._link.port.clock.now(),
             timestamp_end=None,
         )
         self.request.stream = True
@@ -167,8 +191,8 @@ class ClientHttp1(Http1Server):
             if "chunked" in self.response.headers.get("transfer-encoding", ""):
                 yield commands.SendData(self.conn, b"0\r\n\r\n")
 
-    def _refuse(self, refusal: Refusal) -> layer.CommandGenerator[None]:
-        self._link.refused(refusal)
+    def _refuse(self, refusal: Refusal, request: Request | None = None) -> layer.CommandGenerator[None]:
+        self._link.refused(refusal, request)
         if self.response is None:
             yield commands.SendData(self.conn, own_answer(refusal).encode())
         yield commands.CloseConnection(self.conn)

@@ -1,7 +1,10 @@
 """Our own listening sockets around mitmproxy's connection handler; its own bind every interface and cannot drain."""
 
 import asyncio
+import contextlib
 import socket
+import stat
+from pathlib import Path
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
@@ -11,6 +14,7 @@ from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.port import Port
+from sidecar.settings import HostPort, ListenAddress, SocketPath
 
 _BACKLOG = 1024
 _IDLE_SECONDS = 75
@@ -36,23 +40,23 @@ def proxy_options() -> Options:
 class Listener:
     """A bound address and the connections it took."""
 
-    def __init__(self, host: str, port_number: int, name: str) -> None:
+    def __init__(self, address: ListenAddress, name: str) -> None:
         """Bind at once, so that addresses are known before anything is served; ConfigurationError when taken."""
         self._name = name
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], ClientConnection] = {}
         try:
-            self.socket = _bound(host, port_number)
+            self.socket = _bound_path(address.path) if isinstance(address, SocketPath) else _bound(*address)
         except OSError as error:
             raise ConfigurationError(
-                f"{name}: cannot listen on {host}:{port_number}: {error.strerror}; expected a free local address"
+                f"{name}: cannot listen on {address}: {error.strerror}; expected a free local address"
             ) from None
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The bound host and port."""
+    def address(self) -> ListenAddress:
+        """What was bound, with the port that the system chose."""
         name = self.socket.getsockname()
-        return name[0], name[1]
+        return SocketPath(name) if isinstance(name, str) else HostPort(name[0], name[1])
 
     @property
     def busy(self) -> int:
@@ -76,7 +80,10 @@ class Listener:
                 task.add_done_callback(lambda done: self._connections.pop(done, None))
             await connection.handle_client()
 
-        self._server = await asyncio.start_server(accept, sock=self.socket)
+        if self.socket.family is socket.AF_UNIX:
+            self._server = await asyncio.start_unix_server(accept, sock=self.socket)
+        else:
+            self._server = await asyncio.start_server(accept, sock=self.socket)
 
     def stop_accepting(self) -> None:
         """Close the listening socket; connections go on."""
@@ -109,3 +116,29 @@ def _bound(host: str, port_number: int) -> socket.socket:
         bound.close()
         raise
     return bound
+
+
+def _bound_path(path: str) -> socket.socket:
+    """Return a listening unix socket for the owner and the group; what a dead process left at *path* is replaced."""
+    place = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(place.stat().st_mode) and not _answers(path):
+            place.unlink()
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(path)
+        place.chmod(0o660)
+        bound.listen(_BACKLOG)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+    return True

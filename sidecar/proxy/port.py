@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands
+from OpenSSL import SSL
 
 from sidecar.clock import Clock
 from sidecar.events import Emit
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.spool import OpenSpool
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
+from sidecar.proxy.gate import Gate
 
 Dispatch = Callable[[commands.StartHook], Awaitable[None]]
 
@@ -20,11 +23,16 @@ Dispatch = Callable[[commands.StartHook], Awaitable[None]]
 class Port:
     """What all connections of one listener share.
 
-    *upstream* and *origin*: those of a reverse port, None on the proxy port. *show*: what of a request a
-    flow may hold. *dispatch*: where mitmproxy's hooks go, None when no addon listens.
+    *upstream* and *origin*: those of a reverse port, None on the proxy port. *gate*: who may come in. *beside*:
+    the way to what is passed through. *server_context*: TLS for a client that asked for this host, KeyError for
+    one that is not intercepted. *show*: what of a request a flow may hold. *dispatch*: where mitmproxy's hooks
+    go, None when no addon listens.
     """
 
     exchange: Exchange
+    beside: Passthrough
+    gate: Gate
+    server_context: Callable[[str], SSL.Context]
     options: Options
     clock: Clock
     emit: Emit

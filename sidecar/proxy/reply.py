@@ -33,7 +33,7 @@ class Reply:
             extra.append((b"Transfer-Encoding", b"chunked"))
         if self._head.close:
             extra.append((b"Connection", b"close"))
-        now = self._link.now()
+        now = self._link.port.clock.now()
         response = http.Response(
             http_version=b"HTTP/1.1",
             status_code=status,
@@ -56,7 +56,7 @@ class Reply:
         """End the answer; a client that is still uploading gets it at once and a few seconds to stop."""
         await self._link.deliver([ResponseEndOfMessage(self._stream)])
         if not self._body.complete:
-            await self._link.finish_early()
+            await self._link.finish_early(self._stream)
 
     async def abort(self) -> None:
         """Cut the answer off."""

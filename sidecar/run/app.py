@@ -4,35 +4,37 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from sidecar import __version__
-from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import client_context, read_material
 from sidecar.clock import Clock
 from sidecar.events import Emit, Ready, Trouble
 from sidecar.exchange.exchange import Exchange
-from sidecar.exchange.patience import Patience
+from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.ports import Destination
 from sidecar.exchange.spool import Spool
-from sidecar.exchange.upstream import Pool
 from sidecar.observe.admin import Admin, Source
-from sidecar.policy.decide import RetryPolicy
-from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set, without_credentials
+from sidecar.policy.headers import without_credentials
 from sidecar.policy.message import Request
+from sidecar.policy.passthrough import EVERY_HOST
 from sidecar.proxy.listener import Listener, proxy_options
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import make_broker, make_issuer
+from sidecar.run.destinations import all_strips, make_destination
+from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.run.state import RunFile, admin_token, open_store, prepare
 from sidecar.run.status import problems, status
-from sidecar.settings import Settings, Upstream, secret_references
+from sidecar.run.trust import Trust
+from sidecar.settings import HostPort, Settings, Tls, secret_references
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
 
 GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.05
+_FREE_PORT = HostPort("127.0.0.1", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +52,26 @@ async def running(
     clock: Clock,
     emit: Emit,
     dispatch: Dispatch | None = None,
+    for_exec: bool = False,
 ) -> AsyncIterator[App]:
     """Serve while the context is open, in the running event loop.
 
-    *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. On leaving,
-    readiness ends, nothing new is accepted, requests in flight get `GRACE_SECONDS`, a running renewal is
-    finished and stored. Raises ConfigurationError before anything is served.
+    *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for
+    one command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed
+    through. On leaving, readiness ends, nothing new is accepted, requests in flight get `GRACE_SECONDS`, a
+    running renewal is finished and stored. Raises ConfigurationError before anything is served.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
-        listeners = _bind(settings, stack)
-        bound = {name: listener.address for name, listener in listeners.items()}
-        addresses = {name: f"{host}:{port}" for name, (host, port) in bound.items()}
+        listeners = _bind(settings, stack, free=for_exec)
+        admin_listener = listeners.pop("admin")
+        bound = [admin_listener, *listeners.values()]
+        addresses = {"admin": str(admin_listener.address)}
+        addresses |= {name: str(listener.address) for name, listener in listeners.items()}
+
+        def own() -> list[tuple[str, int]]:
+            return [listener.address for listener in bound if isinstance(listener.address, HostPort)]
+
         store, ring = open_store(settings)
         stack.push_async_callback(store.aclose)
         destinations: dict[str, Destination] = {}
@@ -69,31 +79,53 @@ async def running(
             issuer = make_issuer(upstream, clock)
             broker = make_broker(name, upstream, issuer, store, ring, clock, emit)
             stack.push_async_callback(broker.aclose)
-            destinations[name] = await _destination(upstream, issuer, broker, tuple(bound.values()))
+            destinations[name] = await make_destination(upstream, issuer, broker, own)
             stack.push_async_callback(destinations[name].pool.aclose)
         brokers = {name: destination.broker for name, destination in destinations.items()}
-        stopping = asyncio.Event()
-        admin = Admin(_source(settings, brokers, addresses, clock, stopping), admin_token(settings))
-        stack.push_async_callback(admin.aclose)
-        for broker in brokers.values():
-            await broker.start()
-        common = Port(
-            exchange=Exchange(destinations, identity=secrets.token_hex(4), clock=clock, emit=emit),
+        hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
+        trust = Trust(settings.state_dir / "ca", hosts, clock, emit)
+        await asyncio.to_thread(trust.prepare)
+        beside = await _beside((EVERY_HOST,) if for_exec else settings.passthrough, destinations, own, emit)
+        proxy = Port(
+            exchange=Exchange(destinations, beside=beside, identity=secrets.token_hex(4), clock=clock, emit=emit),
+            beside=beside,
+            gate=proxy_gate(settings.listen),
+            server_context=trust.context,
             options=proxy_options(),
             clock=clock,
             emit=emit,
             open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
-            show=partial(without_credentials, strips=_all_strips(destinations)) if dispatch else _as_it_is,
+            show=partial(without_credentials, strips=all_strips(destinations)) if dispatch else _as_it_is,
             dispatch=dispatch,
         )
-        await admin.serve(listeners.pop("admin").socket)
-        stack.push_async_callback(_drain, tuple(listeners.values()), clock)
+
+        async def exec_port() -> str:
+            if "exec" not in listeners:
+                listeners["exec"] = listener = Listener(_FREE_PORT, "exec")
+                stack.push_async_callback(listener.aclose)
+                bound.append(listener)
+                every = await _beside((EVERY_HOST,), destinations, own, emit)
+                await listener.serve(dataclasses.replace(proxy, beside=every))
+            return str(listeners["exec"].address)
+
+        stopping = asyncio.Event()
+        source = _source(settings, brokers, addresses, clock, stopping, exec_port)
+        admin = Admin(source, admin_token(settings))
+        stack.push_async_callback(admin.aclose)
+        for broker in brokers.values():
+            await broker.start()
+        await admin.serve(admin_listener.socket)
+        stack.push_async_callback(_drain, listeners, clock)
         stack.callback(stopping.set)
-        await listeners.pop("proxy").serve(common)
-        for name, listener in listeners.items():
-            origin = settings.upstreams[name].origin
-            await listener.serve(dataclasses.replace(common, upstream=name, origin=origin))
-        stack.enter_context(RunFile(settings, addresses))
+        for name, listener in tuple(listeners.items()):
+            port = proxy
+            if name != "proxy":
+                origin = settings.upstreams[name].origin
+                gate = reverse_gate(listener.address, origin)
+                port = dataclasses.replace(proxy, upstream=name, origin=origin, gate=gate)
+            await listener.serve(port)
+        if not for_exec:
+            stack.enter_context(RunFile(settings, addresses))
         emit(Ready(addresses=addresses, version=__version__))
         for key, reference in secret_references(settings):
             if reference.value is not None:
@@ -101,61 +133,26 @@ async def running(
         yield App(addresses, brokers)
 
 
-def _bind(settings: Settings, stack: contextlib.AsyncExitStack) -> dict[str, Listener]:
-    """Bind every address first: a taken one is found before anything runs."""
+def _bind(settings: Settings, stack: contextlib.AsyncExitStack, *, free: bool) -> dict[str, Listener]:
+    """Bind every address first: a taken one is found before anything runs; *free*: any port instead."""
     wanted = {"proxy": ("listen.proxy", settings.listen.proxy), "admin": ("listen.admin", settings.listen.admin)}
     for name, upstream in settings.upstreams.items():
         if upstream.listen is not None:
             wanted[name] = (f"upstreams.{name}.listen", upstream.listen)
     listeners = {}
     for name, (key, address) in wanted.items():
-        listeners[name] = Listener(address.host, address.port, key)
+        listeners[name] = Listener(_FREE_PORT if free else address, key)
         stack.push_async_callback(listeners[name].aclose)
     return listeners
 
 
-async def _destination(
-    upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: tuple[tuple[str, int], ...]
-) -> Destination:
-    strip, retry = upstream.strip, upstream.retry
-    context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
-    pool = Pool(
-        upstream.origin,
-        context=context,
-        patience=Patience(
-            connect=upstream.timeout.connect, first_byte=upstream.timeout.first_byte, idle=upstream.timeout.idle
-        ),
-        addresses=upstream.addresses,
-        own_addresses=lambda: own,
-    )
-    return Destination(
-        broker=broker,
-        pool=pool,
-        present=issuer.presentation,
-        strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
-        retry=RetryPolicy(
-            attempts=retry.attempts,
-            statuses=frozenset(retry.statuses),
-            methods=frozenset(retry.methods),
-            base=retry.base,
-            cap=retry.cap,
-            max_retry_after=retry.max_retry_after,
-        ),
-        total_timeout=upstream.timeout.total,
-        replay_memory=upstream.replay.memory,
-        replay_spool=upstream.replay.spool,
-        read_only=upstream.read_only,
-    )
-
-
-def _all_strips(destinations: Mapping[str, Destination]) -> StripSet:
-    """Return what any upstream strips; what one keeps may be another's credential."""
-    strips = [destination.strips for destination in destinations.values()]
-    return StripSet(
-        CREDENTIALS.union(*(each.headers for each in strips)),
-        frozenset().union(*(each.cookies for each in strips)),
-        CREDENTIAL_PARAMETERS.union(*(each.query for each in strips)),
-    )
+async def _beside(
+    patterns: Collection[str], destinations: Mapping[str, Destination], own: Own, emit: Emit
+) -> Passthrough:
+    """Return the way to what is passed through; without patterns nothing is."""
+    context = await asyncio.to_thread(lambda: client_context(read_material(Tls()))) if patterns else None
+    origins = {name: destination.pool.origin for name, destination in destinations.items()}
+    return Passthrough(patterns, origins=origins, context=context, own=own, emit=emit)
 
 
 def _as_it_is(request: Request) -> Request:
@@ -164,7 +161,12 @@ def _as_it_is(request: Request) -> Request:
 
 
 def _source(
-    settings: Settings, brokers: dict[str, Broker], addresses: dict[str, str], clock: Clock, stopping: asyncio.Event
+    settings: Settings,
+    brokers: dict[str, Broker],
+    addresses: dict[str, str],
+    clock: Clock,
+    stopping: asyncio.Event,
+    exec_port: Callable[[], Awaitable[str]],
 ) -> Source:
     async def renew(name: str) -> None:
         await brokers[name].renew()
@@ -177,14 +179,15 @@ def _source(
         problems=lambda: {"sidecar": "shutting down"} if stopping.is_set() else problems(settings.upstreams, brokers),
         renew=renew,
         revoke=revoke,
+        exec_port=exec_port,
         upstreams=lambda: brokers,
     )
 
 
-async def _drain(listeners: tuple[Listener, ...], clock: Clock) -> None:
+async def _drain(listeners: Mapping[str, Listener], clock: Clock) -> None:
     """Take nothing new; let what is under way end."""
-    for listener in listeners:
+    for listener in listeners.values():
         listener.stop_accepting()
     give_up = clock.monotonic() + GRACE_SECONDS
-    while any(listener.busy for listener in listeners) and clock.monotonic() < give_up:
+    while any(listener.busy for listener in listeners.values()) and clock.monotonic() < give_up:
         await clock.sleep(_POLL_SECONDS)

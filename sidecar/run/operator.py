@@ -9,7 +9,8 @@ from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event
 from sidecar.run.credentials import make_broker, make_issuer
-from sidecar.run.state import admin_token, open_store, prepare, read_run_file
+from sidecar.run.join import Running, find_running
+from sidecar.run.state import admin_token, open_store, prepare
 from sidecar.run.status import upstream_status
 from sidecar.settings import Settings
 
@@ -28,33 +29,24 @@ def act(settings: Settings, action: Action, upstream: str | None) -> dict[str, A
     if unknown := set(names) - settings.upstreams.keys():
         known = ", ".join(settings.upstreams)
         raise ConfigurationError(f"upstream {unknown.pop()} is not configured; expected one of: {known}")
-    return asyncio.run(_act(settings, action, names))
+    running = find_running(settings)
+    return asyncio.run(
+        _locally(settings, action, names) if running is None else _remotely(running, settings, action, names)
+    )
 
 
-async def _act(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    run_file = read_run_file(settings.state_dir)
-    if address := run_file.get("addresses", {}).get("admin"):
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=_SHORT) as client:
-            try:
-                # Another process may have taken the address of one that was killed: it must not get the admin token.
-                running = (await client.get("/livez")).json().get("pid") == run_file.get("pid")
-            except (httpx.HTTPError, ValueError, AttributeError):
-                running = False
-            if running:
-                return await _remotely(client, settings, action, names)
-    return await _locally(settings, action, names)
-
-
-async def _remotely(client: httpx.AsyncClient, settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    if action != "show":
-        proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
-        for name in names:
-            patience = settings.upstreams[name].renew.timeout + _SHORT
-            answer = await client.post(f"/upstreams/{name}/{action}", headers=proof, timeout=patience)
-            if answer.status_code != httpx.codes.OK:
-                raise SidecarError(f"{name}: {answer.json()['detail']}")
-    states = (await client.get("/status")).json()["upstreams"]
-    return {name: states[name] for name in names if name in states}
+async def _remotely(running: Running, settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
+    base_url = f"http://{running.addresses['admin']}"
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=_SHORT) as client:
+        if action != "show":
+            proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
+            for name in names:
+                patience = settings.upstreams[name].renew.timeout + _SHORT
+                answer = await client.post(f"/upstreams/{name}/{action}", headers=proof, timeout=patience)
+                if answer.status_code != httpx.codes.OK:
+                    raise SidecarError(f"{name}: {answer.json()['detail']}")
+        states = (await client.get("/status")).json()["upstreams"]
+        return {name: states[name] for name in names if name in states}
 
 
 async def _locally(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:

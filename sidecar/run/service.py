@@ -14,6 +14,7 @@ from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
+from sidecar.run.state import open_exec_log, prepare
 from sidecar.settings import Settings, check_secrets, load
 
 
@@ -28,11 +29,15 @@ def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyn
     return lambda dispatch: running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch)
 
 
-def serve(settings: Settings) -> None:
-    """Serve in the foreground until SIGTERM or SIGINT; a second one ends the process at once."""
+def serve(settings: Settings, *, for_exec: bool = False) -> None:
+    """Serve in the foreground until SIGTERM or SIGINT; a second one ends the process at once.
+
+    *for_exec*: for one command only, until standard input ends too. Standard output and error then tell who started
+    us how it went; once we serve, all goes to `exec.log`.
+    """
     harden()
     check_secrets(settings)
-    emit = _announcing(make_emit(settings.log.format, settings.log.level))
+    emit = _for_exec(settings) if for_exec else _announcing(make_emit(settings.log.format, settings.log.level))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -44,9 +49,16 @@ def serve(settings: Settings) -> None:
                 os._exit(130)
             stop.set()
 
+        def hear() -> None:
+            if not os.read(0, 1 << 10):
+                loop.remove_reader(0)
+                stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask_to_stop)
-        async with running(settings, clock=SystemClock(), emit=emit):
+        if for_exec:
+            loop.add_reader(0, hear)
+        async with running(settings, clock=SystemClock(), emit=emit, for_exec=for_exec):
             await stop.wait()
 
     asyncio.run(main())
@@ -72,5 +84,22 @@ def _announcing(emit: Emit) -> Emit:
             sys.stdout.flush()
         if not (same and isinstance(event, Ready)):
             emit(event)
+
+    return announce
+
+
+def _for_exec(settings: Settings) -> Emit:
+    """Print the ready line where our starter reads it, and nothing after it: nobody reads on, a pipe would fill."""
+    prepare(settings.state_dir)
+    log = open_exec_log(settings.state_dir)
+    emit = make_emit(settings.log.format, settings.log.level, os.fdopen(log, "w", closefd=False))
+
+    def announce(event: Event) -> None:
+        emit(event)
+        if isinstance(event, Ready):
+            sys.stdout.write(ready_line(event) + "\n")
+            sys.stdout.flush()
+            for number in (1, 2):
+                os.dup2(log, number)
 
     return announce

@@ -6,15 +6,18 @@ import os
 import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sidecar.errors import ConfigurationError
+from sidecar.run.join import configuration_hash, read_run_file
 from sidecar.secret import Secret
 from sidecar.settings import Settings
-from sidecar.tokens.memory import MemoryStore
-from sidecar.tokens.seal import KeyRing, load_or_create_key_file, new_key, parse_keys
-from sidecar.tokens.sqlite import SqliteStore
-from sidecar.tokens.store import TokenStore
+
+if TYPE_CHECKING:
+    from sidecar.tokens.seal import KeyRing
+    from sidecar.tokens.store import TokenStore
+
+_MAX_LOG = 1 << 20
 
 
 def prepare(state_dir: Path) -> None:
@@ -30,8 +33,12 @@ def prepare(state_dir: Path) -> None:
         ) from None
 
 
-def open_store(settings: Settings) -> tuple[TokenStore, KeyRing]:
+def open_store(settings: Settings) -> tuple["TokenStore", "KeyRing"]:
     """Return the configured store and the keys that seal its records; nothing is read or written yet."""
+    from sidecar.tokens.memory import MemoryStore
+    from sidecar.tokens.seal import load_or_create_key_file, new_key, parse_keys
+    from sidecar.tokens.sqlite import SqliteStore
+
     if settings.store.url == "memory":
         keys = [reference.read() for reference in settings.store.keys] or [Secret(new_key())]
         return MemoryStore(), parse_keys(keys)
@@ -57,11 +64,18 @@ def admin_token(settings: Settings) -> Secret:
 
 
 class RunFile:
-    """`run.json`: where the running sidecar of this state directory listens. It goes when the sidecar stops."""
+    """`run.json`: where the running sidecar of this state directory listens, and the hash of its configuration.
+
+    It goes when the sidecar stops.
+    """
 
     def __init__(self, settings: Settings, addresses: dict[str, str]) -> None:
         self._path = settings.state_dir / "run.json"
-        self._content = {"pid": os.getpid(), "addresses": addresses}
+        self._content = {
+            "pid": os.getpid(),
+            "addresses": addresses,
+            "configuration": configuration_hash(settings),
+        }
 
     def __enter__(self) -> None:
         partial = self._path.with_suffix(f".{os.getpid()}")
@@ -75,10 +89,16 @@ class RunFile:
             self._path.unlink(missing_ok=True)
 
 
-def read_run_file(state_dir: Path) -> dict[str, Any]:
-    """Return the content of `run.json`, empty when there is none or it cannot be read."""
+def open_exec_log(state_dir: Path) -> int:
+    """Return a descriptor of `exec.log`, where the sidecars of commands append; over 1 MiB it is started anew.
+
+    What it held stays beside it as `exec.log.1`. Raises ConfigurationError when it cannot be written.
+    """
+    path = state_dir / "exec.log"
     try:
-        content = json.loads((state_dir / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > _MAX_LOG:
+                path.replace(path.with_suffix(".log.1"))
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}; expected a log file this user can write") from None

@@ -3,16 +3,18 @@
 from sidecar.settings.load import default_paths, effective, load
 from sidecar.settings.model import OAuth2, Renew, Replay, Retry, Settings, Store, Strip, Timeouts, Tls, Upstream
 from sidecar.settings.references import check_secrets, secret_references
-from sidecar.settings.values import HostPort, SecretReference
+from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
 
 __all__ = [
     "HostPort",
+    "ListenAddress",
     "OAuth2",
     "Renew",
     "Replay",
     "Retry",
     "SecretReference",
     "Settings",
+    "SocketPath",
     "Store",
     "Strip",
     "Timeouts",

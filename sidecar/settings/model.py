@@ -11,9 +11,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from sidecar.policy.passthrough import matches
 from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.settings.names import LoopbackAddress, Method, Name, Network
-from sidecar.settings.values import Duration, HostPort, Margin, MarginValue, SecretReference, Size
+from sidecar.settings.names import HostPattern, LocalAddress, Method, Name, Network, is_local
+from sidecar.settings.values import Address, Duration, HostPort, Margin, MarginValue, SecretReference, Size
 
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = frozenset(
@@ -52,10 +53,24 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
 
+class ProxyAuth(Model):
+    username: Annotated[str, Field(pattern=r"^[^:\x00-\x1f\x7f]+$")]  # RFC 7617: no colon, no control characters
+    password: SecretReference
+
+
 class Listen(Model):
-    proxy: LoopbackAddress = HostPort("127.0.0.1", 8080)
-    admin: LoopbackAddress = HostPort("127.0.0.1", 8081)
+    proxy: Address = HostPort("127.0.0.1", 8080)
+    admin: LocalAddress = HostPort("127.0.0.1", 8081)
     admin_token: SecretReference | None = None
+    auth: ProxyAuth | None = None
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.auth is None and not is_local(self.proxy):
+            raise ValueError(
+                "proxy is neither loopback nor unix:/path, so that others could use the credential; expected auth too"
+            )
+        return self
 
 
 class Store(Model):
@@ -157,7 +172,7 @@ class Tls(Model):
 class Upstream(Model):
     base_url: str
     insecure_http: bool = False
-    listen: LoopbackAddress | None = None
+    listen: LocalAddress | None = None
     oauth2: OAuth2
     renew: Renew = Renew()
     strip: Strip = Strip()
@@ -200,6 +215,7 @@ class Settings(Model):
     listen: Listen = Listen()
     state_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_state_dir)
     store: Store = Store()
+    passthrough: tuple[HostPattern, ...] = ()
     upstreams: dict[str, Upstream]
     log: Log = Log()
 
@@ -214,10 +230,13 @@ class Settings(Model):
         for name, upstream in self.upstreams.items():
             if (other := seen.setdefault(upstream.origin, name)) != name:
                 raise ValueError(f"upstreams.{name}.base_url is the same as that of {other}; expected each once")
+        for pattern in self.passthrough:
+            if hidden := [name for name, upstream in self.upstreams.items() if matches(pattern, upstream.origin.host)]:
+                raise ValueError(f"passthrough: {pattern} is the host of upstream {hidden[0]}; expected other hosts")
         ports = [("listen.proxy", self.listen.proxy), ("listen.admin", self.listen.admin)]
         ports += [(f"upstreams.{name}.listen", u.listen) for name, u in self.upstreams.items() if u.listen]
-        taken: dict[HostPort, str] = {}
+        taken: dict[object, str] = {}
         for key, address in ports:
-            if address.port and taken.setdefault(address, key) != key:
+            if address[-1] and taken.setdefault(address, key) != key:
                 raise ValueError(f"{key} is the same address as {taken[address]}; expected each once")
         return self

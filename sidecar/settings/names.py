@@ -1,4 +1,4 @@
-"""Words and places that a configuration may name: loopback addresses, networks, methods, fields."""
+"""Words and places that a configuration may name: local addresses, hosts, networks, methods, fields."""
 
 import ipaddress
 import re
@@ -6,21 +6,36 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from sidecar.settings.values import Address, HostPort
+from sidecar.policy.routing import normal_host
+from sidecar.settings.values import Address, ListenAddress, SocketPath
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
 
-def _loopback(address: HostPort) -> HostPort:
+def is_local(address: ListenAddress) -> bool:
+    """Tell whether only this machine reaches *address*: it is a loopback one or a unix socket."""
+    if isinstance(address, SocketPath):
+        return True
     try:
         parsed = ipaddress.ip_address(address.host)
-        # Python before 3.12.4 does not look into an IPv4 address written as IPv6.
-        inside = (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
     except ValueError:
-        inside = address.host == "localhost"
-    if not inside:
-        raise ValueError("expected a loopback address: whoever reaches this port can use the credential")
+        return address.host == "localhost"
+    # Python before 3.12.4 does not look into an IPv4 address written as IPv6.
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def _local(address: ListenAddress) -> ListenAddress:
+    if not is_local(address):
+        raise ValueError("expected a loopback address or unix:/path: whoever reaches this port can use the credential")
     return address
+
+
+def _host_pattern(value: str) -> str:
+    try:
+        host = normal_host(value.removeprefix("*.").strip("[]"))
+    except ValueError:
+        raise ValueError("expected a host such as pypi.org, or *.example.org for all below it") from None
+    return f"*.{host}" if value.startswith("*.") else host
 
 
 def _network(value: str) -> str:
@@ -42,7 +57,8 @@ def _field_name(value: str) -> str:
     return value
 
 
-LoopbackAddress = Annotated[Address, AfterValidator(_loopback)]
+LocalAddress = Annotated[Address, AfterValidator(_local)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 Network = Annotated[str, AfterValidator(_network)]
 Method = Annotated[str, AfterValidator(_method)]
 Name = Annotated[str, AfterValidator(_field_name)]

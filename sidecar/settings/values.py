@@ -18,6 +18,8 @@ _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _MAX_PORT = 65535
+_MAX_SOCKET_PATH = 100
+"""What every system takes: sun_path holds 104 bytes on macOS, 108 on Linux."""
 _MAX_SECRET = 64 << 10
 
 
@@ -72,13 +74,31 @@ class HostPort(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_host_port(value: Any) -> HostPort:
-    """Return host and port of `127.0.0.1:8080` or `[::1]:8080`."""
-    if isinstance(value, HostPort):
+class SocketPath(NamedTuple):
+    """A unix socket to listen on."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+ListenAddress = HostPort | SocketPath
+
+
+def parse_address(value: Any) -> ListenAddress:
+    """Return the address of `127.0.0.1:8080`, `[::1]:8080` or `unix:/run/sidecar/proxy.sock`."""
+    if isinstance(value, HostPort | SocketPath):
         return value
-    match = _HOST_PORT.fullmatch(str(value))
+    text = str(value)
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+            raise ValueError(f"expected unix: and an absolute path of at most {_MAX_SOCKET_PATH} bytes")
+        return SocketPath(path)
+    match = _HOST_PORT.fullmatch(text)
     if not match or int(match[3]) > _MAX_PORT:
-        raise ValueError("expected host:port such as 127.0.0.1:8080")
+        raise ValueError("expected host:port such as 127.0.0.1:8080, or unix:/path")
     return HostPort((match[1] or match[2]).lower(), int(match[3]))
 
 
@@ -153,8 +173,8 @@ MarginValue = Annotated[
     WithJsonSchema({"type": ["string", "number"], "examples": ["20%", "5m"]}),
 ]
 Address = Annotated[
-    HostPort,
-    BeforeValidator(parse_host_port),
+    ListenAddress,
+    BeforeValidator(parse_address),
     PlainSerializer(str),
-    WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080"]}),
+    WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8080", "unix:/run/auth-sidecar/proxy.sock"]}),
 ]

@@ -10,9 +10,11 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import version
+from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.proxy import commands, events, layer, server
+from mitmproxy.proxy import commands, events, layer, server, tunnel
 from mitmproxy.proxy.layers import http as layers
+from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http._http1 import Http1Server, make_body_reader
 from yarl import URL
 
@@ -106,6 +108,48 @@ def test_trailers_come_with_the_end_of_a_chunked_body() -> None:
 def test_layers_pause_and_queue_while_a_hook_blocks() -> None:
     """Events for a paused layer wait in order; what the exchange delivers early is not lost."""
     assert "_paused_event_queue" in inspect.getsource(layer.Layer.handle_event)
+
+
+def test_handler_asks_the_layer_it_has_at_each_event() -> None:
+    """So after CONNECT another layer can take the place of the first."""
+    assert inspect.getsource(server.ConnectionHandler.server_event).count("self.layer") == 1
+
+
+def test_tls_layer_takes_the_connection_of_its_hook() -> None:
+    """It asks with TlsStartClientHook, uses `ssl_conn` as it is, closes without one, and has the child it is given."""
+    source = inspect.getsource(tls.TLSLayer.start_tls)
+
+    assert "yield TlsStartClientHook(tls_start)" in source
+    assert "self.tls = tls_start.ssl_conn" in source
+    assert "if not tls_start.ssl_conn:" in source
+    assert "self.child_layer.handle_event(event)" in inspect.getsource(tunnel.TunnelLayer.event_to_child)
+
+
+def test_tls_layer_collects_the_client_hello_in_a_buffer() -> None:
+    """Without a limit of its own, until `client_hello_parsed`; we put one before it."""
+    source = inspect.getsource(tls.ClientTLSLayer.receive_handshake_data)
+
+    assert "self.recv_buffer.extend(data)" in source
+    assert "self.client_hello_parsed = True" in source
+    assert tls.ClientTLSLayer.client_hello_parsed is False
+
+
+def test_tls_layer_says_no_goodbye() -> None:
+    """It leaves close_notify out; ours says it."""
+    assert ".shutdown(" not in inspect.getsource(tls.TLSLayer.send_close)
+
+
+def test_certificates_of_mitmproxy_give_way_to_ours() -> None:
+    """With its addons beside us, its own `tls_start_client` does nothing once a connection is there."""
+    assert "if tls_start.ssl_conn is not None:" in inspect.getsource(TlsConfig.tls_start_client)
+
+
+def test_http_layer_hands_events_to_the_client_side() -> None:
+    """What is sent with SendHttp reaches the layer of that connection as it is."""
+    source = inspect.getsource(layers.HttpLayer.event_to_child)
+
+    assert "conn = self.connections[command.connection]" in source
+    assert "yield from self.event_to_child(conn, command.event)" in source
 
 
 def test_aiohttp_is_the_minor_version_we_know() -> None:

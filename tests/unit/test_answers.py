@@ -68,6 +68,7 @@ WIRE = {
     Reason.NO_ROUTE: (403, "http_request_denied"),
     Reason.METHOD_REFUSED: (405, "http_request_denied"),
     Reason.REQUEST_TOO_LARGE: (431, "http_request_error"),
+    Reason.PROXY_AUTH_REQUIRED: (407, "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: (502, "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: (503, "proxy_internal_error"),
     Reason.UPSTREAM_UNREACHABLE: (502, "destination_unavailable"),

@@ -52,8 +52,10 @@ RECORDS = ("sidecar.tokens.token", "sidecar.tokens.store")
 
 # Which files may import a foreign package; everybody else may not.
 OWNERS: dict[str, tuple[str, ...]] = {
+    "OpenSSL": ("sidecar/proxy/",),
     "aiohttp": ("sidecar/exchange/upstream.py", "sidecar/exchange/attempt.py"),
     "aiohttp.HttpVersion11": ("sidecar/emulator/",),
+    "aiohappyeyeballs": ("sidecar/exchange/passthrough.py",),
     "aiohttp.web": ("sidecar/observe/admin.py", "sidecar/emulator/"),
     "cryptography": ("sidecar/tokens/seal.py", "sidecar/proxy/authority.py"),
     "httpx": ("sidecar/auth/", "sidecar/cli/", "sidecar/run/"),
@@ -333,7 +335,7 @@ def test_imported_libraries_are_the_declared_ones() -> None:
     """What is imported is a dependency of our own, not by luck one of somebody else's; none is there for nothing."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in project["dependencies"]}
-    names = {"jwt": "pyjwt", "ruamel": "ruamel-yaml", "prometheus_client": "prometheus-client"}
+    names = {"jwt": "pyjwt", "OpenSSL": "pyopenssl", "ruamel": "ruamel-yaml", "prometheus_client": "prometheus-client"}
     imported = {names.get(name, name) for module in MODULES for name in third_party(module)}
     assert imported == declared
 

@@ -122,6 +122,7 @@ def test_documented_examples_are_accepted() -> None:
     example["upstreams"]["plm"]["tls"] = {"client_cert": "cert.pem", "client_key": secret}
     needed = dict.fromkeys(("client_secret", "private_key", "password", "refresh_token"), secret)
     example["upstreams"]["plm"]["oauth2"] |= needed | {"username": "sync"}
+    example["listen"] = {"auth": {"username": "app", "password": secret}}
     rows = [row.split("`") for row in key_rows(CONFIGURATION)]
     for cells in rows:
         with_key(example, cells[1], cells[-2])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import Reason, Refusal
 from sidecar.policy.routing import Origin
-from sidecar.proxy.head import MAX_FIELDS, MAX_HEAD, Head, parse_head
+from sidecar.proxy.head import MAX_FIELDS, MAX_HEAD, Connect, Head, parse_head
 from tests.canary import WORD
 
 ORIGIN = Origin("https", "up.example", 8443, b"/v1")
@@ -24,6 +24,10 @@ def proxy(*lines: bytes) -> Head:
 
 def reverse(*lines: bytes) -> Head:
     return parse_head(lines, "plm", ORIGIN)
+
+
+def tunnel(*lines: bytes) -> Head:
+    return parse_head(lines, None, Origin("https", "up.example", 8443))
 
 
 def get(target: bytes, *fields: bytes, method: bytes = b"GET") -> Head:
@@ -524,14 +528,67 @@ def test_reverse_port_takes_no_fragment(target: bytes) -> None:
     assert refusal.detail == "a target has no fragment"
 
 
-@pytest.mark.parametrize("target", [b"a.example:443", b"http://a.example/", b"/", b"169.254.169.254:80"])
-def test_connect_is_refused(target: bytes) -> None:
-    """On both kinds of port, and the answer says what is served instead."""
-    for read in (proxy, reverse):
-        refusal = refused(read, b"CONNECT %b HTTP/1.1" % target, HOST)
+@pytest.mark.parametrize(
+    ("target", "host", "port"),
+    [
+        (b"a.example:443", "a.example", 443),
+        (b"A.Example:1", "A.Example", 1),
+        (b"[::1]:65535", "::1", 65535),
+        (b"169.254.169.254:80", "169.254.169.254", 80),
+    ],
+)
+def test_connect_names_host_and_port(target: bytes, host: str, port: int) -> None:
+    """Whether it may go there is another question; the Host field has no say."""
+    head = parse_head([b"CONNECT %b HTTP/1.1" % target, b"Host: evil.example", b"A: 1"], None, None)
+
+    assert isinstance(head, Connect)
+    assert (head.request.method, head.request.target) == (b"CONNECT", target)
+    assert (head.request.host, head.request.port, head.request.length) == (host, port, 0)
+    assert head.request.fields == ((b"Host", b"evil.example"), (b"A", b"1"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"a", b"a:", b"a:0", b"a:65536", b":443", b"/", b"*", b"http://a.example/", b"a:443/", b"a:44 3", b"u@a:443"],
+)
+def test_connect_to_no_host_and_port(target: bytes) -> None:
+    """Nothing is guessed, no default port either."""
+    assert refused(proxy, b"CONNECT %b HTTP/1.1" % target, HOST).reason is Reason.BAD_REQUEST
+
+
+@pytest.mark.parametrize("field", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_connect_has_no_body(field: bytes) -> None:
+    """What follows belongs to the tunnel, so a length could hide a part of it."""
+    assert refused(proxy, b"CONNECT a:443 HTTP/1.1", HOST, field).detail == "CONNECT has no body"
+
+
+def test_connect_is_for_the_proxy_port() -> None:
+    """On a reverse port, and inside another tunnel, there is nowhere to go."""
+    for read in (reverse, tunnel):
+        refusal = refused(read, b"CONNECT up.example:8443 HTTP/1.1", HOST)
 
         assert refusal.reason is Reason.NO_ROUTE
-        assert refusal.detail.startswith("CONNECT is not served")
+        assert refusal.detail.startswith("CONNECT is served on the proxy port only")
+
+
+def test_head_inside_connect() -> None:
+    """What CONNECT asked for decides; the same may be said again in absolute-form."""
+    for target in (b"/x?y", b"https://UP.example:8443/x?y"):
+        request = tunnel(b"GET %b HTTP/1.1" % target, b"Host: evil.example").request
+
+        assert (request.scheme, request.host, request.port) == ("https", "up.example", 8443)
+        assert (request.target, request.upstream) == (b"/x?y", None)
+    assert tunnel(b"GET https://up.example:8443 HTTP/1.1", HOST).request.target == b"/"
+    assert tunnel(b"OPTIONS * HTTP/1.1", HOST).request.target == b"*"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"https://other.example:8443/", b"https://up.example/", b"http://up.example:8443/", b"x", b"up.example:8443"],
+)
+def test_nothing_else_is_reached_inside_connect(target: bytes) -> None:
+    """The client trusts what it reads there to be of the host it asked for."""
+    assert refused(tunnel, b"GET %b HTTP/1.1" % target, HOST).reason is Reason.NO_ROUTE
 
 
 def test_malformed_connect_is_malformed() -> None:

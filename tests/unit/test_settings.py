@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings import HostPort, SecretReference, Settings, default_paths, effective, load
-from sidecar.settings.values import Margin, parse_duration, parse_host_port, parse_margin, parse_size
+from sidecar.settings.values import Margin, parse_address, parse_duration, parse_margin, parse_size
 from tests.canary import WORD, canary
 
 MINIMAL = """\
@@ -28,6 +28,7 @@ upstreams:
       client_secret: {env: PLM_SECRET}
 """
 BASE: dict[str, Any] = YAML(typ="safe", pure=True).load(MINIMAL)
+TOP = "listen, state_dir, store, passthrough, upstreams, log"
 PLM = "upstreams.plm"
 SECRET = f"{PLM}.oauth2.client_secret"
 
@@ -76,9 +77,10 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
     upstream = found["upstreams"]["plm"]
 
     assert {key: value for key, value in found.items() if key != "upstreams"} == {
-        "listen": {"proxy": "127.0.0.1:8080", "admin": "127.0.0.1:8081", "admin_token": None},
+        "listen": {"proxy": "127.0.0.1:8080", "admin": "127.0.0.1:8081", "admin_token": None, "auth": None},
         "state_dir": "/home/app/.local/state/auth-sidecar",
         "store": {"url": "sqlite", "keys": []},
+        "passthrough": [],
         "log": {"format": "json", "level": "info"},
     }
     assert upstream.pop("oauth2") == {
@@ -146,12 +148,10 @@ def test_effective_configuration_hides_inline_secrets() -> None:
 
 UNKNOWN = [
     "workers",
-    "passthrough",
     "grace",
     "limits",
     "audit",
     "proxy",
-    "listen.auth",
     "listen.proxxy",
     "store.timeout",
     "log.file",
@@ -181,7 +181,7 @@ def test_unknown_key_is_refused(key: str) -> None:
 
 def test_known_keys_are_those_of_the_place() -> None:
     """On the top, in a mapping of upstreams, in an optional secret, in a list."""
-    assert refused("x=1").endswith("expected one of: listen, state_dir, store, upstreams, log")
+    assert refused("x=1").endswith(f"expected one of: {TOP}")
     assert refused(f"{PLM}.renew.x=1").endswith("one of: margin, min_interval, check_every, timeout, startup")
     assert refused(f"{SECRET}.x=1").endswith("client_secret: unknown key; expected one of: file, env, value")
     assert refused("store.keys=[{file: a}, {x: b}]") == (
@@ -212,12 +212,12 @@ ERRORS = [
     (f"{PLM}.oauth2.token_url=x", f"{PLM}: oauth2.token_url: expected a URL such as https://plm.example.com/api"),
     (
         f"{PLM}.listen=0.0.0.0:80",
-        f"{PLM}.listen: expected a loopback address: whoever reaches this port can use the credential",
+        f"{PLM}.listen: expected a loopback address or unix:/path: whoever reaches this port can use the credential",
     ),
     ("listen.proxy=8080", "listen.proxy: expected host:port such as 127.0.0.1:8080"),
     (
         "listen.admin=10.0.0.1:80",
-        "listen.admin: expected a loopback address: whoever reaches this port can use the credential",
+        "listen.admin: expected a loopback address or unix:/path: whoever reaches this port can use the credential",
     ),
     ("listen.proxy=127.0.0.1:8081", "listen.admin is the same address as listen.proxy; expected each once"),
     (f"{PLM}.listen=127.0.0.1:8080", f"{PLM}.listen is the same address as listen.proxy; expected each once"),
@@ -371,7 +371,9 @@ def test_loopback_addresses_are_taken(address: str) -> None:
 )
 def test_other_addresses_are_not(address: str) -> None:
     """The port gives the use of a credential to whoever reaches it."""
-    assert "expected a loopback address" in refused(f"listen.proxy={address}")
+    assert "proxy is neither loopback nor unix:/path" in refused(f"listen.proxy={address}")
+    assert "expected a loopback address or unix:/path" in refused(f"listen.admin={address}")
+    assert "expected a loopback address or unix:/path" in refused(f"{PLM}.listen={address}")
 
 
 def test_clear_text_needs_to_be_said() -> None:
@@ -513,10 +515,10 @@ def test_lists_mappings_and_nothing_are_read_as_yaml() -> None:
         ("", "--set : expected key.path=value"),
         ("a\nb", "--set a?b: expected key.path=value"),
         ("state_dir.x=1", "--set state_dir.x: state_dir is not a mapping; expected a key path of the configuration"),
-        ("a..b=v", "configuration: a: unknown key; expected one of: listen, state_dir, store, upstreams, log"),
+        ("a..b=v", f"configuration: a: unknown key; expected one of: {TOP}"),
         (
             "\x1b[31mx=1",
-            "configuration: ?[31mx: unknown key; expected one of: listen, state_dir, store, upstreams, log",
+            f"configuration: ?[31mx: unknown key; expected one of: {TOP}",
         ),
     ],
 )
@@ -894,7 +896,7 @@ def test_no_margin(value: object) -> None:
 )
 def test_host_and_port(value: object, address: HostPort, text: str) -> None:
     """As they are written everywhere."""
-    assert parse_host_port(value) == address
+    assert parse_address(value) == address
     assert str(address) == text
 
 
@@ -928,8 +930,8 @@ def test_host_and_port(value: object, address: HostPort, text: str) -> None:
 )
 def test_no_host_and_port(value: object) -> None:
     """Nothing before, between and behind."""
-    with pytest.raises(ValueError, match=r"^expected host:port such as 127.0.0.1:8080$"):
-        parse_host_port(value)
+    with pytest.raises(ValueError, match=r"^expected host:port such as 127.0.0.1:8080, or unix:/path$"):
+        parse_address(value)
 
 
 # Secrets.
@@ -1059,7 +1061,7 @@ def test_schema_is_one_that_editors_read() -> None:
     assert schema["$defs"]["Timeouts"]["properties"]["total"]["examples"] == ["90s", "15m"]
     assert schema["$defs"]["Replay"]["properties"]["memory"]["examples"] == ["64KiB", "1MiB"]
     assert schema["$defs"]["Renew"]["properties"]["margin"]["examples"] == ["20%", "5m"]
-    assert schema["$defs"]["Listen"]["properties"]["proxy"]["examples"] == ["127.0.0.1:8080"]
+    assert schema["$defs"]["Listen"]["properties"]["proxy"]["examples"][0] == "127.0.0.1:8080"
     assert WORD not in text
 
 
@@ -1070,3 +1072,70 @@ def test_settings_can_cross_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(found)) == found
     with pytest.raises(TypeError):
         pickle.dumps(SecretReference(value="x").read())
+
+
+# Who may use a port, and what is passed through.
+
+AUTH = f"listen.auth={{username: app, password: {{value: {canary('proxy')}}}}}"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "proxy.example:1"])
+def test_proxy_for_others_asks_for_a_password(address: str) -> None:
+    """Then it may be reached from elsewhere; the password is no plain value."""
+    found = loaded(f"listen.proxy={address}", AUTH)
+
+    assert str(found.listen.proxy) == address
+    assert WORD not in json.dumps(effective(found))
+
+
+@pytest.mark.parametrize("name", ["a:b", "", "a\x00", "a\nb"])
+def test_user_of_the_proxy_is_one_of_basic(name: str) -> None:
+    """RFC 7617 knows neither a colon nor control characters in it."""
+    with pytest.raises(ConfigurationError, match=r"listen\.auth\.username"):
+        load(base={"listen": {"auth": {"username": name, "password": {"env": "X"}}}, **BASE}, environ={})
+
+
+@pytest.mark.parametrize("key", ["listen.proxy", "listen.admin", f"{PLM}.listen"])
+def test_unix_socket(key: str) -> None:
+    """On any port, by an absolute path that the system takes."""
+    found = effective(loaded(f"{key}=unix:/run/sidecar/it.sock"))
+    for part in key.split("."):
+        found = found[part]
+
+    assert found == "unix:/run/sidecar/it.sock"
+    for path in ("unix:it.sock", "unix:", "unix:/a\nb", "unix:/" + "x" * 100):
+        assert f"{key}: expected unix: and an absolute path of at most 100 bytes" in refused(f"{key}={path}")
+
+
+def test_two_ports_on_one_unix_socket() -> None:
+    """As with host and port."""
+    assert refused("listen.proxy=unix:/a", "listen.admin=unix:/a").endswith("expected each once")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "normal"),
+    [
+        ("PyPI.org", "pypi.org"),
+        ("pypi.org.", "pypi.org"),
+        ("*.Example.org", "*.example.org"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("[::1]", "::1"),
+    ],
+)
+def test_passthrough_names_hosts(pattern: str, normal: str) -> None:
+    """In one spelling, as hosts of requests are compared."""
+    assert loaded(f"passthrough=['{pattern}']").passthrough == (normal,)
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "*.", "a b", "a:443", "https://a", "a/b", "*.*.a", "a*"])
+def test_passthrough_names_nothing_else(pattern: str) -> None:
+    """No port and no path: what would be ignored is refused."""
+    assert "passthrough.0: expected a host such as pypi.org" in refused(f"passthrough=['{pattern}']")
+
+
+@pytest.mark.parametrize("pattern", ["plm.example.com", "PLM.example.com", "*.example.com", "*.com"])
+def test_host_of_an_upstream_is_not_passed_through(pattern: str) -> None:
+    """Which of the two was meant cannot be known."""
+    message = refused(f"passthrough=['{pattern}']")
+
+    assert message.endswith(f"passthrough: {pattern.lower()} is the host of upstream plm; expected other hosts")

@@ -1,0 +1,106 @@
+"""A tunnel to a host that is passed through: bytes both ways, as they are."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sidecar.policy.message import Request
+
+Dial = Callable[[str, int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+_IDLE_SECONDS = 3600.0
+_HALF_CLOSED_SECONDS = 60.0
+_QUIET_SECONDS = 1.0
+_PIECE = 64 << 10
+
+
+class Tunnel:
+    """Carries what one client and the host of its CONNECT *request* say to each other.
+
+    It ends when both have said all, when one breaks off, after an hour without a byte, or, once one of them has
+    said all, after a minute without one.
+    """
+
+    def __init__(self, request: Request, dial: Dial, client: asyncio.StreamWriter) -> None:
+        self.request = request
+        self._dial = dial
+        self._client = client
+        self._early = bytearray()
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ready = asyncio.Event()
+        self._client_ended = asyncio.Event()
+        self._patience = _IDLE_SECONDS
+        self._limit: asyncio.Timeout | None = None
+        self._moved = 0.0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing moved for a second: such a tunnel holds up no shutdown."""
+        return asyncio.get_running_loop().time() - self._moved > _QUIET_SECONDS
+
+    async def open(self) -> None:
+        """Connect; raises what *dial* does."""
+        try:
+            self._reader, self._writer = await self._dial(self.request.host, self.request.port)
+        finally:
+            self._ready.set()
+
+    async def run(self) -> None:
+        """Copy until the end; the connection to the host is closed then, and the client's too if it was no good one."""
+        if self._reader is None or self._writer is None:
+            raise RuntimeError("a tunnel is opened first")
+        try:
+            async with asyncio.timeout(self._patience) as self._limit:
+                self._send(bytes(self._early))
+                self._early.clear()
+                if self._client_ended.is_set():
+                    self.feed_end()
+                while data := await self._reader.read(_PIECE):
+                    self._client.write(data)
+                    self._progress()
+                    await self._client.drain()
+                self._client.write_eof()
+                self._half_closed()
+                await self._client_ended.wait()
+        except (OSError, TimeoutError):
+            self._client.transport.abort()
+        finally:
+            self._limit = None
+            self._writer.close()
+
+    def feed(self, data: bytes) -> None:
+        """Send what the client sent; before the host has answered it is kept."""
+        if self._limit is None:
+            self._early += data
+        else:
+            self._send(data)
+
+    def feed_end(self) -> None:
+        """The client has said all; it may still listen."""
+        self._client_ended.set()
+        if self._limit is not None and self._writer is not None:
+            self._writer.write_eof()
+            self._half_closed()
+
+    async def room(self) -> None:
+        """Wait until the host takes more; before it has answered, until then."""
+        await self._ready.wait()
+        if self._writer is not None:
+            try:
+                await self._writer.drain()
+            except OSError:
+                return
+
+    def _send(self, data: bytes) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(data)
+            self._progress()
+
+    def _half_closed(self) -> None:
+        self._patience = _HALF_CLOSED_SECONDS
+        self._progress()
+
+    def _progress(self) -> None:
+        self._moved = asyncio.get_running_loop().time()
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._moved + self._patience)
