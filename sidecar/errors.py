@@ -8,7 +8,8 @@
     │   └── IssuerUnavailable   weather: time-out, 5xx, 429, an answer that cannot be used
     ├── UpstreamFailure         the upstream gave no answer, or broke off
     └── StoreError              a record cannot be read or written
-        └── SealError           it cannot be opened: foreign key, damaged, moved
+        └── SealError           it cannot be opened: damaged, moved
+            └── UnknownSeal     sealed with a key, or in a version, that is not ours
 
 Two catch points matter: `Refusal` at the edge to the client, `SidecarError` at the edge to the operator.
 The client sees a reason and a fixed sentence; the operator sees the cause.
@@ -133,7 +134,11 @@ class StoreError(SidecarError):
 
 
 class SealError(StoreError):
-    """A record cannot be opened: sealed with a key we lack, damaged, or moved from another name."""
+    """A record cannot be opened: damaged, or moved from another name."""
+
+
+class UnknownSeal(SealError):
+    """A record of another version, or sealed with a key we lack: it may serve others, so that it is left alone."""
 
 
 def where(error: BaseException) -> str:

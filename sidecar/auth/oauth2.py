@@ -59,6 +59,11 @@ class OAuth2Issuer:
             f"{self._who} gave no complete answer within {self._timeout:g} s; check it, or raise renew.timeout"
         )
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether the configured grant needs no refresh token."""
+        return self._settings.grant != "refresh_token"
+
     def identity(self) -> str:
         """Return what tells this credential from others, as canonical text without secrets.
 

@@ -25,7 +25,7 @@ def show(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show state, expiry and last renewal.
+    """Show state, expiry, who got the token, which generation each instance of the fleet uses, and the last renewal.
 
     Example: auth-sidecar token show -c auth-sidecar.yaml
     """
@@ -76,7 +76,7 @@ def _run(
     if as_json:
         print(json.dumps(states, indent=2))
         return
-    titles = ("upstream", "state", "expires", "in", "generation", "last renewal")
+    titles = ("upstream", "state", "expires", "in", "generation", "got by", "used by", "last renewal here")
     table = Table(*(Column(title, no_wrap=True) for title in titles), box=None)
     for name, state in states.items():
         last = state["last_renewal"]
@@ -86,6 +86,8 @@ def _run(
             _when(state["expires_at"]),
             "-" if state["expires_in"] is None else f"{state['expires_in']:.0f} s",
             str(state["generation"]),
+            state["renewed_by"] or "-",
+            ", ".join(f"{instance}: {used}" for instance, used in state["instances"].items()) or "-",
             "-"
             if last is None
             else f"{_when(last['at'])} {last['trigger']}: {last['result']} {last['detail']}".strip(),

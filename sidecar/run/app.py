@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,18 +22,22 @@ from sidecar.policy.message import Request
 from sidecar.policy.passthrough import EVERY_HOST
 from sidecar.proxy.listener import Listener, proxy_options
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import make_broker, make_issuer
+from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
-from sidecar.run.state import RunFile, admin_token, open_store, prepare
+from sidecar.run.state import RunFile, admin_token, prepare
 from sidecar.run.status import problems, status
+from sidecar.run.stores import instance_name, keep_announcing, open_store
 from sidecar.run.trust import Trust
 from sidecar.settings import HostPort, Settings, Tls, secret_references
+from sidecar.settings.values import without_password
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
+from sidecar.tokens.tasks import Tasks
 
 GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.05
+_EXEC = "the port of exec"  # no name of an upstream
 _FREE_PORT = HostPort("127.0.0.1", 0)
 
 
@@ -72,41 +76,41 @@ async def running(
         def own() -> list[tuple[str, int]]:
             return [listener.address for listener in bound if isinstance(listener.address, HostPort)]
 
-        store, ring = open_store(settings)
+        store, keys = open_store(settings, clock)
         stack.push_async_callback(store.aclose)
-        destinations: dict[str, Destination] = {}
-        for name, upstream in settings.upstreams.items():
-            issuer = make_issuer(upstream, clock)
-            broker = make_broker(name, upstream, issuer, store, ring, clock, emit)
-            stack.push_async_callback(broker.aclose)
-            destinations[name] = await make_destination(upstream, issuer, broker, own)
-            stack.push_async_callback(destinations[name].pool.aclose)
+        shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=emit)
+        destinations = await _destinations(settings, stack, shared, own)
         brokers = {name: destination.broker for name, destination in destinations.items()}
         hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
         trust = Trust(settings.state_dir / "ca", hosts, clock, emit)
         await asyncio.to_thread(trust.prepare)
-        beside = await _beside((EVERY_HOST,) if for_exec else settings.passthrough, destinations, own, emit)
-        proxy = Port(
-            exchange=Exchange(destinations, beside=beside, identity=secrets.token_hex(4), clock=clock, emit=emit),
-            beside=beside,
-            gate=proxy_gate(settings.listen),
-            server_context=trust.context,
-            options=proxy_options(),
-            clock=clock,
-            emit=emit,
-            open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
-            show=partial(without_credentials, strips=all_strips(destinations)) if dispatch else _as_it_is,
-            dispatch=dispatch,
-        )
+        identity = secrets.token_hex(4)
+
+        async def passing(patterns: Collection[str]) -> Port:
+            """Return a proxy port that passes the hosts of *patterns* through."""
+            beside = await _beside(patterns, destinations, own, emit)
+            return Port(
+                exchange=Exchange(destinations, beside=beside, identity=identity, clock=clock, emit=emit),
+                beside=beside,
+                gate=proxy_gate(settings.listen),
+                server_context=trust.context,
+                options=proxy_options(),
+                clock=clock,
+                emit=emit,
+                open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
+                show=partial(without_credentials, strips=all_strips(destinations)) if dispatch else _as_it_is,
+                dispatch=dispatch,
+            )
+
+        proxy = await passing((EVERY_HOST,) if for_exec else settings.passthrough)
 
         async def exec_port() -> str:
-            if "exec" not in listeners:
-                listeners["exec"] = listener = Listener(_FREE_PORT, "exec")
+            if _EXEC not in listeners:
+                listeners[_EXEC] = listener = Listener(_FREE_PORT, _EXEC)
                 stack.push_async_callback(listener.aclose)
                 bound.append(listener)
-                every = await _beside((EVERY_HOST,), destinations, own, emit)
-                await listener.serve(dataclasses.replace(proxy, beside=every))
-            return str(listeners["exec"].address)
+                await listener.serve(await passing((EVERY_HOST,)))
+            return str(listeners[_EXEC].address)
 
         stopping = asyncio.Event()
         source = _source(settings, brokers, addresses, clock, stopping, exec_port)
@@ -115,6 +119,9 @@ async def running(
         for broker in brokers.values():
             await broker.start()
         await admin.serve(admin_listener.socket)
+        tasks = Tasks(shared.owner, emit)
+        stack.push_async_callback(tasks.aclose)
+        tasks.spawn(keep_announcing(shared, brokers), "word")
         stack.push_async_callback(_drain, listeners, clock)
         stack.callback(stopping.set)
         for name, listener in tuple(listeners.items()):
@@ -127,10 +134,16 @@ async def running(
         if not for_exec:
             stack.enter_context(RunFile(settings, addresses))
         emit(Ready(addresses=addresses, version=__version__))
-        for key, reference in secret_references(settings):
-            if reference.value is not None:
-                emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
+        for key in _plain_secrets(settings):
+            emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
         yield App(addresses, brokers)
+
+
+def _plain_secrets(settings: Settings) -> Iterator[str]:
+    """Yield the keys whose secrets stand in the configuration as they are."""
+    yield from (key for key, reference in secret_references(settings) if reference.value is not None)
+    if without_password(settings.store.url) != settings.store.url:
+        yield "store.url"
 
 
 def _bind(settings: Settings, stack: contextlib.AsyncExitStack, *, free: bool) -> dict[str, Listener]:
@@ -144,6 +157,19 @@ def _bind(settings: Settings, stack: contextlib.AsyncExitStack, *, free: bool) -
         listeners[name] = Listener(_FREE_PORT if free else address, key)
         stack.push_async_callback(listeners[name].aclose)
     return listeners
+
+
+async def _destinations(
+    settings: Settings, stack: contextlib.AsyncExitStack, shared: Shared, own: Own
+) -> dict[str, Destination]:
+    destinations = {}
+    for name, upstream in settings.upstreams.items():
+        issuer = make_issuer(upstream, shared.clock)
+        broker = make_broker(name, upstream, issuer, shared)
+        stack.push_async_callback(broker.aclose)
+        destinations[name] = await make_destination(upstream, issuer, broker, own)
+        stack.push_async_callback(destinations[name].pool.aclose)
+    return destinations
 
 
 async def _beside(

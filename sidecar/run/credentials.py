@@ -1,12 +1,25 @@
 """From an upstream's settings to its issuer and broker; light to import, for commands that serve nothing."""
 
+from dataclasses import dataclass
+
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.clock import Clock
 from sidecar.events import Emit
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.seal import KeyRing
+from sidecar.tokens.keys import Keys
 from sidecar.tokens.store import TokenStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the brokers of one instance have in common; *owner* is its name."""
+
+    store: TokenStore
+    keys: Keys
+    owner: str
+    clock: Clock
+    emit: Emit
 
 
 def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
@@ -14,18 +27,17 @@ def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
     return OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
 
 
-def make_broker(
-    name: str, upstream: Upstream, issuer: OAuth2Issuer, store: TokenStore, ring: KeyRing, clock: Clock, emit: Emit
-) -> Broker:
+def make_broker(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Shared) -> Broker:
     """Return the broker of one upstream; it does nothing before its `start`."""
     said = "lifetime" in upstream.oauth2.model_fields_set
     return Broker(
         name,
         issuer,
-        store,
-        ring,
+        shared.store,
+        shared.keys,
         upstream.renew,
-        clock=clock,
-        emit=emit,
+        owner=shared.owner,
+        clock=shared.clock,
+        emit=shared.emit,
         configured_lifetime=upstream.oauth2.lifetime if said else None,
     )

@@ -10,7 +10,7 @@ from sidecar.run.client_files import client_files
 from sidecar.run.join import configuration_hash, exec_port, find_running, host_and_port
 from sidecar.run.private import start_private
 from sidecar.run.state import admin_token
-from sidecar.run.supervise import Missing, find_command, guard_standard_streams, run_command, stop_sidecar
+from sidecar.run.supervise import Missing, find_command, run_command, stop_sidecar
 from sidecar.run.variables import proxy_url, variables
 from sidecar.settings import Settings
 
@@ -23,7 +23,6 @@ def execute(settings: Settings, options: Sequence[str], command: Sequence[str]) 
     *options* are those of `run` that lead to *settings*. Nothing is started when the command is missing. Raises
     SidecarError when no sidecar can be had.
     """
-    guard_standard_streams()
     program = find_command(command[0], os.environ)
     if isinstance(program, Missing):
         _say(program.problem)

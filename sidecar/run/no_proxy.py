@@ -61,7 +61,7 @@ def _matches(entry: str, host: str) -> bool:
     """Compare as the most generous clients do: networks, `10.`, `<local>`, globs, any suffix with or without a dot."""
     address = _network(host)
     if network := _network(entry):
-        return address is not None and address.version == network.version and address[0] in network
+        return address is not None and address[0] in network
     if entry == "<local>":
         return "." not in host and address is None
     if address is not None and entry.endswith(".") and host.startswith(entry):

@@ -1,17 +1,20 @@
 """What an operator does to the tokens: through the running sidecar, or on its store when none runs."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import httpx
 
 from sidecar.clock import SystemClock
-from sidecar.errors import ConfigurationError, SidecarError
+from sidecar.errors import ConfigurationError, SidecarError, StoreError
 from sidecar.events import Event
-from sidecar.run.credentials import make_broker, make_issuer
+from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.join import Running, find_running
-from sidecar.run.state import admin_token, open_store, prepare
+from sidecar.run.state import admin_token, prepare
 from sidecar.run.status import upstream_status
+from sidecar.run.stores import instance_name, instances, open_store
 from sidecar.settings import Settings
 
 _SHORT = 2.0
@@ -30,9 +33,16 @@ def act(settings: Settings, action: Action, upstream: str | None) -> dict[str, A
         known = ", ".join(settings.upstreams)
         raise ConfigurationError(f"upstream {unknown.pop()} is not configured; expected one of: {known}")
     running = find_running(settings)
-    return asyncio.run(
-        _locally(settings, action, names) if running is None else _remotely(running, settings, action, names)
-    )
+    return asyncio.run(_act(settings, running, action, names))
+
+
+async def _act(settings: Settings, running: Running | None, action: Action, names: list[str]) -> dict[str, Any]:
+    if running is None:
+        states = await _locally(settings, action, names)
+    else:
+        states = await _remotely(running, settings, action, names)
+    fleet = await _fleet(settings)
+    return {name: state | {"instances": fleet.get(name, {})} for name, state in states.items()}
 
 
 async def _remotely(running: Running, settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
@@ -50,26 +60,43 @@ async def _remotely(running: Running, settings: Settings, action: Action, names:
 
 
 async def _locally(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    def ignore(event: Event) -> None:
-        del event
-
-    prepare(settings.state_dir)
-    clock = SystemClock()
-    store, ring = open_store(settings)
     states = {}
-    try:
+    async with _store(settings) as shared:
         for name in names:
             upstream = settings.upstreams[name]
-            broker = make_broker(name, upstream, make_issuer(upstream, clock), store, ring, clock, ignore)
+            broker = make_broker(name, upstream, make_issuer(upstream, shared.clock), shared)
             try:
                 await broker.recall()
                 if action == "renew":
                     await broker.renew()
                 elif action == "revoke":
                     await broker.revoke()
-                states[name] = upstream_status(broker, clock.now())
+                states[name] = upstream_status(broker, shared.clock.now())
             finally:
                 await broker.aclose()
+    return states
+
+
+async def _fleet(settings: Settings) -> dict[str, dict[str, int]]:
+    """Return, by upstream, which generation each instance uses; empty when the store does not answer."""
+    found: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(StoreError):
+        async with _store(settings) as shared:
+            for instance, word in sorted((await instances(shared.store, shared.keys)).items()):
+                for name, generation in word.get("generations", {}).items():
+                    found.setdefault(name, {})[instance] = generation
+    return found
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Shared]:
+    def ignore(event: Event) -> None:
+        del event
+
+    prepare(settings.state_dir)
+    clock = SystemClock()
+    store, keys = open_store(settings, clock)
+    try:
+        yield Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=ignore)
     finally:
         await store.aclose()
-    return states

@@ -6,16 +6,11 @@ import os
 import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from sidecar.errors import ConfigurationError
 from sidecar.run.join import configuration_hash, read_run_file
 from sidecar.secret import Secret
 from sidecar.settings import Settings
-
-if TYPE_CHECKING:
-    from sidecar.tokens.seal import KeyRing
-    from sidecar.tokens.store import TokenStore
 
 _MAX_LOG = 1 << 20
 
@@ -31,21 +26,6 @@ def prepare(state_dir: Path) -> None:
         raise ConfigurationError(
             f"state_dir {state_dir}: {error.strerror}; expected a directory this user can create and write"
         ) from None
-
-
-def open_store(settings: Settings) -> tuple["TokenStore", "KeyRing"]:
-    """Return the configured store and the keys that seal its records; nothing is read or written yet."""
-    from sidecar.tokens.memory import MemoryStore
-    from sidecar.tokens.seal import load_or_create_key_file, new_key, parse_keys
-    from sidecar.tokens.sqlite import SqliteStore
-
-    if settings.store.url == "memory":
-        keys = [reference.read() for reference in settings.store.keys] or [Secret(new_key())]
-        return MemoryStore(), parse_keys(keys)
-    keys = [reference.read() for reference in settings.store.keys]
-    return SqliteStore(settings.state_dir), parse_keys(
-        keys or [load_or_create_key_file(settings.state_dir / "store.key")]
-    )
 
 
 def admin_token(settings: Settings) -> Secret:

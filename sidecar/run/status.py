@@ -16,6 +16,7 @@ def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
         "state": state.state,
         "usable": state.usable,
         "generation": state.generation,
+        "renewed_by": state.by,
         "expires_at": state.expires_at,
         "expires_in": None if state.expires_at is None else round(state.expires_at - now, 3),
         "lifetime": state.lifetime,

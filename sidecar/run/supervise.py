@@ -47,15 +47,6 @@ def find_command(name: str, environ: Mapping[str, str]) -> str | Missing:
     return Missing(f"{name}: command not found; expected a program of PATH or a path", _NOT_FOUND)
 
 
-def guard_standard_streams() -> None:
-    """Keep what we open out of the places of closed standard streams; the command finds them closed, as we did."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
 def run_command(
     program: str,
     arguments: Sequence[str],

@@ -176,12 +176,10 @@ class Trust:
             _write(self.roots, b"".join(roots))
 
     def _public_roots(self) -> Iterator[bytes]:
-        defaults = ssl.get_default_verify_paths()
-        names = (certifi.where(), defaults.cafile, defaults.openssl_cafile, *_SYSTEM_STORES)
+        # Not `cafile`, which follows the caller's SSL_CERT_FILE: two callers would write the bundle back and forth.
+        names = (certifi.where(), ssl.get_default_verify_paths().openssl_cafile, *_SYSTEM_STORES)
         for path in dict.fromkeys(Path(name).resolve() for name in names if name):
-            # Whoever starts us may have been told to trust our own bundle: it would keep every root for ever.
-            if self._directory.resolve() not in path.parents:
-                yield _content(path) or b""
+            yield _content(path) or b""
 
 
 def _recent(then: float, now: float) -> bool:

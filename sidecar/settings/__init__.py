@@ -1,8 +1,9 @@
 """The configuration: its model, its values, and how a file, the environment and options become one."""
 
 from sidecar.settings.load import default_paths, effective, load
-from sidecar.settings.model import OAuth2, Renew, Replay, Retry, Settings, Store, Strip, Timeouts, Tls, Upstream
+from sidecar.settings.model import Settings, Store
 from sidecar.settings.references import check_secrets, secret_references
+from sidecar.settings.upstream import OAuth2, Renew, Replay, Retry, Strip, Timeouts, Tls, Upstream
 from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
 
 __all__ = [

@@ -5,32 +5,18 @@ Keys of the contract that belong to parts not built yet are absent, so that they
 
 import os
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.policy.passthrough import matches
-from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.settings.names import HostPattern, LocalAddress, Method, Name, Network, is_local
-from sidecar.settings.values import Address, Duration, HostPort, Margin, MarginValue, SecretReference, Size
+from sidecar.policy.routing import Origin
+from sidecar.settings.names import HostPattern, LocalAddress, is_local
+from sidecar.settings.upstream import Model, Upstream
+from sidecar.settings.values import EMBEDDED, Address, Duration, HostPort, SecretReference, StoreUrl
 
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_RESERVED = frozenset(
-    {
-        "client_assertion",
-        "client_assertion_type",
-        "client_id",
-        "client_secret",
-        "grant_type",
-        "password",
-        "refresh_token",
-        "scope",
-        "username",
-    }
-)
-"""Parameters of a token request that keys of their own, or the grant, decide."""
 
 
 def _state_dir() -> Path:
@@ -45,12 +31,6 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError("expected a directory; there is no home to stand for ~") from None
-
-
-class Model(BaseModel):
-    """What all models share: unknown keys are errors, values cannot change, input never shows in an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
 
 
 class ProxyAuth(Model):
@@ -74,133 +54,24 @@ class Listen(Model):
 
 
 class Store(Model):
-    url: Literal["sqlite", "memory"] = "sqlite"
-    keys: tuple[SecretReference, ...] = ()
-
-
-class OAuth2(Model):
-    token_url: str
-    grant: Literal["client_credentials", "password", "refresh_token"] = "client_credentials"
-    lifetime: Annotated[Duration, Field(gt=0)] = 300.0
-    client_id: Annotated[str, Field(min_length=1)]
-    client_secret: SecretReference | None = None
-    client_auth: Literal["client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "none"] = (
-        "client_secret_basic"
-    )
-    private_key: SecretReference | None = None
-    key_id: str | None = None
-    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] = (
-        "RS256"
-    )
+    url: StoreUrl = "sqlite"
     username: str | None = None
     password: SecretReference | None = None
-    refresh_token: SecretReference | None = None
-    scope: str | None = None
-    extra: dict[str, str] = {}
+    ca: Path | None = None
+    keys: tuple[SecretReference, ...] = ()
+    timeout: Annotated[Duration, Field(gt=0)] = 0.1
+
+    @property
+    def shared(self) -> bool:
+        """Whether the records are kept by a Redis, and so by more than this machine."""
+        return self.url not in EMBEDDED
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.client_auth.startswith("client_secret") and self.client_secret is None:
-            raise ValueError(f"client_auth {self.client_auth} needs client_secret")
-        if self.client_auth == "private_key_jwt" and self.private_key is None:
-            raise ValueError("client_auth private_key_jwt needs private_key")
-        if self.grant == "password" and not (self.username and self.password):
-            raise ValueError("grant password needs username and password")
-        if self.grant == "refresh_token" and self.refresh_token is None:
-            raise ValueError("grant refresh_token needs refresh_token, the first one")
-        if clash := sorted(_RESERVED & self.extra.keys()):
-            raise ValueError(f"extra cannot set {', '.join(clash)}; use the key of that name")
-        return self
-
-
-class Renew(Model):
-    margin: MarginValue = Margin(0.2, None)
-    min_interval: Duration = 60.0
-    check_every: Duration = 300.0
-    timeout: Annotated[Duration, Field(gt=0)] = 10.0
-    startup: Literal["required", "optional"] = "required"
-
-
-class Strip(Model):
-    headers: tuple[Name, ...] = ()
-    cookies: tuple[Name, ...] = ()
-    query: tuple[Name, ...] = ()
-    keep: tuple[Name, ...] = ()
-
-    @model_validator(mode="after")
-    def _ours_goes(self) -> Self:
-        if {"host", "content-length"} & {name.lower().replace("_", "-") for name in self.headers}:
-            raise ValueError("headers cannot name host or content-length: the message would be another one without")
-        if {"authorization", "proxy-authorization"} & {name.lower().replace("_", "-") for name in self.keep}:
-            raise ValueError("keep cannot name authorization: the sidecar sends exactly one, its own")
-        return self
-
-
-class Retry(Model):
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
-    methods: tuple[Method, ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
-    base: Annotated[Duration, Field(gt=0)] = 0.1
-    cap: Duration = 20.0
-    max_retry_after: Duration = 30.0
-
-
-class Timeouts(Model):
-    total: Annotated[Duration, Field(gt=0)] = 60.0
-    connect: Annotated[Duration, Field(gt=0)] = 5.0
-    first_byte: Annotated[Duration, Field(gt=0)] = 25.0
-    idle: Annotated[Duration, Field(gt=0)] = 60.0
-
-
-class Replay(Model):
-    memory: Size = 1 << 20
-    spool: Size = 256 << 20
-
-
-class Tls(Model):
-    ca: Path | None = None
-    client_cert: Path | None = None
-    client_key: SecretReference | None = None
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if (self.client_cert is None) != (self.client_key is None):
-            raise ValueError("client_cert and client_key go together")
-        return self
-
-
-class Upstream(Model):
-    base_url: str
-    insecure_http: bool = False
-    listen: LocalAddress | None = None
-    oauth2: OAuth2
-    renew: Renew = Renew()
-    strip: Strip = Strip()
-    retry: Retry = Retry()
-    timeout: Timeouts = Timeouts()
-    replay: Replay = Replay()
-    tls: Tls = Tls()
-    addresses: tuple[Network, ...] = ()
-    read_only: bool = False
-
-    @cached_property
-    def origin(self) -> Origin:
-        """The base URL, parsed."""
-        return parse_base_url(self.base_url)
-
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
-        for key, url in (("base_url", self.base_url), ("oauth2.token_url", self.oauth2.token_url)):
-            try:
-                origin = parse_base_url(url)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
-            if origin.scheme == "http" and not self.insecure_http:
-                raise ValueError(
-                    f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"
-                )
-        if self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
-            raise ValueError("client_auth tls_client_auth needs tls.client_cert and tls.client_key")
+        if self.shared and not self.keys:
+            raise ValueError("keys: a Redis store needs at least one; expected what `auth-sidecar keys new` prints")
+        if not self.shared and (self.username or self.password or self.ca):
+            raise ValueError("username, password and ca are those of a Redis; expected url: redis://... beside them")
         return self
 
 

@@ -160,6 +160,33 @@ class SecretReference(BaseModel):
         return f"file {self.file}" if self.file else "value" if self.env is None else f"env {self.env}"
 
 
+EMBEDDED = frozenset({"sqlite", "memory"})
+_REDIS = re.compile(r"(?:redis|rediss)(?:\+(?:sentinel|cluster))?://[^\s]+")
+
+
+def parse_store_url(value: Any) -> str:
+    """Return `sqlite`, `memory` or the URL of a Redis as it is; whether one can be reached is not looked at."""
+    if not isinstance(value, str) or (value not in EMBEDDED and not _REDIS.fullmatch(value)):
+        raise ValueError(
+            "expected sqlite, memory, or a URL that begins with redis://, rediss://, redis+sentinel:// or redis+cluster://"
+        )
+    return value
+
+
+def without_password(url: str) -> str:
+    """Return *url* as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}:***@{place}" if at and ":" in user else url
+
+
+StoreUrl = Annotated[
+    str,
+    BeforeValidator(parse_store_url),
+    PlainSerializer(without_password),
+    WithJsonSchema({"type": "string", "examples": ["sqlite", "memory", "rediss://redis.example.com:6379/0"]}),
+    Field(repr=False),
+]
 Duration = Annotated[
     float, BeforeValidator(parse_duration), WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "15m"]})
 ]

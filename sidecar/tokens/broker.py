@@ -6,62 +6,73 @@ each to its own deadline; nobody's leaving ends it.
 
 import asyncio
 import math
-from collections.abc import Coroutine
-from typing import Any
 
 from sidecar.clock import Clock
 from sidecar.errors import IssuerUnavailable, Reason, Refusal
-from sidecar.events import Emit, Trouble
-from sidecar.settings.model import Renew
+from sidecar.events import Emit
+from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
+from sidecar.tokens.keys import Keys
+from sidecar.tokens.lease import Lease
+from sidecar.tokens.obtaining import Obtaining
 from sidecar.tokens.ports import BrokerStatus, Issuer, LastRenewal
+from sidecar.tokens.record import Record
 from sidecar.tokens.renewal import Renewing
-from sidecar.tokens.seal import KeyRing
 from sidecar.tokens.store import TokenStore
+from sidecar.tokens.tasks import Tasks
 from sidecar.tokens.token import Token
 from sidecar.tokens.waiting import Changes
 
 __all__ = ["Broker", "BrokerStatus", "Issuer", "LastRenewal"]
 
+_GRACE = 5.0
+_UNSAVED = 5.0
+"""Seconds between two tries to publish a token that the store does not have."""
 _LOOK = 1.0
 """Seconds between two looks at the store that a 401 may cause."""
 
 
 class Broker:
-    """The tokens of one credential; *configured_lifetime* is None if the user did not set one."""
+    """The tokens of one credential.
+
+    *owner* names this instance to the others. *configured_lifetime* is None if the user did not set one.
+    """
 
     def __init__(
         self,
         name: str,
         issuer: Issuer,
         store: TokenStore,
-        ring: KeyRing,
+        keys: Keys,
         settings: Renew,
         *,
+        owner: str,
         clock: Clock,
         emit: Emit,
         configured_lifetime: float | None,
     ) -> None:
-        self._name = name
         self._issuer = issuer
         self._settings = settings
         self._clock = clock
-        self._emit = emit
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._changes = Changes(clock, self._spawn)
+        self._tasks = Tasks(name, emit)
+        self._changes = Changes(clock, self._tasks.spawn)
         self._timer: asyncio.Task[None] | None = None
         self._lookup: asyncio.Task[None] | None = None
         self._looked_at = 0.0
         self._closing = False
-        self._holding = Holding(name, issuer.identity(), store, ring, settings.margin, clock=clock, emit=emit)
+        identity = issuer.identity()
+        record = Record(name, identity, store, keys, owner=owner, emit=emit)
+        self._holding = Holding(record, settings.margin, clock=clock)
+        lease = Lease(store, identity, owner, cap=settings.timeout + _GRACE, clock=clock, spawn=self._tasks.spawn)
         self._renewing = Renewing(
             name,
             issuer,
             self._holding,
+            Obtaining(issuer, self._holding, lease, owner=owner, clock=clock),
             configured_lifetime,
             clock=clock,
             emit=emit,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
             changed=self._changes.changed,
         )
 
@@ -71,7 +82,7 @@ class Broker:
         if self._holding.usable() is None:
             self._renewing.start("start")
         if self._settings.check_every > 0:
-            self._timer = self._spawn(self._watch(), "timer")
+            self._timer = self._tasks.spawn(self._watch(), "timer")
 
     async def recall(self) -> None:
         """Take over what the store holds, and start nothing."""
@@ -181,6 +192,7 @@ class Broker:
             expires_at=token.expires_at if token else None,
             lifetime=token.lifetime if token else None,
             generation=holding.generation,
+            by=token.by if token else None,
             last=self._renewing.last,
         )
 
@@ -192,10 +204,7 @@ class Broker:
         self._closing = True
         await self._renewing.stop(self._settings.timeout)
         self._changes.changed()
-        if tasks := set(self._tasks):
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        await self._tasks.aclose()
         await self._issuer.aclose()
 
     async def _watch(self) -> None:
@@ -210,6 +219,8 @@ class Broker:
         held, longest = self._holding.held, self._settings.check_every
         left = held.due - held.now(self._clock) if held else 0.0
         pause = min(left, longest) if left > 0 else longest
+        if self._holding.unsaved:
+            pause = min(pause, _UNSAVED)
         moved = await self._changes.until(lambda: self._holding.held is not held, self._clock.monotonic() + pause)
         if not moved and self._holding.fresh():
             await self._holding.reread()
@@ -231,18 +242,6 @@ class Broker:
         """
         if self._lookup is None or (self._lookup.done() and self._clock.monotonic() - self._looked_at >= _LOOK):
             self._looked_at = self._clock.monotonic()
-            self._lookup = self._spawn(self._holding.reread(), "look")
+            self._lookup = self._tasks.spawn(self._holding.reread(), "look")
             self._lookup.add_done_callback(lambda _: self._changes.changed())
         await self._changes.until(self._lookup.done, deadline)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run *work* in a task that is kept, named, and whose unexpected end is told; the only way to start one."""
-        task = asyncio.create_task(work, name=f"{name} of {self._name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._emit(Trouble(where=task.get_name(), detail=f"internal error: {type(error).__name__}"))

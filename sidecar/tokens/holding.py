@@ -1,19 +1,19 @@
-"""What one credential holds: its newest token in memory, and the sealed record behind it in the store.
+"""What one credential holds: its newest token in memory, kept at one with the record in the store.
 
-Trouble of the store stays in here: it is reported, and memory goes on.
+While the store is in trouble memory goes on; what it holds is published when the store is back.
 """
 
 from dataclasses import dataclass, replace
 
 from sidecar.clock import Clock
 from sidecar.errors import StoreError
-from sidecar.events import Emit, Trouble
 from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
-from sidecar.tokens.seal import KeyRing
-from sidecar.tokens.store import TokenStore, store_key
+from sidecar.tokens.record import Found, Record
 from sidecar.tokens.token import Token
 
+_LAST_SECONDS = 120.0
+_LAST_SHARE = 0.1
 _WRITES = 3
 """How often a write gives way to a newer record that is of no use, before memory alone must do."""
 
@@ -39,30 +39,18 @@ class Held:
 
 
 class Holding:
-    """The newest token of the credential *identity*.
+    """The newest token of a credential.
 
     `withheld`: the token was refused and its renewal is under way, so that it is not handed out for now.
+    `unsaved`: the store does not have it yet.
     """
 
-    def __init__(
-        self,
-        name: str,
-        identity: str,
-        store: TokenStore,
-        ring: KeyRing,
-        margin: Margin,
-        *,
-        clock: Clock,
-        emit: Emit,
-    ) -> None:
-        self._name = name
-        self._key = store_key(identity)
-        self._store = store
-        self._ring = ring
+    def __init__(self, record: Record, margin: Margin, *, clock: Clock) -> None:
+        self._record = record
         self._margin = margin
         self._clock = clock
-        self._emit = emit
-        self._unsaved = False
+        self._foreign = False
+        self.unsaved = False
         self.held: Held | None = None
         self.generation = 0
         self.withheld = False
@@ -84,6 +72,13 @@ class Holding:
         """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
         held = self.held
         return held is not None and held.now(self._clock) < held.due and not held.token.refused
+
+    def in_last_minutes(self) -> bool:
+        """Tell whether the token is over, or has at most two minutes or a tenth of its lifetime left."""
+        held = self.held
+        if held is None or not self.lasts():
+            return True
+        return held.token.expires_at - held.now(self._clock) <= min(_LAST_SECONDS, _LAST_SHARE * held.token.lifetime)
 
     def newer_than(self, used: Token) -> Token | None:
         """Return the token if it can be handed out and is a newer one than *used*."""
@@ -117,39 +112,80 @@ class Holding:
         return "valid" if self.fresh() else "due"
 
     async def reread(self) -> None:
-        """Take over a newer record from the store, and write ours if that failed before."""
-        generation, token = await self._read()
-        if token is not None and generation > self.generation:
-            self._take_over(token)
-        elif self._unsaved and (ours := self.token) is not None:
-            written = await self._write(ours) is not None
-            self._unsaved = not (written and self.token is ours)
+        """Take over what is newer in the store; publish ours if the store lacks it.
+
+        A store that came back empty, or older, gets the token in memory. A mark of revocation takes ours away.
+        """
+        found = await self._record.read()
+        self._foreign = found.foreign
+        if found.generation > self.generation and (found.token is not None or found.revoked):
+            self._follow(found)
+        elif not (found.broken or found.foreign) and (found.generation < self.generation or self.unsaved):
+            await self._publish(found)
 
     async def save(self, token: Token, born: float) -> Token:
         """Store *token*, then announce it; return the one that holds now.
 
         That is the stored one if it is as new and lasts: another process was first. A stored one that is of no
-        use is written over with a newer generation. If nothing can be written, memory alone goes on.
+        use is written over with a newer generation, but not a foreign one. If nothing can be written, memory
+        alone goes on.
         """
-        for _ in range(_WRITES):
-            written = await self._write(token)
+        written: bool | None = None
+        for _ in range(0 if self._foreign and token.trigger != "forced" else _WRITES):
+            written = await self._record.write(token)
             if written is not False:
                 break
-            generation, found = await self._read()
-            if found and usable(self._clock.now(), found.issued_at, found.expires_at) and not found.refused:
-                self._take_over(found)
-                return found
-            token = replace(token, generation=max(token.generation, generation) + 1)
+            found = await self._record.read()
+            if self._lasting(found):
+                self._follow(found)
+                return found.token or token
+            token = replace(token, generation=max(token.generation, found.generation) + 1)
         else:
-            self._report("write", StoreError("other records keep getting in the way"))
-        self._unsaved = not written
+            self._record.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))
+        self.unsaved = not written
         self._adopt(token, born)
         return token
 
     async def drop(self) -> None:
-        """Forget the token here and in the store; raises StoreError when the store keeps it."""
+        """Forget the token here and for all instances; raises StoreError when the store cannot be told."""
         self.held = None
-        await self._store.delete(self._key)
+        self.unsaved = False
+        self.generation = await self._record.revoke(self.generation)
+
+    async def note(self) -> bool:
+        """Note ahead that the refresh token is about to be used; False if another did. Raises StoreError."""
+        return await self._record.note(self.generation)
+
+    async def withdraw(self) -> None:
+        """Take the note back."""
+        await self._record.withdraw()
+
+    async def _publish(self, found: Found) -> None:
+        """Write ours; if another was first since with one as new, that one is for all."""
+        ours = self.token
+        if ours is None or not self.lasts():
+            self.unsaved = False
+            return
+        written = await self._record.write(ours)
+        if written is False:
+            found = await self._record.read()
+            if self._lasting(found) and self.token is ours:
+                self._follow(found)
+                return
+        self.unsaved = not (written is not None and self.token is ours)
+
+    def _lasting(self, found: Found) -> bool:
+        token = found.token
+        return token is not None and not token.refused and usable(self._clock.now(), token.issued_at, token.expires_at)
+
+    def _follow(self, found: Found) -> None:
+        """Adopt what the store has: a token of another process, as old as the wall clock says, or its revocation."""
+        self.unsaved = False
+        if found.token is not None:
+            self._take_over(found.token)
+        else:
+            self.held = None
+            self.generation = found.generation
 
     def _take_over(self, token: Token) -> None:
         """Adopt a token of another process, as old as the wall clock says; not younger than new."""
@@ -162,35 +198,3 @@ class Holding:
         self.held = Held(token, born, due)
         self.generation = token.generation
         self.withheld = token.refused
-
-    async def _read(self) -> tuple[int, Token | None]:
-        """Return generation (0: no record) and token, None for one that cannot be read."""
-        generation = 0
-        try:
-            record = await self._store.read(self._key)
-            if record is None:
-                return 0, None
-            generation = record[0]
-            return generation, self._open(*record)
-        except Exception as error:  # noqa: BLE001  whatever a store does, the token in memory serves on
-            self._report("read", error)
-            return generation, None
-
-    def _open(self, generation: int, sealed: bytes) -> Token:
-        token = Token.decode(self._ring.open(self._key, sealed))
-        if token.generation != generation:
-            # The number beside the seal is not authenticated: an older record was put under it.
-            raise StoreError("a record under a generation that is not its own")
-        return token
-
-    async def _write(self, token: Token) -> bool | None:
-        """Return whether *token* was written, None when the store is in trouble."""
-        try:
-            return await self._store.write(self._key, token.generation, self._ring.seal(self._key, token.encode()))
-        except Exception as error:  # noqa: BLE001  whatever a store does, the token in memory serves on
-            self._report("write", error)
-            return None
-
-    def _report(self, operation: str, error: Exception) -> None:
-        cause = str(error) if isinstance(error, StoreError) else f"internal error: {type(error).__name__}"
-        self._emit(Trouble(where=f"token store of {self._name}", detail=f"{operation}: {cause}"))

@@ -15,6 +15,11 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 class Issuer(Protocol):
     """A token endpoint, or a login, with the credential for it."""
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether it gets a token without any refresh token, so that one which is lost or in doubt can be left."""
+        ...
+
     async def obtain(self, refresh_token: Secret | None) -> Grant:
         """Get a new token, from *refresh_token* when there is one.
 
@@ -56,7 +61,7 @@ class BrokerStatus:
 
     *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer said
     no to the credential). *usable*: a token can be handed out now, whatever the state. *attempted*: a call to
-    the issuer has ended, or none was needed yet.
+    the issuer has ended, or none was needed yet. *by*: the instance that got the token.
     """
 
     state: str
@@ -65,4 +70,5 @@ class BrokerStatus:
     expires_at: float | None
     lifetime: float | None
     generation: int
+    by: str | None
     last: LastRenewal | None

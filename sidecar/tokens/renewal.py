@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from sidecar.auth.oauth2 import Grant
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
 from sidecar.events import Emit, Renewal
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lifetimes import difference
+from sidecar.tokens.obtaining import Obtaining
 from sidecar.tokens.ports import Issuer, LastRenewal, Spawn
 from sidecar.tokens.token import Token
 
@@ -35,6 +35,7 @@ class Renewing:
         name: str,
         issuer: Issuer,
         holding: Holding,
+        obtaining: Obtaining,
         configured_lifetime: float | None,
         *,
         clock: Clock,
@@ -45,6 +46,7 @@ class Renewing:
         self._name = name
         self._issuer = issuer
         self._holding = holding
+        self._obtaining = obtaining
         self._configured_lifetime = configured_lifetime
         self._clock = clock
         self._emit = emit
@@ -103,7 +105,7 @@ class Renewing:
     async def stop(self, patience: float) -> None:
         """Bar new campaigns and end the running one; an attempt under way is given *patience* seconds."""
         self.barred = True
-        if self._task is not None and self.attempting:
+        if self._task is not None and self.attempting and not self._obtaining.elsewhere:
             nap = self._spawn(self._clock.sleep(patience), "patience")
             await asyncio.wait({self._task, nap}, return_when=asyncio.FIRST_COMPLETED)
             nap.cancel()
@@ -131,8 +133,14 @@ class Renewing:
     async def _attempt(self) -> None:
         try:
             await self._holding.reread()
-            if self._trigger == "forced" or not self._holding.fresh():
-                await self._renew()
+            before = self._holding.generation
+
+            def needed() -> bool:
+                forced = self._trigger == "forced" and self._holding.generation == before
+                return forced or not self._holding.fresh()
+
+            if needed():
+                await self._renew(needed)
         except IssuerError as error:
             self.failure = error
             self.failures += 1
@@ -142,58 +150,34 @@ class Renewing:
             self._holding.withheld = False
             self._changed()
 
-    async def _renew(self) -> None:
-        started = self._clock.monotonic()
+    async def _renew(self, needed: Callable[[], bool]) -> None:
         fingerprint = self._fingerprint()
-        old = self._holding.token
         try:
-            grant, token = await self._obtain(old, started)
+            obtained = await self._obtaining.obtain(self._trigger, needed)
         except IssuerUnavailable as error:
-            self._report(started, "unavailable", str(error))
+            self._report("unavailable", str(error))
             raise
         except (CredentialRejected, ConfigurationError) as error:
             self._rejected_as = fingerprint
             self._looked_at = self._clock.monotonic()
-            self._report(started, "rejected", str(error))
+            self._report("rejected", str(error))
             if isinstance(error, ConfigurationError):
                 raise CredentialRejected("configuration", str(error)) from error
             raise
         except asyncio.CancelledError:
-            self._report(started, "unavailable", "cut off")
+            self._report("unavailable", "cut off")
             raise
         except Exception as error:
             # A bug of an issuer is no reason to stop asking it: the next answer may be one it understands.
-            self._report(started, "unavailable", detail := f"internal error: {type(error).__name__}")
+            self._report("unavailable", detail := f"internal error: {type(error).__name__}")
             raise IssuerUnavailable(detail) from error
-        self._report(started, "ok", "", token)
-        differs = difference(self._name, self._configured_lifetime, grant)
+        if obtained is None:
+            return
+        self._report("ok", "", obtained.token)
+        differs = difference(self._name, self._configured_lifetime, obtained.grant)
         if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._differences:
             self._differences.add(pair)
             self._emit(differs)
-
-    async def _obtain(self, old: Token | None, started: float) -> tuple[Grant, Token]:
-        """Get a token from the issuer and store it, then announce it; raises what `obtain` raises."""
-        grant = await self._issuer.obtain(old.refresh_token if old else None)
-        token = await self._holding.save(self._token(grant, old), born=started)
-        if not self._holding.lasts():
-            raise IssuerUnavailable("the issuer granted a token that is over already")
-        return grant, token
-
-    def _token(self, grant: Grant, old: Token | None) -> Token:
-        forced_at = self._clock.now() if self._trigger == "unauthorized" else old.forced_at if old else None
-        return Token(
-            access_token=grant.access_token,
-            issued_at=grant.requested_at,
-            expires_at=grant.requested_at + grant.lifetime,
-            generation=self._holding.generation + 1,
-            # RFC 6749 section 6: a new one replaces the old, none keeps it.
-            refresh_token=grant.refresh_token or (old.refresh_token if old else None),
-            scope=grant.scope,
-            lifetime_source=grant.lifetime_source,
-            grant=grant.grant,
-            trigger=self._trigger,
-            forced_at=forced_at,
-        )
 
     def _delay(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -204,6 +188,7 @@ class Renewing:
         self.next_at = self._clock.monotonic() + seconds
         self._pause = self._spawn(self._clock.sleep(seconds), "backoff")
         try:
+            await self._obtaining.pause(seconds)
             await asyncio.wait({self._pause})
         finally:
             self._pause.cancel()
@@ -215,8 +200,8 @@ class Renewing:
         except SidecarError:
             return "unreadable"
 
-    def _report(self, started: float, result: str, detail: str, token: Token | None = None) -> None:
-        seconds = self._clock.monotonic() - started
+    def _report(self, result: str, detail: str, token: Token | None = None) -> None:
+        seconds = self._clock.monotonic() - self._obtaining.called_at
         self.last = LastRenewal(
             time=self._clock.now(), trigger=self._trigger, result=result, seconds=seconds, detail=detail
         )

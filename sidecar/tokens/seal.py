@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sidecar.errors import ConfigurationError, SealError
+from sidecar.errors import ConfigurationError, SealError, UnknownSeal
 from sidecar.secret import Secret
 
 _SCHEMA = b"\x01"
@@ -45,13 +45,15 @@ class KeyRing:
         return _SCHEMA + self._newest + nonce + self._ciphers[self._newest].encrypt(nonce, data, bound)
 
     def open(self, name: str, sealed: bytes) -> bytes:
-        """Return what was sealed under *name*; raises SealError for anything else."""
+        """Return what was sealed under *name*; raises UnknownSeal for a foreign key or version, else SealError."""
         key_id, nonce = sealed[1 : 1 + _KEY_ID], sealed[1 + _KEY_ID : _HEAD]
-        if len(sealed) < _HEAD or sealed[:1] != _SCHEMA:
-            raise SealError("a record of an unknown version")
+        if len(sealed) < _HEAD:
+            raise SealError("a record that was cut off")
+        if sealed[:1] != _SCHEMA:
+            raise UnknownSeal("a record of an unknown version")
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise SealError(f"a record sealed with a key we do not have (id {key_id.hex()})")
+            raise UnknownSeal(f"a record sealed with a key we do not have (id {key_id.hex()})")
         try:
             return cipher.decrypt(nonce, sealed[_HEAD:], _SCHEMA + key_id + name.encode())
         except InvalidTag:

@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 
-from sidecar.errors import StoreError
+from sidecar.errors import StoreError, UnknownSeal
 from sidecar.secret import Secret
 from sidecar.tokens.store import MAX_GENERATION
 
@@ -20,6 +20,7 @@ class Token:
     *issued_at*: when it was asked for. *generation* only grows per credential. *grant*: what gave it.
     *trigger*: why (start, due, demand, unauthorized, forced). *forced_at*: when a 401 last forced a renewal,
     carried over from older records. *refused*: an upstream said 401 to it and no renewal has succeeded since.
+    *by*: the instance that got it.
     """
 
     access_token: Secret
@@ -33,6 +34,7 @@ class Token:
     trigger: str
     forced_at: float | None
     refused: bool = False
+    by: str = "?"
 
     @property
     def lifetime(self) -> float:
@@ -54,13 +56,26 @@ class Token:
             "trigger": self.trigger,
             "forced_at": self.forced_at,
             "refused": self.refused,
+            "by": self.by,
         }
         return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
 
+    def moved(self, seconds: float) -> Self:
+        """Return the token as a clock reads it that is *seconds* ahead."""
+        forced_at = None if self.forced_at is None else self.forced_at + seconds
+        return replace(
+            self, issued_at=self.issued_at + seconds, expires_at=self.expires_at + seconds, forced_at=forced_at
+        )
+
     @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """Return the record; raises StoreError, without its content, for any other schema, type or bound."""
+    def decode(cls, data: bytes) -> "Self | Revoked":
+        """Return the record; raises StoreError, without its content, for any other type or bound.
+
+        Another schema is UnknownSeal: a newer version of ours may have written it.
+        """
         plain = _json_object(data)
+        if plain.get("revoked") is True:
+            return Revoked(_field(plain, "generation", _generation))
         issued_at = _field(plain, "issued_at", _time)
         expires_at = _field(plain, "expires_at", _time)
         if expires_at <= issued_at:
@@ -77,7 +92,19 @@ class Token:
             trigger=_field(plain, "trigger", _text),
             forced_at=None if plain.get("forced_at") is None else _field(plain, "forced_at", _time),
             refused=_field(plain, "refused", _flag),
+            by=_field(plain, "by", _text) if "by" in plain else "?",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The record that says: every token up to *generation* was dropped by an operator."""
+
+    generation: int
+
+    def encode(self) -> bytes:
+        """Return the record in clear."""
+        return json.dumps({"schema": _SCHEMA, "revoked": True, "generation": self.generation}).encode()
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
@@ -85,8 +112,10 @@ def _json_object(data: bytes) -> dict[str, Any]:
         plain = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise StoreError("token record: not JSON") from None
-    if not isinstance(plain, dict) or plain.get("schema") != _SCHEMA:
-        raise StoreError("token record: unknown schema")
+    if not isinstance(plain, dict):
+        raise StoreError("token record: not an object")
+    if plain.get("schema") != _SCHEMA:
+        raise UnknownSeal("token record: unknown schema")
     return plain
 
 

@@ -47,9 +47,9 @@ def _file(folder: Path, **changes: Any) -> Path:
             ["run", "--set", "upstreams.plm.renew.margin=soon"],
             r"upstreams\.plm\.renew\.margin: expected a share such as 20%",
         ),
-        (["run", "--set", "listen.proxy=0.0.0.0:8080"], r"listen\.proxy: expected a loopback address"),
+        (["run", "--set", "listen.proxy=0.0.0.0:8080"], r"listen: proxy is neither loopback nor unix:/path"),
         (["run", "--set", "upstreams.plm.oauth2.client_secret=hunter2"], r"client_secret: expected \{file: PATH\}"),
-        (["run", "--set", "store.url=redis://x"], r"store\.url: Input should be 'sqlite' or 'memory'"),
+        (["run", "--set", "store.url=redis://x"], r"store: keys: a Redis store needs at least one"),
         (["run", "--set", "upstreams.plm.tls.ca=/nowhere.pem"], r"tls\.ca /nowhere\.pem cannot be read"),
         (["check", "--set", "broken"], r"--set broken: expected key\.path=value"),
         (["token", "renew", "other"], r"upstream other is not configured; expected one of: plm"),
@@ -102,7 +102,7 @@ def test_check_prints_a_schema(tmp_path: Path) -> None:
     """`check --schema` prints a JSON Schema that names every top key and needs no file."""
     schema = json.loads(_run("check", "--schema", cwd=tmp_path).stdout)
 
-    assert set(schema["properties"]) == {"listen", "state_dir", "store", "upstreams", "log"}
+    assert set(schema["properties"]) == {"listen", "state_dir", "store", "passthrough", "upstreams", "log"}
     assert schema["additionalProperties"] is False
 
 

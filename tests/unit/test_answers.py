@@ -20,6 +20,7 @@ from sidecar.errors import (
     SealError,
     SidecarError,
     StoreError,
+    UnknownSeal,
     UpstreamFailure,
     where,
 )
@@ -246,6 +247,7 @@ def test_exceptions_form_the_tree_that_is_drawn() -> None:
         UpstreamFailure: SidecarError,
         StoreError: SidecarError,
         SealError: StoreError,
+        UnknownSeal: SealError,
     }
 
     assert {kind: kind.__base__ for kind in tree} == tree

@@ -123,6 +123,7 @@ def test_documented_examples_are_accepted() -> None:
     needed = dict.fromkeys(("client_secret", "private_key", "password", "refresh_token"), secret)
     example["upstreams"]["plm"]["oauth2"] |= needed | {"username": "sync"}
     example["listen"] = {"auth": {"username": "app", "password": secret}}
+    example["store"] = {"url": "redis://redis", "keys": [secret]}
     rows = [row.split("`") for row in key_rows(CONFIGURATION)]
     for cells in rows:
         with_key(example, cells[1], cells[-2])

@@ -18,6 +18,7 @@ from sidecar.policy.headers import (
     strip,
     strip_set,
     strip_target,
+    untouched,
     wants_close,
     without_credentials,
 )
@@ -368,6 +369,36 @@ def test_what_is_shown_of_a_request_holds_no_credential() -> None:
 
     assert result == dataclasses.replace(request, fields=shown, target=b"/a?b=1")
     assert WORD not in repr(result)
+
+
+def test_passed_through_request_keeps_the_credentials_of_the_client() -> None:
+    """Each of them, in its place and spelling, beside everything else; none of ours is added."""
+    kept = (
+        (b"authorization", THEIRS),
+        (b"X-Dup", b"1"),
+        (b"X_Api_Key", THEIRS),
+        (b"Cookie", b"a=" + THEIRS),
+        (b"x-dup", b"\xff"),
+    )
+
+    assert untouched(((b"Host", b"client"), *kept), host=b"other", via=VIA[1], chunked=False) == (
+        (b"Host", b"other"),
+        *kept,
+        VIA,
+    )
+
+
+@pytest.mark.parametrize("name", [*sorted(HOP_BY_HOP), b"proxy-authorization", b"x-nominated"])
+def test_passed_through_request_loses_what_was_for_us(name: bytes) -> None:
+    """What is about one connection, in any spelling, and the password of the proxy."""
+    fields = ((b"Connection", b"X-Nominated"), (name, b"x"), (name.title().replace(b"-", b"_"), b"x"), (b"A", b"1"))
+
+    assert untouched(fields, host=b"other", via=VIA[1], chunked=True) == (
+        (b"Host", b"other"),
+        (b"A", b"1"),
+        (b"Transfer-Encoding", b"chunked"),
+        VIA,
+    )
 
 
 @pytest.mark.parametrize("name", [b"X-Api-Key", b" x_api_KEY\t", b"x-api_key"])

@@ -79,7 +79,7 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
     assert {key: value for key, value in found.items() if key != "upstreams"} == {
         "listen": {"proxy": "127.0.0.1:8080", "admin": "127.0.0.1:8081", "admin_token": None, "auth": None},
         "state_dir": "/home/app/.local/state/auth-sidecar",
-        "store": {"url": "sqlite", "keys": []},
+        "store": {"url": "sqlite", "username": None, "password": None, "ca": None, "keys": [], "timeout": 0.1},
         "passthrough": [],
         "log": {"format": "json", "level": "info"},
     }
@@ -153,7 +153,7 @@ UNKNOWN = [
     "audit",
     "proxy",
     "listen.proxxy",
-    "store.timeout",
+    "store.ttl",
     "log.file",
     *(f"{PLM}.{key}" for key in ("preset", "recipe", "credential", "keepalive", "breaker", "sessions", "proxy", "x")),
     f"{PLM}.retry.budget",
@@ -223,7 +223,9 @@ ERRORS = [
     (f"{PLM}.listen=127.0.0.1:8080", f"{PLM}.listen is the same address as listen.proxy; expected each once"),
     ("listen=1", "listen: expected a mapping of proxy, admin, admin_token"),
     ("listen=[1]", "listen: expected a mapping of proxy, admin, admin_token"),
-    ("store.url=redis://x", "store.url: Input should be 'sqlite' or 'memory'"),
+    ("store.url=mysql://x", "store.url: expected sqlite, memory, or a URL that begins with redis://"),
+    ("store.url=redis://x", "store: keys: a Redis store needs at least one; expected what `auth-sidecar keys new`"),
+    ("store.username=x", "store: username, password and ca are those of a Redis"),
     ("store.keys=[a]", "store.keys.0: expected {file: PATH}, {env: NAME} or {value: TEXT}, not a plain value"),
     ("log.level=loud", "log.level: Input should be 'debug', 'info', 'warning' or 'error'"),
     ("log.format=xml", "log.format: Input should be 'json' or 'text'"),
@@ -1139,3 +1141,32 @@ def test_host_of_an_upstream_is_not_passed_through(pattern: str) -> None:
     message = refused(f"passthrough=['{pattern}']")
 
     assert message.endswith(f"passthrough: {pattern.lower()} is the host of upstream plm; expected other hosts")
+
+
+# The shared store.
+
+KEYS = "store.keys=[{file: /run/key}]"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis:6379/0",
+        "rediss://redis",
+        "redis+sentinel://a:26379,b:26379/main",
+        "redis+cluster://a:7000",
+        "rediss+cluster://a:7000",
+    ],
+)
+def test_shared_store_needs_keys(url: str) -> None:
+    """Records leave the machine: the key must be one that the other instances have too."""
+    assert loaded(f"store.url={url}", KEYS).store.shared
+    assert "store: keys: a Redis store needs at least one" in refused(f"store.url={url}")
+
+
+def test_password_in_the_url_of_a_store_is_not_shown() -> None:
+    """Where `check` prints, and where a traceback would."""
+    found = loaded(f"store.url=redis://app:{canary('redis')}@redis:6379/0", KEYS)
+
+    assert effective(found)["store"]["url"] == "redis://app:***@redis:6379/0"
+    assert WORD not in repr(found)

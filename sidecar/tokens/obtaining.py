@@ -1,0 +1,135 @@
+"""One token from the issuer, under the lease: take it, read again, decide again, ask, store.
+
+What the store's trouble means for that (docs/decisions/0013): a grant that starts anew needs no lease. A refresh
+token may be taken only once, so that it is not used without one, nor after another instance may have used it,
+as long as the token at hand lasts; in its last minutes a risk is better than a certain end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.auth.oauth2 import Grant
+from sidecar.auth.token_endpoint import BrokenOff
+from sidecar.clock import Clock
+from sidecar.errors import IssuerUnavailable, StoreError
+from sidecar.secret import Secret
+from sidecar.tokens.holding import Holding
+from sidecar.tokens.lease import Lease
+from sidecar.tokens.ports import Issuer
+from sidecar.tokens.token import Token
+
+_LOOK = 0.1
+_LOOK_JITTER = 0.2
+"""Seconds between two looks whether the instance that has the lease is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """What the issuer granted, and the token that holds now."""
+
+    grant: Grant
+    token: Token
+
+
+class Obtaining:
+    """Gets tokens for one credential, for the instance *owner*.
+
+    `elsewhere`: it waits for another instance that has the lease. `called_at`: the monotonic moment of the last
+    call to the issuer, or of the wait for one.
+    """
+
+    def __init__(self, issuer: Issuer, holding: Holding, lease: Lease, *, owner: str, clock: Clock) -> None:
+        self._issuer = issuer
+        self._holding = holding
+        self._lease = lease
+        self._owner = owner
+        self._clock = clock
+        self.elsewhere = False
+        self.called_at = 0.0
+
+    async def obtain(self, trigger: str, needed: Callable[[], bool]) -> Obtained | None:
+        """Return a new token; None as soon as it is not *needed* any more, because another instance got one.
+
+        Raises what the issuer does, and IssuerUnavailable when a refresh token must not be used now.
+        """
+        self.called_at = self._clock.monotonic()
+        leased = await self._take(needed)
+        try:
+            if leased:
+                await self._holding.reread()
+            return await self._ask(trigger, leased=leased) if needed() else None
+        finally:
+            if leased:
+                await self._lease.give_back()
+
+    async def pause(self, seconds: float) -> None:
+        """Let no instance ask the issuer for *seconds*."""
+        await self._lease.pause(seconds)
+
+    async def _take(self, needed: Callable[[], bool]) -> bool:
+        """Return whether we have the lease: False when the store gives none, or when it is not needed any more."""
+        try:
+            while True:
+                try:
+                    if await self._lease.take():
+                        return True
+                except StoreError:
+                    return False
+                self.elsewhere = True
+                await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
+                await self._holding.reread()
+                if not needed():
+                    return False
+        finally:
+            self.elsewhere = False
+
+    async def _ask(self, trigger: str, *, leased: bool) -> Obtained:
+        old = self._holding.token
+        refresh_token = await self._presentable(old, leased=leased)
+        self.called_at = self._clock.monotonic()
+        try:
+            grant = await self._issuer.obtain(refresh_token)
+        except BrokenOff:
+            raise  # it may have been used: the note stays
+        except IssuerUnavailable:
+            if refresh_token is not None and leased:
+                await self._holding.withdraw()
+            raise
+        token = await self._holding.save(self._token(grant, old, trigger), born=self.called_at)
+        if not self._holding.lasts():
+            raise IssuerUnavailable("the issuer granted a token that is over already")
+        return Obtained(grant, token)
+
+    async def _presentable(self, old: Token | None, *, leased: bool) -> Secret | None:
+        """Return the refresh token if it may be used now, None to start anew; raises IssuerUnavailable to wait."""
+        if old is None or old.refresh_token is None:
+            return None
+        if leased:
+            try:
+                if await self._holding.note():
+                    return old.refresh_token
+            except StoreError:
+                leased = False
+        if self._issuer.starts_anew:
+            return None
+        if self._holding.in_last_minutes():
+            return old.refresh_token
+        why = "another instance may have used it" if leased else "the store is down, and others may use it too"
+        raise IssuerUnavailable(f"the refresh token is kept for the last minutes of the token: {why}")
+
+    def _token(self, grant: Grant, old: Token | None, trigger: str) -> Token:
+        forced_at = self._clock.now() if trigger == "unauthorized" else old.forced_at if old else None
+        return Token(
+            access_token=grant.access_token,
+            issued_at=grant.requested_at,
+            expires_at=grant.requested_at + grant.lifetime,
+            generation=self._holding.generation + 1,
+            # RFC 6749 section 6: a new one replaces the old, none keeps it.
+            refresh_token=grant.refresh_token or (old.refresh_token if old else None),
+            scope=grant.scope,
+            lifetime_source=grant.lifetime_source,
+            grant=grant.grant,
+            trigger=trigger,
+            forced_at=forced_at,
+            by=self._owner,
+        )

@@ -1,0 +1,118 @@
+"""The sealed record of one credential in the store, and the note beside it.
+
+Times are the store's outside and ours inside. Trouble is reported and told apart from absence; it is raised only
+where an operator waits for the answer.
+"""
+
+from dataclasses import dataclass
+
+from sidecar.errors import SealError, StoreError, UnknownSeal
+from sidecar.events import Emit, Trouble
+from sidecar.tokens.keys import Keys
+from sidecar.tokens.store import MAX_GENERATION, TokenStore, store_key
+from sidecar.tokens.token import Revoked, Token
+
+_MARKS = 8
+"""How often a revocation gives way to a renewal that was faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a look at the store found; *generation* is 0 without a record.
+
+    *token* None: none, or none that can be used. *revoked*: an operator dropped what was there. *foreign*: a
+    record of a key or a version that is not ours. *broken*: the store did not answer.
+    """
+
+    generation: int = 0
+    token: Token | None = None
+    revoked: bool = False
+    foreign: bool = False
+    broken: bool = False
+
+
+class Record:
+    """The record of the credential *identity*, for the instance *owner*."""
+
+    def __init__(self, name: str, identity: str, store: TokenStore, keys: Keys, *, owner: str, emit: Emit) -> None:
+        self._name = name
+        self._key = store_key(identity)
+        self._note = store_key(identity, "note")
+        self._store = store
+        self._keys = keys
+        self._owner = owner
+        self._emit = emit
+
+    async def read(self) -> Found:
+        """Return what is there; whatever a store does, it does not raise."""
+        generation = 0
+        try:
+            record = await self._store.read(self._key)
+            if record is None:
+                return Found()
+            generation, sealed = record
+            found = Token.decode(self._keys.open(self._key, sealed))
+            if found.generation != generation:
+                # The number beside the seal is not authenticated: an older record was put under it.
+                raise SealError("a record under a generation that is not its own")
+        except UnknownSeal as error:
+            self.report("read", error)
+            return Found(generation=generation, foreign=True)
+        except Exception as error:  # noqa: BLE001  the token in memory serves on
+            self.report("read", error)
+            return Found(generation=generation, broken=generation == 0)
+        if isinstance(found, Revoked):
+            return Found(generation=generation, revoked=True)
+        return Found(generation=generation, token=found.moved(-self._store.offset))
+
+    async def write(self, token: Token) -> bool | None:
+        """Return whether *token* was written: False when another is as new, None when the store is in trouble."""
+        try:
+            sealed = self._keys.seal(self._key, token.moved(self._store.offset).encode())
+            return await self._store.write(self._key, token.generation, sealed)
+        except Exception as error:  # noqa: BLE001  the token in memory serves on
+            self.report("write", error)
+            return None
+
+    async def revoke(self, generation: int) -> int:
+        """Put a mark above *generation*, and above what is there, that no token counts any more; return its number.
+
+        Every instance drops its token when it sees it. Raises StoreError.
+        """
+        for _ in range(_MARKS):
+            record = await self._store.read(self._key)
+            generation = max(generation, record[0] if record else 0) + 1
+            if generation > MAX_GENERATION:  # damage, or mischief
+                await self._store.delete(self._key)
+                generation = 1
+            mark = self._keys.seal(self._key, Revoked(generation).encode())
+            if await self._store.write(self._key, generation, mark):
+                return generation
+        raise StoreError("ever newer records are in the way")
+
+    async def note(self, generation: int) -> bool:
+        """Note ahead that the refresh token of *generation* is about to be used; False if another did before.
+
+        What was noted and has no successor may have been used: an issuer that rotates takes it only once. Raises
+        StoreError.
+        """
+        number = max(1, generation)
+        if await self._store.write(self._note, number, self._keys.seal(self._note, self._owner.encode())):
+            return True
+        record = await self._store.read(self._note)
+        try:
+            return record is not None and self._keys.open(self._note, record[1]) == self._owner.encode()
+        except SealError:
+            return False
+
+    async def withdraw(self) -> None:
+        """Take the note back: the refresh token was not used after all. Trouble is reported."""
+        try:
+            await self._store.delete(self._note)
+        except StoreError as error:
+            self.report("withdraw", error)
+
+    def report(self, operation: str, error: Exception) -> None:
+        """Tell of trouble with the store, without what may be in an error that is not ours."""
+        cause = str(error) if isinstance(error, StoreError) else f"internal error: {type(error).__name__}"
+        self._emit(Trouble(where=f"token store of {self._name}", detail=f"{operation}: {cause}"))

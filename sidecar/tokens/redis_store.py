@@ -1,0 +1,206 @@
+"""The shared token store in Redis."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from sidecar.clock import Clock, SystemClock
+from sidecar.errors import StoreError
+from sidecar.secret import Secret
+from sidecar.tokens.bounds import KEEP, MAX_INSTANCES, checked, checked_name
+from sidecar.tokens.outage import Outage
+from sidecar.tokens.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
+from sidecar.tokens.redis_faults import Fault
+from sidecar.tokens.redis_scripts import ACQUIRE, ANNOUNCE, ANNOUNCED, DELETE, READ, RELEASE, REPLACE, WRITE, Script
+from sidecar.tokens.redis_url import parse_url
+from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
+
+INSTANCES = "auth-sidecar:instances"
+_KEEP_MS = KEEP * 1000
+
+_IDLE = 30.0
+"""Seconds without use after which connections are made anew: firewalls forget them without a word."""
+
+_SKEW = 1.0
+"""Seconds that the server's clock may differ from ours, or from what is noted, before that is noted."""
+
+
+class RedisStore:
+    """Records, leases and instances in Redis; *url*, *username* and *password* as `parse_url` has them.
+
+    *timeout*: seconds that a call may take, connecting included. No call is tried again. After three failures in
+    a row calls fail at once, but for a probe now and then. Any failure gives up the connections it met, so that no
+    late answer is taken for another's, and the next call looks for the master anew. A cancelled call goes on by
+    itself to its end. *ca*: a PEM file, trusted beside the public roots. Reading it, and the URL, may raise
+    ConfigurationError; with TLS that takes tens of milliseconds, so make it off the loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        username: str | None = None,
+        password: Secret | None = None,
+        ca: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._target = parse_url(url, username=username, password=password)
+        self._options = options(self._target, timeout, ca)
+        self._timeout = timeout
+        self._clock = clock or SystemClock()
+        self._outage = Outage(self._clock)
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._line: Line | None = None
+        self._used_at = 0.0
+        self._first = 0
+        self._last = ""
+        self._offset = 0.0
+        self._closed = False
+
+    @property
+    def offset(self) -> float:
+        """How far the server's clock is ahead, in seconds; 0 below a second, and it moves in steps of a second."""
+        return self._offset
+
+    async def read(self, key: str) -> tuple[int, bytes] | None:
+        """Return generation and sealed record (empty if too large or missing), None if there is none."""
+        found = await self._call(READ, key, MAX_GENERATION, MAX_RECORD)
+        return (int(found[0]), found[1]) if found else None
+
+    async def write(self, key: str, generation: int, sealed: bytes) -> bool:
+        """Write in one step; False if a record of the same or a newer generation is there already."""
+        return await self._done(WRITE, key, MAX_GENERATION, generation, checked(sealed), _KEEP_MS)
+
+    async def replace(self, key: str, generation: int, sealed: bytes) -> bool:
+        """Write the record of *generation* anew in one step; False if it is not there."""
+        return await self._done(REPLACE, key, MAX_GENERATION, generation, checked(sealed), _KEEP_MS)
+
+    async def delete(self, key: str) -> None:
+        """Remove the record; none there is no error."""
+        await self._call(DELETE, key)
+
+    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
+        """Take the lease *key* for *ttl* seconds of the server's clock, or extend it; False if another has it."""
+        return await self._done(ACQUIRE, key, owner, _ms(ttl))
+
+    async def release(self, key: str, owner: str) -> None:
+        """Give the lease back; one that is not *owner*'s stays."""
+        await self._call(RELEASE, key, owner)
+
+    async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
+        """Leave word of an instance for *ttl* seconds; again: in place of the last."""
+        word = (checked_name(instance), checked(sealed), _ms(ttl))
+        if not await self._done(ANNOUNCE, INSTANCES, MAX_INSTANCES, MAX_RECORD, *word, _KEEP_MS):
+            raise StoreError(f"{self._target}: {INSTANCES} has word of {MAX_INSTANCES} instances already")
+
+    async def announced(self) -> dict[str, bytes]:
+        """Return the word of every instance whose time is not over."""
+        found = await self._call(ANNOUNCED, INSTANCES, MAX_INSTANCES, MAX_RECORD)
+        names = (name.decode("utf-8", "replace") for name in found[::2])
+        return dict(zip(names, found[1::2], strict=True))
+
+    async def aclose(self) -> None:
+        """Let calls under way end, at most *timeout*, and close every connection; twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._timeout)
+        for task in self._tasks:
+            task.cancel()
+        if self._line is not None:
+            self._retire(self._line)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _done(self, script: Script, key: str, *args: str | bytes | int) -> bool:
+        return await self._call(script, key, *args) == [1]
+
+    async def _call(self, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+        """Return what *script* answers after what all answer; in a task of its own, which no caller can cut off."""
+        if self._closed:
+            raise StoreError(f"{self._target}: the store is closed")
+        ticket = self._outage.enter()
+        if ticket is None:
+            raise StoreError(f"{self._target}: {self._last}; not asked again for {self._outage.left:.0f} s")
+        task = self._spawn(self._command(ticket, script, key, *args))
+        await asyncio.wait({task}, timeout=self._timeout + CLEAN_UP)
+        if not task.done():
+            raise StoreError(f"{self._target}: gave no answer within store.timeout")
+        if task.cancelled():
+            raise StoreError(f"{self._target}: the store is closed")
+        return task.result()
+
+    async def _command(self, ticket: int, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+        line: Line | None = None
+        fault = Fault("was cut off")
+        try:
+            async with asyncio.timeout(self._timeout), self._slots:
+                line = self._take()
+                sent = self._clock.monotonic()
+                answer = self._checked(await line.evaluate(script, key, *args), key, sent)
+            fault = Fault("", answered=True)
+            return answer
+        except Exception as error:  # noqa: BLE001  whatever a client or a server does, the store is in trouble
+            fault = fault_in(error)
+            self._last = fault.what.replace("{key}", key)
+            self._first += not fault.answered
+            raise StoreError(f"{self._target}: {self._last}") from None
+        finally:
+            note = self._outage.succeeded if fault.answered else self._outage.failed
+            note(ticket)
+            if line is not None:
+                self._give_back(line, keep=fault.answered and not fault.elsewhere)
+
+    def _checked(self, answer: list[Any], key: str, sent: float) -> list[Any]:
+        """Take the time from *answer*, and return the rest; ValueError if it is about another key."""
+        seconds, micros, about, *rest = answer
+        if about != key.encode():
+            raise ValueError("an answer about another key")
+        trip = self._clock.monotonic() - sent
+        ahead = int(seconds) + int(micros) / 1e6 - (self._clock.now() - trip / 2)
+        if abs(ahead - self._offset) > _SKEW + trip / 2:
+            self._offset = ahead if abs(ahead) > _SKEW else 0.0
+        return rest
+
+    def _take(self) -> Line:
+        """Return the line for a command, a new one if there is none or nobody has used it for long."""
+        now = self._clock.monotonic()
+        if self._line is not None and self._line.users == 0 and now - self._used_at > _IDLE:
+            self._retire(self._line)
+        if self._line is None:
+            self._line = Line(self._target, self._options, self._first)
+        self._line.users += 1
+        self._used_at = now
+        return self._line
+
+    def _give_back(self, line: Line, *, keep: bool) -> None:
+        line.users -= 1
+        if not keep or line.spent:
+            self._retire(line)
+
+    def _retire(self, line: Line) -> None:
+        """Let nobody take *line* any more, and close it when its last user is gone."""
+        if self._line is line:
+            self._line = None
+        line.spent = True
+        if line.users == 0:
+            self._spawn(line.aclose(self._timeout))
+
+    def _spawn[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name="redis")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have left
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

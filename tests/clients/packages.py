@@ -1,0 +1,54 @@
+"""Node packages of exact versions, installed once per machine by npm."""
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+NODE = "24.21.0"
+"""A Node that can read proxy variables by itself; npm has its binary as a package per system."""
+AXIOS = "1.21.1"
+OLD_AXIOS = "1.7.9"
+"""One that asks a proxy for `https://` in plain, without CONNECT."""
+
+
+def program(name: str) -> str:
+    """Return the path of a program; the test fails without it."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is not on PATH: .ci/install-tools installs what the clients need", pytrace=False)
+    return path
+
+
+def modern_node() -> str:
+    """Return the path of Node NODE."""
+    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine())
+    name = f"node-{platform.system().lower()}-{machine}"
+    return str(node_modules(name, NODE) / name / "bin/node")
+
+
+def node_modules(name: str, version: str) -> Path:
+    """Return the node_modules with one package; the first use installs it, several at once do no harm."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = caches / "auth-sidecar-tests" / name / version
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+            _install(f"{name}@{version}", Path(scratch) / "new")
+            with contextlib.suppress(OSError):  # another run was faster
+                (Path(scratch) / "new").rename(home)
+    return home / "node_modules"
+
+
+def _install(package: str, directory: Path) -> None:
+    directory.mkdir()
+    options = ["--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(directory)]
+    command = [program("npm"), "install", *options, package]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.fail(f"{package} cannot be installed by npm: {done.stderr}", pytrace=False)
