@@ -73,6 +73,7 @@ class Passthrough:
             patience=Patience(connect=_CONNECT_SECONDS, first_byte=_HOUR, idle=_HOUR),
             addresses=(),
             own_addresses=self._own,
+            keep=False,
         )
         try:
             deadline = Deadline(asyncio.get_running_loop().time() + _HOUR)

@@ -40,13 +40,15 @@ class Pool:
         patience: Patience,
         addresses: Iterable[str],
         own_addresses: Callable[[], Iterable[tuple[str, int]]],
+        keep: bool = True,
     ) -> None:
-        """Make the pool in a running loop; *context* is used for https origins."""
+        """Make the pool in a running loop; *context* is used for https origins, *keep*: connections are used again."""
         self.origin = origin
         self._patience = patience
         self._connector = aiohttp.TCPConnector(
             limit=0,
-            keepalive_timeout=_KEEP_IDLE,
+            keepalive_timeout=_KEEP_IDLE if keep else None,
+            force_close=not keep,
             ttl_dns_cache=10,
             socket_factory=checked_socket(addresses, own_addresses),
         )

@@ -96,7 +96,7 @@ class Admin:
         return web.json_response({"proxy": await self._source.exec_port()})
 
     def _trusted(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
         return hmac.compare_digest(given, self._token.reveal().encode())
 
 

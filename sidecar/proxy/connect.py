@@ -109,6 +109,8 @@ class Tunnelled(layer.Layer):
             self._tunnel.feed(event.data)
         elif isinstance(event, events.ConnectionClosed):
             self._tunnel.feed_end()
+            if self._tunnel.abandoned:
+                yield commands.CloseConnection(self.context.client)
         elif isinstance(event, TunnelOpen):
             yield commands.SendData(self.context.client, ESTABLISHED)
         elif isinstance(event, TunnelEnd):
@@ -165,17 +167,21 @@ def tls_failed(link: "ClientConnection", data: TlsData) -> None:
 async def run_tunnel(link: "ClientConnection", tunnel: Tunnel) -> None:
     """Dial, answer the client, and carry bytes until the end."""
     now = link.port.clock.monotonic
-    tally = Tally(now(), status=200, attempts=1)
+    tally = Tally(now(), outcome="client_gone", attempts=1)
+    answer = None
     with link.under_way():
         try:
             await tunnel.open()
+            tally.status = 200
             await link.server_event(TunnelOpen())
             await tunnel.run()
-            await link.server_event(TunnelEnd())
-            link.port.emit(tally.done(tunnel.request, now()))
+            tally.outcome = "passed"
         except Refusal as refusal:
-            link.refused(refusal, tunnel.request)
-            await link.server_event(TunnelEnd(own_answer(refusal)))
+            answer = own_answer(refusal)
+            tally.status, tally.outcome = answer.status, refusal.reason
+        finally:
+            link.port.emit(tally.done(tunnel.request, now()))
+        await link.server_event(TunnelEnd(answer))
 
 
 def _asked(link: "ClientConnection") -> Origin:

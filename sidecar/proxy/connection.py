@@ -205,8 +205,11 @@ class ClientConnection(LiveConnectionHandler):
         self.set_timer(_LINGER_SECONDS)
 
     def abort(self) -> None:
-        """Reset the connection: what the client has is not a whole answer."""
+        """Close the connection at once, whatever is under way."""
         self.writer.transport.abort()
+        if self.tunnel is not None:
+            # Reading may wait for the host, which may never take more.
+            self.client_left()
 
     async def drain_writers(self) -> None:
         """Hold reading while the body has no room, or while pipelined requests pile up.

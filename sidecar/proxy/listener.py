@@ -137,8 +137,11 @@ def _bound_path(path: str) -> socket.socket:
 
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             return False
+        except BlockingIOError:
+            pass  # its queue is full
     return True

@@ -6,6 +6,7 @@ from mitmproxy import http
 from mitmproxy.proxy.layers.http import ResponseData, ResponseEndOfMessage, ResponseHeaders
 
 from sidecar.policy.message import Fields
+from sidecar.proxy.reset import reset
 
 if TYPE_CHECKING:
     from sidecar.proxy.bridge import StartExchange
@@ -23,12 +24,14 @@ class Reply:
         self._head = hook.head
         self._body = hook.body
         self._chunked = False
+        self._until_close = False
 
     async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
         """Send the head, framed for this client: an HTTP/1.0 client gets no chunks but the end of the stream."""
         extra = []
         bodiless = status in _EMPTY_STATUSES or self._head.request.method == b"HEAD"
         self._chunked = chunked and not bodiless and not self._head.request.http10
+        self._until_close = chunked and not bodiless and self._head.request.http10
         if self._chunked:
             extra.append((b"Transfer-Encoding", b"chunked"))
         if self._head.close:
@@ -59,5 +62,7 @@ class Reply:
             await self._link.finish_early(self._stream)
 
     async def abort(self) -> None:
-        """Cut the answer off."""
+        """Cut the answer off; where its end is that of the connection, so that it cannot look like one."""
+        if self._until_close:
+            reset(self._link.writer)
         self._link.abort()

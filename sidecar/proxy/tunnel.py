@@ -1,9 +1,11 @@
 """A tunnel to a host that is passed through: bytes both ways, as they are."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from sidecar.policy.message import Request
+from sidecar.proxy.reset import reset
 
 Dial = Callable[[str, int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -34,6 +36,11 @@ class Tunnel:
         self._moved = 0.0
 
     @property
+    def abandoned(self) -> bool:
+        """Whether nobody listens at the client's side: it was reset, by the client or by us."""
+        return self._client.is_closing()
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing moved for a second: such a tunnel holds up no shutdown."""
         return asyncio.get_running_loop().time() - self._moved > _QUIET_SECONDS
@@ -42,19 +49,19 @@ class Tunnel:
         """Connect; raises what *dial* does."""
         try:
             self._reader, self._writer = await self._dial(self.request.host, self.request.port)
-        finally:
+        except BaseException:
             self._ready.set()
+            raise
 
     async def run(self) -> None:
-        """Copy until the end; the connection to the host is closed then, and the client's too if it was no good one."""
+        """Copy until the end; both sides are reset when one of them was, or when time is up. Cancelled: the host's."""
         if self._reader is None or self._writer is None:
             raise RuntimeError("a tunnel is opened first")
         try:
             async with asyncio.timeout(self._patience) as self._limit:
                 self._send(bytes(self._early))
                 self._early.clear()
-                if self._client_ended.is_set():
-                    self.feed_end()
+                self._ready.set()
                 while data := await self._reader.read(_PIECE):
                     self._client.write(data)
                     self._progress()
@@ -62,11 +69,13 @@ class Tunnel:
                 self._client.write_eof()
                 self._half_closed()
                 await self._client_ended.wait()
+                self._writer.close()
+                await self._writer.wait_closed()
         except (OSError, TimeoutError):
-            self._client.transport.abort()
+            reset(self._client)
         finally:
             self._limit = None
-            self._writer.close()
+            reset(self._writer)
 
     def feed(self, data: bytes) -> None:
         """Send what the client sent; before the host has answered it is kept."""
@@ -79,7 +88,8 @@ class Tunnel:
         """The client has said all; it may still listen."""
         self._client_ended.set()
         if self._limit is not None and self._writer is not None:
-            self._writer.write_eof()
+            with contextlib.suppress(OSError):  # it was reset a moment ago; `run` will hear of it
+                self._writer.write_eof()
             self._half_closed()
 
     async def room(self) -> None:
@@ -92,9 +102,12 @@ class Tunnel:
                 return
 
     def _send(self, data: bytes) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(data)
-            self._progress()
+        if self._writer is None or self._writer.is_closing():
+            # The host has closed for good: what goes there is lost, and the client must not think otherwise.
+            reset(self._client)
+            return
+        self._writer.write(data)
+        self._progress()
 
     def _half_closed(self) -> None:
         self._patience = _HALF_CLOSED_SECONDS

@@ -70,8 +70,8 @@ async def running(
         listeners = _bind(settings, stack, free=for_exec)
         admin_listener = listeners.pop("admin")
         bound = [admin_listener, *listeners.values()]
-        addresses = {"admin": str(admin_listener.address)}
-        addresses |= {name: str(listener.address) for name, listener in listeners.items()}
+        late = await stack.enter_async_context(contextlib.AsyncExitStack())
+        addresses = {name: str(each.address) for name, each in {"admin": admin_listener, **listeners}.items()}
 
         def own() -> list[tuple[str, int]]:
             return [listener.address for listener in bound if isinstance(listener.address, HostPort)]
@@ -81,8 +81,7 @@ async def running(
         shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=emit)
         destinations = await _destinations(settings, stack, shared, own)
         brokers = {name: destination.broker for name, destination in destinations.items()}
-        hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
-        trust = Trust(settings.state_dir / "ca", hosts, clock, emit)
+        trust = Trust(settings.state_dir / "ca", _hosts(settings), clock, emit)
         await asyncio.to_thread(trust.prepare)
         identity = secrets.token_hex(4)
 
@@ -105,11 +104,12 @@ async def running(
         proxy = await passing((EVERY_HOST,) if for_exec else settings.passthrough)
 
         async def exec_port() -> str:
-            if _EXEC not in listeners:
+            port = None if _EXEC in listeners else await passing((EVERY_HOST,))
+            if port and _EXEC not in listeners:  # two may have asked at once
                 listeners[_EXEC] = listener = Listener(_FREE_PORT, _EXEC)
-                stack.push_async_callback(listener.aclose)
+                late.push_async_callback(listener.aclose)
                 bound.append(listener)
-                await listener.serve(await passing((EVERY_HOST,)))
+                await listener.serve(port)
             return str(listeners[_EXEC].address)
 
         stopping = asyncio.Event()
@@ -179,6 +179,10 @@ async def _beside(
     context = await asyncio.to_thread(lambda: client_context(read_material(Tls()))) if patterns else None
     origins = {name: destination.pool.origin for name, destination in destinations.items()}
     return Passthrough(patterns, origins=origins, context=context, own=own, emit=emit)
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    return frozenset(upstream.origin.host for upstream in settings.upstreams.values())
 
 
 def _as_it_is(request: Request) -> Request:

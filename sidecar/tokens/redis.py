@@ -12,9 +12,9 @@ from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.asyncio.sentinel import MasterNotFoundError, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, ResponseError
+from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, ResponseError, TimeoutError  # noqa: A004
 
 from sidecar.auth.tls import Material, client_context, read_pem
 from sidecar.tokens.redis_faults import Fault, fault_of
@@ -79,6 +79,23 @@ class _TlsSentinelConnection(_MayNeedNoPassword, _Tls, SSLConnection):
     pass
 
 
+class _Sentinels(Sentinel):
+    """Asks one Sentinel after the other, and keeps the cause when none helps; redis-py keeps its text only."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        answered, failure = False, None
+        for sentinel in self.sentinels:
+            try:
+                masters: dict[str, Any] = await sentinel.sentinel_masters()  # type: ignore[assignment]
+            except (ConnectionError, TimeoutError) as error:
+                failure = error
+                continue
+            answered, state = True, masters.get(service_name)
+            if state and self.check_master_state(state, service_name):
+                return state["ip"], state["port"]
+        raise MasterNotFoundError("No master found") from (None if answered else failure)
+
+
 class _NoCommands:
     """In place of a parser that asks a cluster for its hundreds of commands: a script's keys are known."""
 
@@ -94,7 +111,7 @@ def _single(target: Target, options: dict[str, Any]) -> list[_Client]:
 
 def _sentinel(target: Target, options: dict[str, Any]) -> list[_Client]:
     kind = _TlsSentinelConnection if target.tls else _SentinelConnection
-    manager = Sentinel([])  # type: ignore[no-untyped-call]
+    manager = _Sentinels([])  # type: ignore[no-untyped-call]
     manager.sentinels = [
         Redis.from_pool(ConnectionPool(kind, host=host, port=port, **options)) for host, port in target.nodes
     ]

@@ -109,7 +109,7 @@ if not crowded() then
         if not word(name) then redis.call('HDEL', KEYS[1], name) end
     end
 end
-if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[1]) and redis.call('HEXISTS', KEYS[1], ARGV[3]) == 0 then
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[1]) and redis.call('HSTRLEN', KEYS[1], ARGV[3]) == 0 then
     return answer(0)
 end
 redis.call('HSET', KEYS[1], ARGV[3], string.format('%.0f', now + ARGV[5]) .. ':' .. ARGV[4])

@@ -13,7 +13,7 @@ from sidecar.tokens.outage import Outage
 from sidecar.tokens.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
 from sidecar.tokens.redis_faults import Fault
 from sidecar.tokens.redis_scripts import ACQUIRE, ANNOUNCE, ANNOUNCED, DELETE, READ, RELEASE, REPLACE, WRITE, Script
-from sidecar.tokens.redis_url import parse_url
+from sidecar.tokens.redis_url import Layout, parse_url
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
 
 INSTANCES = "auth-sidecar:instances"
@@ -21,6 +21,9 @@ _KEEP_MS = KEEP * 1000
 
 _IDLE = 30.0
 """Seconds without use after which connections are made anew: firewalls forget them without a word."""
+
+_ASK_AGAIN = 3.0
+"""Seconds after which Sentinels are asked again: a master that is replaced in peace serves on for a while."""
 
 _SKEW = 1.0
 """Seconds that the server's clock may differ from ours, or from what is noted, before that is noted."""
@@ -54,7 +57,7 @@ class RedisStore:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._line: Line | None = None
-        self._used_at = 0.0
+        self._made_at = self._used_at = 0.0
         self._first = 0
         self._last = ""
         self._offset = 0.0
@@ -167,12 +170,15 @@ class RedisStore:
         return rest
 
     def _take(self) -> Line:
-        """Return the line for a command, a new one if there is none or nobody has used it for long."""
+        """Return the line for a command; a new one if there is none, or it is stale."""
         now = self._clock.monotonic()
-        if self._line is not None and self._line.users == 0 and now - self._used_at > _IDLE:
+        idle = now - self._used_at > _IDLE
+        old = now - self._made_at > _ASK_AGAIN and self._target.layout is Layout.SENTINEL
+        if self._line is not None and (idle or old):
             self._retire(self._line)
         if self._line is None:
             self._line = Line(self._target, self._options, self._first)
+            self._made_at = now
         self._line.users += 1
         self._used_at = now
         return self._line

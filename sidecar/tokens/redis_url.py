@@ -54,6 +54,8 @@ def parse_url(url: str, *, username: str | None = None, password: Secret | None 
     if "?" in match[3] or "#" in match[3]:
         _refuse("there is a ? or # in it, which a user or password must percent-encode")
     authority, _, path = match[3].partition("/")
+    if "@" in path:
+        _refuse("a user or password with a / in it, which must be percent-encoded")
     userinfo, _, hosts = authority.rpartition("@")
     name, _, secret = userinfo.partition(":")
     if (name or secret) and (username or password) and not (name and not secret and not username):
@@ -83,7 +85,7 @@ def _nodes(layout: Layout, hosts: str) -> tuple[tuple[str, int], ...]:
     for text in hosts.split(","):
         match = _HOST.fullmatch(text)
         if match is None:
-            _refuse("a host or port cannot be read (a / or @ in a password is percent-encoded)")
+            _refuse("a host or port cannot be read")
         port = int(match[3] or (26379 if layout is Layout.SENTINEL else 6379))
         if not 0 < port < 1 << 16:
             _refuse("a port is out of range")

@@ -33,8 +33,8 @@ from sidecar.secret import Secret
 from sidecar.settings import Renew
 from sidecar.tokens.broker import Broker, Issuer
 from sidecar.tokens.holding import Held
-from sidecar.tokens.lifetimes import likely_cause
 from sidecar.tokens.keys import Keys
+from sidecar.tokens.lifetimes import likely_cause
 from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.renewal import backoff
 from sidecar.tokens.seal import KeyRing, new_key
