@@ -1,10 +1,13 @@
 """The same proxy inside mitmproxy's own tools; what they show and save holds no credential."""
 
 import asyncio
+import http.client
 import json
 import shutil
+import ssl
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sidecar.emulator import Emulator, Switches
 from tests.canary import canary
@@ -20,6 +23,19 @@ def _free_port() -> int:
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def _through_connect(port: int, base_url: str, roots: Path) -> int:
+    """Make a request inside CONNECT and return its status."""
+    target = urlsplit(base_url)
+    assert target.hostname
+    context = ssl.create_default_context(cafile=str(roots))
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
+    connection.set_tunnel(target.hostname, target.port)
+    connection.request("GET", "/echo/inside", headers={"Authorization": f"Bearer {canary('inside')}"})
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, outputs: Path) -> None:
@@ -65,6 +81,7 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
                 )
             )
             answer = await raw(port, head + b"Content-Length: 2\r\nConnection: close\r\n\r\nhi")
+            inside = await asyncio.to_thread(_through_connect, port, plm.base_url, state / "ca/roots.pem")
         finally:
             process.terminate()
             async with asyncio.timeout(20):
@@ -73,7 +90,9 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
     har = json.loads((outputs / "mitmdump.har").read_text())
     assert status_of(answer) == 200
     assert code == 0
-    assert [entry["request"]["method"] for entry in har["log"]["entries"]] == ["POST"]
+    requests = [entry["request"] for entry in har["log"]["entries"]]
+    assert [(each["method"], each["url"].split(":")[0]) for each in requests] == [("POST", "http"), ("GET", "https")]
+    assert inside == 200
     assert plm.counters.unissued == 0
     assert b"s=" + secret in answer
     assert b"access_token" not in answer
