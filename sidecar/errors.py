@@ -26,12 +26,14 @@ class Reason(StrEnum):
     BAD_REQUEST = "bad_request"
     NO_ROUTE = "no_route"
     METHOD_REFUSED = "method_refused"
+    REQUEST_TIMEOUT = "request_timeout"
     REQUEST_TOO_LARGE = "request_too_large"
     PROXY_AUTH_REQUIRED = "proxy_auth_required"
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     SHUTTING_DOWN = "shutting_down"
     INTERNAL = "internal"
 
@@ -50,12 +52,14 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.BAD_REQUEST: ReasonFacts(400, "Bad Request", "http_request_error"),
     Reason.NO_ROUTE: ReasonFacts(403, "No upstream for this target", "http_request_denied"),
     Reason.METHOD_REFUSED: ReasonFacts(405, "Method refused", "http_request_denied"),
+    Reason.REQUEST_TIMEOUT: ReasonFacts(408, "Request timeout", "http_request_error"),
     Reason.REQUEST_TOO_LARGE: ReasonFacts(431, "Request too large", "http_request_error"),
     Reason.PROXY_AUTH_REQUIRED: ReasonFacts(407, "Proxy authentication required", "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
     Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),
     Reason.UPSTREAM_TIMEOUT: ReasonFacts(504, "Upstream timeout", "connection_timeout"),
+    Reason.TOO_MANY_CONNECTIONS: ReasonFacts(503, "Too many connections", "connection_limit_reached"),
     Reason.SHUTTING_DOWN: ReasonFacts(503, "Shutting down", "proxy_internal_error"),
     Reason.INTERNAL: ReasonFacts(500, "Internal error", "proxy_internal_error"),
 }

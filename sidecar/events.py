@@ -46,7 +46,12 @@ class LifetimeDiffers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDone:
-    """One request of a client ended; *outcome* is `passed`, a Reason, or `client_gone`; *path* has no query."""
+    """One request of a client ended; *outcome* is `passed`, a Reason, or `client_gone`; *path* has no query.
+
+    *overhead*: seconds of our own work on it, None when not measured. *verdicts*: what was decided after each
+    attempt: `pass`, `renew`, or the cause of a retry (a status, connect, stale, reset or timeout). *unauthorized*:
+    how many attempts got a 401. *refused*: why an outcome that calls for a retry got none, empty when none did.
+    """
 
     upstream: str
     method: str
@@ -57,6 +62,10 @@ class RequestDone:
     renewals: int
     retries: int
     seconds: float
+    overhead: float | None
+    verdicts: tuple[str, ...]
+    unauthorized: int
+    refused: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,5 +76,34 @@ class Trouble:
     detail: str
 
 
-Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreTrouble(Trouble):
+    """A token store did not do its part for *upstream*; *operation*: read, write or withdraw."""
+
+    upstream: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """The sidecar stops; told at once, with *in_flight* requests, and again at the end, with those that were *cut*.
+
+    *ended*: whether it is the end. *seconds* since the beginning.
+    """
+
+    ended: bool
+    in_flight: int
+    cut: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reload:
+    """The configuration was read again; *result*: ok, unchanged or refused. *detail*: why, or what is new."""
+
+    result: str
+    detail: str
+
+
+Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble | Drain | Reload
 Emit = Callable[[Event], None]

@@ -6,7 +6,7 @@ import typer
 
 from sidecar.cli.options import ConfigOption, SetOption
 from sidecar.errors import ConfigurationError
-from sidecar.settings import load
+from sidecar.settings import Settings, configuration_file, load
 
 
 def run(
@@ -16,9 +16,12 @@ def run(
     token_url: Annotated[str | None, typer.Option(metavar="URL", help="Its token endpoint.")] = None,
     client_id: Annotated[str | None, typer.Option(metavar="ID", help="The client id there.")] = None,
     client_secret_file: Annotated[str | None, typer.Option(metavar="FILE", help="File of the client secret.")] = None,
+    grace: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="What SIGTERM leaves to requests in flight.")
+    ] = None,
     for_exec: Annotated[bool, typer.Option("--for-exec", hidden=True)] = False,
 ) -> None:
-    """Serve in the foreground until SIGTERM.
+    """Serve in the foreground until SIGTERM; read the configuration again on SIGHUP and when a file of it has changed.
 
     Example: auth-sidecar run -c auth-sidecar.yaml --set listen.proxy=127.0.0.1:9000
     """
@@ -28,10 +31,17 @@ def run(
         "--client-id": client_id,
         "--client-secret-file": client_secret_file,
     }
-    settings = load(config, overrides=overrides or (), base=_single_upstream(single))
+    changes = [*(overrides or ()), *([f"grace={grace}"] if grace else [])]
+    base = _single_upstream(single)
+    file = configuration_file(config)
+
+    def read() -> Settings:
+        return load(file, overrides=changes, base=base)
+
+    read()  # what is wrong is said before anything heavy is imported
     from sidecar.run.service import serve
 
-    serve(settings, for_exec=for_exec)
+    serve(read, file, for_exec=for_exec)
 
 
 def _single_upstream(options: dict[str, str | None]) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ route -> strip -> token -> inject -> attempt -> classify -> decide: Pass, Renew 
 go round; nothing has reached the client yet. What may be decided is in `policy`; here it is only carried out.
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import Mapping
 
 from sidecar.clock import Clock
@@ -16,7 +18,7 @@ from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Client, Destination
 from sidecar.exchange.relay import relay
-from sidecar.exchange.tally import Tally
+from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.classify import classify_unauthorized, retry_after
 from sidecar.policy.decide import Attempt, Decision, Pass, Renew, decide
@@ -31,7 +33,7 @@ _UNAUTHORIZED = 401
 class Exchange:
     """Carries requests to their upstreams, and those that are none of our business *beside* them.
 
-    *identity* is our name in Via, unique to this process.
+    *identity* is our name in Via, unique to this process. `busy`: how many are under way; *in_flight*: by upstream.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Exchange:
         identity: str,
         clock: Clock,
         emit: Emit,
+        in_flight: Counter[str] | None = None,
     ) -> None:
         self._destinations = destinations
         self._beside = beside
@@ -49,6 +52,13 @@ class Exchange:
         self._via = f"1.1 auth-sidecar ({identity})".encode()
         self._clock = clock
         self._emit = emit
+        self._stopping = asyncio.Event()
+        self.busy = 0
+        self._in_flight: Counter[str] = Counter() if in_flight is None else in_flight
+
+    def stop(self) -> None:
+        """Let no request wait to be tried again: the sidecar is about to end."""
+        self._stopping.set()
 
     async def run(self, request: Request, body: RequestBody, client: Client) -> None:
         """Answer *request*; returns when the client has the whole answer.
@@ -57,8 +67,9 @@ class Exchange:
         the client. Cancelled when the client leaves: the attempt under way is given up, a renewal is not.
         """
         tally = Tally(self._clock.monotonic())
+        self.busy += 1
         try:
-            await self._forward(request, body, client, tally)
+            await measured(self._forward(request, body, client, tally), tally, self._clock.monotonic)
         except Refusal as refusal:
             await self._refuse(refusal, client, tally)
         except ClientGone:
@@ -70,6 +81,8 @@ class Exchange:
             tally.outcome = "client_gone"
             raise
         finally:
+            self.busy -= 1
+            self._in_flight[tally.upstream] -= 1 if tally.upstream else 0
             body.discard()
             self._emit(tally.done(request, self._clock.monotonic()))
 
@@ -81,6 +94,7 @@ class Exchange:
             return
         way = route(request, self.origins)
         tally.upstream = way.upstream
+        self._in_flight[way.upstream] += 1
         destination = self._destinations[way.upstream]
         _check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
@@ -92,9 +106,8 @@ class Exchange:
             answer.close()
 
     def _check_loop(self, request: Request) -> None:
-        for name, value in request.fields:
-            if headers.normal_name(name) == b"via" and self._via in value:
-                raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
+        if any(self._via in value for name, value in request.fields if headers.normal_name(name) == b"via"):
+            raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
 
     async def _attempts(
         self,
@@ -121,8 +134,11 @@ class Exchange:
                 except UpstreamFailure as failure:
                     outcome = failure
                 decision = self._decide(request, outcome, destination, body, deadline, tally)
+                tally.decided(decision, outcome)
                 if isinstance(outcome, Answer):
-                    last = _replace(last, outcome)
+                    if last is not None:
+                        last.close()
+                    last = outcome
                 if isinstance(decision, Pass):
                     return _final(outcome, last)
                 if last is not None:
@@ -136,16 +152,25 @@ class Exchange:
                 else:
                     tally.retries += 1
                     fresh = decision.fresh
-                    await self._clock.sleep(decision.delay)
+                    await self._back_off(decision.delay)
                     token = broker.current() or await broker.token(deadline.at)
-        except Refusal:
-            if last is not None:
-                return last
-            raise
+        except Refusal as refusal:
+            if last is None or refusal.reason is Reason.SHUTTING_DOWN:
+                raise
+            return last
         except BaseException:
             if last is not None:
                 last.close()
             raise
+
+    async def _back_off(self, seconds: float) -> None:
+        """Sleep, but not into a shutdown."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping; this request waited to be tried again")
 
     def _head(self, request: Request, way: Route, destination: Destination, token: Token) -> bytes:
         fields = headers.outgoing(
@@ -157,8 +182,7 @@ class Exchange:
             chunked=request.length is None,
         )
         target = headers.strip_target(way.target, destination.strips)
-        lines = [b"%b %b HTTP/1.1" % (request.method, target)]
-        lines += [b"%b: %b" % pair for pair in fields]
+        lines = [b"%b %b HTTP/1.1" % (request.method, target), *(b"%b: %b" % pair for pair in fields)]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _decide(
@@ -215,12 +239,6 @@ def _check_method(request: Request, *, read_only: bool = False) -> None:
         raise Refusal(
             Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
         )
-
-
-def _replace(last: Answer | None, newer: Answer) -> Answer:
-    if last is not None:
-        last.close()
-    return newer
 
 
 def _final(outcome: Answer | UpstreamFailure, last: Answer | None) -> Answer:

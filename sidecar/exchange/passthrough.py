@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohappyeyeballs
 
+from sidecar.auth.tls import client_context, read_material
 from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.events import Emit
 from sidecar.exchange.addresses import checked_socket, prohibition
@@ -25,6 +26,7 @@ from sidecar.policy import headers
 from sidecar.policy.message import Request
 from sidecar.policy.passthrough import passes
 from sidecar.policy.routing import Origin, normal_host
+from sidecar.settings import Tls
 
 Own = Callable[[], Iterable[tuple[str, int]]]
 """Our own listeners, which no tunnel may lead to."""
@@ -35,20 +37,12 @@ _HOUR = 3600.0
 
 
 class Passthrough:
-    """The way to hosts that match one of *patterns*; *context* is used for `https` in absolute-form."""
+    """The way to hosts that match one of *patterns* and are none of *origins*."""
 
-    def __init__(
-        self,
-        patterns: Collection[str],
-        *,
-        origins: Mapping[str, Origin],
-        context: ssl.SSLContext | None,
-        own: Own,
-        emit: Emit,
-    ) -> None:
+    def __init__(self, patterns: Collection[str], *, origins: Mapping[str, Origin], own: Own, emit: Emit) -> None:
         self._patterns = patterns
         self._origins = origins
-        self._context = context
+        self._context: ssl.SSLContext | None = None
         self._own = own
         self._emit = emit
 
@@ -63,6 +57,9 @@ class Passthrough:
         """Send *request* on a connection of its own and give *client* the answer; raises Refusal when there is none."""
         origin = Origin(request.scheme, normal_host(request.host), request.port)
         await self._resolve(origin.host, origin.port)
+        if origin.scheme == "https" and self._context is None:
+            # Few clients send `https` in absolute-form, and public roots take a while to read.
+            self._context = await asyncio.to_thread(lambda: client_context(read_material(Tls())))
         fields = headers.untouched(
             request.fields, host=origin.authority.encode(), via=via, chunked=request.length is None
         )

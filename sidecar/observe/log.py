@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from sidecar.events import Emit, Event, LifetimeDiffers, Ready, Renewal, RequestDone, Trouble
+from sidecar.events import Drain, Emit, Event, LifetimeDiffers, Ready, Reload, Renewal, RequestDone, StoreTrouble, Trouble
 
 _NAMES: dict[type[Event], str] = {
     Ready: "ready",
@@ -16,6 +16,9 @@ _NAMES: dict[type[Event], str] = {
     LifetimeDiffers: "lifetime_differs",
     RequestDone: "request",
     Trouble: "trouble",
+    StoreTrouble: "trouble",
+    Drain: "drain",
+    Reload: "reload",
 }
 
 
@@ -59,7 +62,9 @@ def _level(event: Event) -> str:
             return "info"
         case Renewal(result="rejected"):
             return "error"
-        case RequestDone():
+        case RequestDone() | Drain() | Reload(result="ok" | "unchanged"):
             return "info"
+        case Reload():
+            return "error"
         case _:
             return "warning"

@@ -75,7 +75,7 @@ class BridgeLayer(HttpConnection):
 class BridgedHttpLayer(HttpLayer):
     """mitmproxy's HttpLayer with our HTTP/1 server in front and the bridge behind.
 
-    *origin*: what all requests go to, None on the proxy port, where each says so itself.
+    *origin*: what CONNECT asked for, None outside of it.
     """
 
     def __init__(self, context: Context, link: "ClientConnection", origin: Origin | None) -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sidecar.proxy.connection import ClientConnection
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-_HANDSHAKE_SECONDS = 10.0
 _HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446 section 5.1); no method of HTTP has it."""
 
@@ -131,7 +130,7 @@ def answer_connect(link: "ClientConnection", request: Request) -> layer.Layer:
     if intercepted(host, request.port, link.port.exchange.origins):
         # Whoever was let in by CONNECT need not say its password again.
         link.gate = Gate()
-        link.set_timer(_HANDSHAKE_SECONDS)
+        link.set_timer(link.port.limits.header_timeout)
         link.layer = Intercepted(context, link)
     elif link.port.beside.takes(host):
         link.tunnel = Tunnel(request, link.port.beside.dial, link.writer)

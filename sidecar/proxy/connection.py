@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from mitmproxy.proxy import commands, layer, mode_specs
@@ -25,9 +25,7 @@ from sidecar.proxy.port import Port
 from sidecar.proxy.reply import Reply
 from sidecar.proxy.tunnel import Tunnel
 
-_HEAD_SECONDS = 10.0
 _LINGER_SECONDS = 10.0
-_STALL_SECONDS = 60.0
 _PIPELINE = 64 << 10
 _REGULAR = mode_specs.ProxyMode.parse("regular")
 
@@ -35,13 +33,16 @@ _REGULAR = mode_specs.ProxyMode.parse("regular")
 class ClientConnection(LiveConnectionHandler):
     """mitmproxy's connection handler; its layers see the client's side only."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: Port) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, current: Callable[[], Port]) -> None:
+        """Serve *reader* and *writer*; *current* gives the port as it is configured when a request comes."""
+        self.port = port = current()
         super().__init__(reader, writer, port.options, _REGULAR)
-        self.port = port
+        self._current = current
         self.writer = writer
+        self.draining = False
         context = self.layer.context
         context.layers.clear()
-        self.http = BridgedHttpLayer(context, self, port.origin)
+        self.http = BridgedHttpLayer(context, self, None)
         self.layer: layer.Layer = self.http
         self.gate = port.gate
         self.asked: Origin | None = None
@@ -50,7 +51,7 @@ class ClientConnection(LiveConnectionHandler):
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self._head_out = asyncio.Event()
+        self.head_out = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self._continue: asyncio.Task[None] | None = None
@@ -96,6 +97,19 @@ class ClientConnection(LiveConnectionHandler):
         """Return the layer that takes over after CONNECT; raises Refusal."""
         return answer_connect(self, request)
 
+    def take_port(self) -> Port:
+        """Return the port as it is configured now; the request that begins sees no other."""
+        self.port = self._current()
+        if self.asked is None:
+            self.gate = self.port.gate
+        return self.port
+
+    def drain(self) -> None:
+        """Close when the exchange under way has ended, at once when there is none."""
+        self.draining = True
+        if self._task is None:
+            self.writer.close()
+
     def request_begins(self, event: RequestHeaders) -> StartExchange:
         """Make room for the body of the request whose head is complete; return the hook that starts its exchange."""
         head = self.http.client.head
@@ -136,11 +150,7 @@ class ClientConnection(LiveConnectionHandler):
         if not pending:
             self.set_timer(None)
         elif self._timer is None:
-            self.set_timer(_HEAD_SECONDS)
-
-    def head_sent(self) -> None:
-        """The head of the answer is on its way: its body may follow."""
-        self._head_out.set()
+            self.set_timer(self.port.limits.header_timeout, self._head_is_late)
 
     async def _run_exchange(self, hook: StartExchange) -> None:
         request = hook.head.request
@@ -164,7 +174,7 @@ class ClientConnection(LiveConnectionHandler):
         """Mark the time of an exchange; a fault in it ends the connection."""
         task = self._task = asyncio.current_task()
         self._idle.clear()
-        self._head_out.clear()
+        self.head_out.clear()
         try:
             with self.timeout_watchdog.disarm():
                 yield
@@ -172,32 +182,18 @@ class ClientConnection(LiveConnectionHandler):
             pass
         except Exception as error:  # noqa: BLE001  fail closed
             self.failed(error)
-            self._end_failed()
+            self._end_with(Refusal(Reason.INTERNAL, FAULT))
         finally:
             # A pipelined request may have begun already, while the end of this one's answer was written.
             if self._task is task:
                 self._task = None
                 self._idle.set()
+                if self.draining:
+                    self.writer.close()
 
     async def deliver(self, items: Sequence[HttpEvent]) -> None:
         """Hand a part of the answer to the layers."""
         await self.server_event(Deliver(self.http.virtual, items))
-
-    async def flushed(self) -> None:
-        """Wait until the client takes more; raises ClientGone when it left or takes nothing for a minute."""
-        await self._head_out.wait()
-        transport = self.writer.transport
-        while (waiting := transport.get_write_buffer_size()) > 0:
-            try:
-                async with asyncio.timeout(_STALL_SECONDS):
-                    await self.writer.drain()
-                return
-            except TimeoutError:
-                if transport.get_write_buffer_size() >= waiting:
-                    self.abort()
-                    raise ClientGone from None
-            except OSError:
-                raise ClientGone from None
 
     async def finish_early(self, stream_id: int) -> None:
         """End the answer though the request is not complete, and bound the time for the rest of it."""
@@ -212,10 +208,7 @@ class ClientConnection(LiveConnectionHandler):
             self.client_left()
 
     async def drain_writers(self) -> None:
-        """Hold reading while the body has no room, or while pipelined requests pile up.
-
-        mitmproxy waits for the client's own writer here, which would tie the upload to the download.
-        """
+        """Hold reading while there is no room; mitmproxy waits for the client here, which ties upload to download."""
         if self.tunnel is not None:
             await self.tunnel.room()
         while self.body.full:
@@ -230,21 +223,27 @@ class ClientConnection(LiveConnectionHandler):
             error = exc_info[1] if isinstance(exc_info, tuple) else None
             self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer failed"))
             self.client_left()
-            self._end_failed()
+            self._end_with(Refusal(Reason.INTERNAL, FAULT))
 
-    def _end_failed(self) -> None:
-        """End the connection past the layers, which may be broken: with 500 if nothing of an answer was sent."""
+    def _end_with(self, refusal: Refusal) -> None:
+        """End the connection past the layers, which may be broken or still wait; with an answer if none was begun."""
         if self.http.client.response is not None or self.client.tls or self.tunnel or self.writer.is_closing():
             self.abort()
             return
-        self.writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
+        self.writer.write(own_answer(refusal).encode())
         self.writer.close()
 
     def _send_continue(self, stream_id: int) -> None:
         self._continue = asyncio.get_running_loop().create_task(self.deliver([Continue(stream_id)]))
 
-    def set_timer(self, seconds: float | None) -> None:
-        """End the connection in *seconds* unless set anew; None: let it live."""
+    def _head_is_late(self) -> None:
+        refusal = Refusal(Reason.REQUEST_TIMEOUT, "the head of the request did not come in time")
+        self.refused(refusal)
+        self._end_with(refusal)
+
+    def set_timer(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
+        """End the connection in *seconds*, by *end* or at once, unless set anew; None: let it live."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.abort)
+        loop = asyncio.get_running_loop()
+        self._timer = None if seconds is None else loop.call_later(seconds, end or self.abort)

@@ -38,15 +38,17 @@ class Connect(NamedTuple):
     request: Request
 
 
-def parse_head(lines: Sequence[bytes], upstream: str | None, origin: Origin | None) -> Head | Connect:
+def parse_head(
+    lines: Sequence[bytes], upstream: str | None, origin: Origin | None, max_head: int = MAX_HEAD
+) -> Head | Connect:
     """Return the parsed head; raises Refusal with the answer it deserves.
 
     *origin* None: the proxy port, which takes absolute-form and CONNECT. With *upstream* it is that of a reverse
     port, else what a client asked for with CONNECT; both take origin-form, and within CONNECT the same origin
     may be named in absolute-form too (RFC 9112 section 3.2.2).
     """
-    if sum(map(len, lines)) > MAX_HEAD or len(lines) > MAX_FIELDS:
-        raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB or {MAX_FIELDS} fields")
+    if sum(map(len, lines)) > max_head or len(lines) > MAX_FIELDS:
+        raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {max_head >> 10} KiB or {MAX_FIELDS} fields")
     line = _REQUEST_LINE.fullmatch(lines[0]) if lines else None
     if not line:
         raise _bad("the request line is not that of HTTP/1.1 or HTTP/1.0")

@@ -26,7 +26,7 @@ from sidecar.errors import Reason, Refusal
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import Origin
-from sidecar.proxy.head import MAX_HEAD, Connect, Head, parse_head
+from sidecar.proxy.head import Connect, Head, parse_head
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
@@ -74,7 +74,7 @@ class BodyReader:
 
 
 class ClientHttp1(Http1Server):
-    """One client connection's HTTP/1 side; *origin* is that of all its requests, None: each names its own."""
+    """One client connection's HTTP/1 side; *origin* is what CONNECT asked for, None outside of it."""
 
     def __init__(self, context: Context, link: "ClientConnection", origin: Origin | None) -> None:
         super().__init__(context)
@@ -108,11 +108,14 @@ class ClientHttp1(Http1Server):
             lines = self.buf.maybe_extract_lines()
         self._link.head_pending(lines is None and len(self.buf) > 0)
         try:
-            if lines is None and len(self.buf) <= MAX_HEAD:
+            port = self._link.take_port()
+            longest = port.limits.header
+            if lines is None and len(self.buf) <= longest:
                 return
             if not lines:
-                raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {MAX_HEAD >> 10} KiB")
-            head = parse_head([bytes(line) for line in lines], self._link.port.upstream, self._origin)
+                raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {longest >> 10} KiB")
+            origin = self._origin or port.origin
+            head = parse_head([bytes(line) for line in lines], port.upstream, origin, longest)
         except Refusal as refusal:
             yield from self._refuse(refusal)
             return
@@ -175,14 +178,14 @@ class ClientHttp1(Http1Server):
                 reason = Reason.UPSTREAM_UNREACHABLE if status and status >= 500 else Reason.BAD_REQUEST  # noqa: PLR2004
                 refusal = Refusal(reason, "the message is malformed; refused so that it cannot smuggle another")
                 yield commands.SendData(self.conn, own_answer(refusal).encode())
-            self._link.head_sent()
+            self._link.head_out.set()
             yield commands.CloseConnection(self.conn)
         elif isinstance(event, ResponseEndOfMessage) and self._ended_early:
             yield from self.mark_done(response=True)
         else:
             yield from super().send(event)
             if isinstance(event, ResponseHeaders):
-                self._link.head_sent()
+                self._link.head_out.set()
 
     def _finish_early(self) -> layer.CommandGenerator[None]:
         """End a chunked body; mitmproxy holds its own end back until the request is complete."""

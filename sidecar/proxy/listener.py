@@ -17,11 +17,13 @@ from sidecar.proxy.port import Port
 from sidecar.settings import HostPort, ListenAddress, SocketPath
 
 _BACKLOG = 1024
-_IDLE_SECONDS = 75
 
 
-def proxy_options() -> Options:
-    """Return the options that mitmproxy's layers read, with HTTP/2, eager dialling and body copies off."""
+def proxy_options(idle: float) -> Options:
+    """Return the options that mitmproxy's layers read, with HTTP/2, eager dialling and body copies off.
+
+    *idle*: seconds after which a connection without a request is closed.
+    """
     options = Options()
     Proxyserver().load(options)
     options.update(
@@ -32,7 +34,7 @@ def proxy_options() -> Options:
         websocket=False,
         validate_inbound_headers=True,
         store_streamed_bodies=False,
-        tcp_timeout=_IDLE_SECONDS,
+        tcp_timeout=max(1, round(idle)),
     )
     return options
 
@@ -42,7 +44,7 @@ class Listener:
 
     def __init__(self, address: ListenAddress, name: str) -> None:
         """Bind at once, so that addresses are known before anything is served; ConfigurationError when taken."""
-        self._name = name
+        self._port: Port | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], ClientConnection] = {}
         try:
@@ -63,12 +65,31 @@ class Listener:
         """How many requests are under way."""
         return sum(connection.busy for connection in self._connections.values())
 
+    @property
+    def port(self) -> Port:
+        """How requests are served from now on; those under way go on as they began."""
+        if self._port is None:
+            raise RuntimeError("`serve` comes first")
+        return self._port
+
+    @port.setter
+    def port(self, port: Port) -> None:
+        self._port = port
+
     async def serve(self, port: Port) -> None:
-        """Accept connections from now on."""
+        """Accept connections from now on; one that does so already goes over to *port*."""
+        self.port = port
+        if self._server is not None:
+            return
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if not self._has_room():
+                detail = f"{port.limits.connections} connections are busy on this port; see limits.connections"
+                writer.write(own_answer(Refusal(Reason.TOO_MANY_CONNECTIONS, detail)).encode())
+                writer.close()
+                return
             try:
-                connection = ClientConnection(reader, writer, port)
+                connection = ClientConnection(reader, writer, lambda: self.port)
             except Exception as error:  # noqa: BLE001  fail closed
                 port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
                 writer.write(own_answer(Refusal(Reason.INTERNAL, FAULT)).encode())
@@ -85,14 +106,31 @@ class Listener:
         else:
             self._server = await asyncio.start_server(accept, sock=self.socket)
 
-    def stop_accepting(self) -> None:
-        """Close the listening socket; connections go on."""
+    def drain(self) -> None:
+        """Accept nothing more; connections end with their request, idle ones at once. Twice does no harm."""
         if self._server is not None:
             self._server.close()
+        for connection in tuple(self._connections.values()):
+            connection.drain()
+
+    def _has_room(self) -> bool:
+        """Tell whether one more connection may be served; the one that has been idle longest makes room for it."""
+        if len(self._connections) < self.port.limits.connections:
+            return True
+        idle = [each for each in self._connections.values() if not each.busy and not each.draining]
+        if not idle:
+            return False
+        min(idle, key=lambda each: each.timeout_watchdog.last_activity).drain()
+        return True
+
+    async def ended(self) -> None:
+        """Wait until every connection has ended."""
+        while self._connections:
+            await asyncio.wait(tuple(self._connections))
 
     async def aclose(self) -> None:
         """Close the socket and the connections, whatever they are doing; twice does no harm."""
-        self.stop_accepting()
+        self.drain()
         self.socket.close()
         for connection in tuple(self._connections.values()):
             connection.abort()

@@ -15,6 +15,7 @@ from sidecar.exchange.spool import OpenSpool
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.gate import Gate
+from sidecar.settings import Limits
 
 Dispatch = Callable[[commands.StartHook], Awaitable[None]]
 
@@ -23,10 +24,10 @@ Dispatch = Callable[[commands.StartHook], Awaitable[None]]
 class Port:
     """What all connections of one listener share.
 
-    *upstream* and *origin*: those of a reverse port, None on the proxy port. *gate*: who may come in. *beside*:
-    the way to what is passed through. *server_context*: TLS for a client that asked for this host, KeyError for
-    one that is not intercepted. *show*: what of a request a flow may hold. *dispatch*: where mitmproxy's hooks
-    go, None when no addon listens.
+    *limits*: what a client may ask for. *upstream* and *origin*: those of a reverse port, None on the proxy port.
+    *gate*: who may come in. *beside*: the way to what is passed through. *server_context*: TLS for a client that
+    asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold.
+    *dispatch*: where mitmproxy's hooks go, None when no addon listens.
     """
 
     exchange: Exchange
@@ -34,6 +35,7 @@ class Port:
     gate: Gate
     server_context: Callable[[str], SSL.Context]
     options: Options
+    limits: Limits
     clock: Clock
     emit: Emit
     open_spool: OpenSpool

@@ -1,10 +1,12 @@
 """The exchange's way back to one client, for one request."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
 from mitmproxy.proxy.layers.http import ResponseData, ResponseEndOfMessage, ResponseHeaders
 
+from sidecar.exchange.body import ClientGone
 from sidecar.policy.message import Fields
 from sidecar.proxy.reset import reset
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from sidecar.proxy.bridge import StartExchange
     from sidecar.proxy.connection import ClientConnection
 
+_STALL_SECONDS = 60.0
 _EMPTY_STATUSES = frozenset({204, 304})
 
 
@@ -34,7 +37,7 @@ class Reply:
         self._until_close = chunked and not bodiless and self._head.request.http10
         if self._chunked:
             extra.append((b"Transfer-Encoding", b"chunked"))
-        if self._head.close:
+        if self._head.close or self._link.draining:
             extra.append((b"Connection", b"close"))
         now = self._link.port.clock.now()
         response = http.Response(
@@ -53,7 +56,23 @@ class Reply:
     async def send(self, data: bytes) -> None:
         """Send a part of the body and wait until there is room for more."""
         await self._link.deliver([ResponseData(self._stream, data)])
-        await self._link.flushed()
+        await self._flushed()
+
+    async def _flushed(self) -> None:
+        """Wait until the client takes more; raises ClientGone when it left or takes nothing for a minute."""
+        await self._link.head_out.wait()
+        transport = self._link.writer.transport
+        while (waiting := transport.get_write_buffer_size()) > 0:
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    await self._link.writer.drain()
+                return
+            except TimeoutError:
+                if transport.get_write_buffer_size() >= waiting:
+                    self._link.abort()
+                    raise ClientGone from None
+            except OSError:
+                raise ClientGone from None
 
     async def end(self) -> None:
         """End the answer; a client that is still uploading gets it at once and a few seconds to stop."""

@@ -1,52 +1,141 @@
-"""The composition root: settings in, running parts out, and everything closed again in the right order."""
+"""The composition root: settings in, running parts out, other settings in while it runs, and everything closed
+again in the right order.
+"""
 
 import asyncio
 import contextlib
-import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncIterator, Collection, Iterator
+from pathlib import Path
 
 from sidecar import __version__
-from sidecar.auth.tls import client_context, read_material
 from sidecar.clock import Clock
-from sidecar.events import Emit, Ready, Trouble
-from sidecar.exchange.exchange import Exchange
-from sidecar.exchange.passthrough import Own, Passthrough
-from sidecar.exchange.ports import Destination
-from sidecar.exchange.spool import Spool
+from sidecar.errors import ConfigurationError
+from sidecar.events import Drain, Emit, Ready, Trouble
 from sidecar.observe.admin import Admin, Source
-from sidecar.policy.headers import without_credentials
-from sidecar.policy.message import Request
-from sidecar.policy.passthrough import EVERY_HOST
-from sidecar.proxy.listener import Listener, proxy_options
-from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import Shared, make_broker, make_issuer
-from sidecar.run.destinations import all_strips, make_destination
-from sidecar.run.gates import proxy_gate, reverse_gate
+from sidecar.proxy.listener import Listener
+from sidecar.proxy.port import Dispatch
+from sidecar.run.assembly import Assembly, Surroundings, assemble
+from sidecar.run.credentials import Shared
+from sidecar.run.listeners import FREE_PORT, Listeners, bind
 from sidecar.run.state import RunFile, admin_token, prepare
 from sidecar.run.status import problems, status
 from sidecar.run.stores import instance_name, keep_announcing, open_store
-from sidecar.run.trust import Trust
-from sidecar.settings import HostPort, Settings, Tls, secret_references
+from sidecar.settings import HostPort, Settings, secret_references
 from sidecar.settings.values import without_password
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.seal import EphemeralSeal
 from sidecar.tokens.tasks import Tasks
 
-GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.05
-_EXEC = "the port of exec"  # no name of an upstream
-_FREE_PORT = HostPort("127.0.0.1", 0)
 
 
-@dataclass(frozen=True, slots=True)
 class App:
-    """A sidecar that serves; *addresses* maps `proxy`, `admin` and upstream names to bound addresses."""
+    """A sidecar that serves; made and closed by `running`."""
 
-    addresses: dict[str, str]
-    brokers: dict[str, Broker]
+    def __init__(self, listeners: Listeners, admin: Listener, shared: Shared, tasks: Tasks) -> None:
+        self._listeners = listeners
+        self._admin = admin
+        self._exec: Listener | None = None
+        self._shared = shared
+        self._tasks = tasks
+        self._retired: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+        self._around: Surroundings
+        self._assembly: Assembly
+        self.stopping = False
+        self.refused = ""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in effect."""
+        return self._assembly.settings
+
+    @property
+    def brokers(self) -> dict[str, Broker]:
+        """The brokers, by upstream."""
+        return self._assembly.brokers
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The bound addresses: `proxy`, `admin`, and those of upstreams with a reverse port."""
+        return {"admin": str(self._admin.address)} | self._listeners.addresses
+
+    @property
+    def busy(self) -> int:
+        """How many requests and tunnels are under way."""
+        return sum(listener.busy for listener in self._all())
+
+    def own(self) -> list[tuple[str, int]]:
+        """Return the addresses of our listeners, which no credential and no tunnel may reach."""
+        addresses = [each.address for each in (self._admin, *self._all())]
+        return [address for address in addresses if isinstance(address, HostPort)]
+
+    async def start(self, settings: Settings, around: Surroundings) -> None:
+        """Serve *settings*."""
+        self._around = around
+        self._assembly = await assemble(settings, around)
+        await self._listeners.serve(self._assembly)
+
+    async def reload(self, settings: Settings, changed: Collection[Path] = ()) -> None:
+        """Serve *settings* from now on; requests under way end as they began. *changed*: files with new content.
+
+        Raises ConfigurationError when that cannot be, and everything stays as it is.
+        """
+        async with self._reloading:
+            _check_fixed(self.settings, settings)
+            fresh = bind(settings, self._listeners)
+            try:
+                after = await assemble(settings, self._around, self._assembly, changed)
+            except BaseException:
+                await fresh.aclose(but=self._listeners)
+                raise
+            before, self._assembly = self._assembly, after
+            gone, self._listeners = self._listeners, fresh
+            await self._listeners.serve(after)
+            if self._exec is not None:
+                self._exec.port = after.every
+            self._retired = self._tasks.spawn(self._retire(before, gone, self._retired), "retirement")
+
+    async def exec_port(self) -> str:
+        """Return where commands of `exec` are served, with other hosts passed through; opened when first asked for."""
+        if self._exec is None:
+            self._exec = Listener(FREE_PORT, "exec")
+            await self._exec.serve(self._assembly.every)
+        return str(self._exec.address)
+
+    async def drain(self, grace: float, clock: Clock, emit: Emit) -> None:
+        """Take nothing new, let what is under way end within *grace* seconds, and no request wait to be retried."""
+        self.stopping = True
+        began, in_flight = clock.monotonic(), self.busy
+        emit(Drain(ended=False, in_flight=in_flight, cut=0, seconds=0.0))
+        self._assembly.stop()
+        for listener in self._all():
+            listener.drain()
+        while self.busy and clock.monotonic() - began < grace:
+            await clock.sleep(_POLL_SECONDS)
+        emit(Drain(ended=True, in_flight=in_flight, cut=self.busy, seconds=clock.monotonic() - began))
+
+    async def aclose(self) -> None:
+        """Close listeners, then brokers and pools; a renewal under way is finished and stored."""
+        for listener in self._all():
+            await listener.aclose()
+        if self._retired is not None:
+            self._retired.cancel()
+            await asyncio.wait({self._retired})
+        await self._assembly.aclose()
+
+    def _all(self) -> list[Listener]:
+        return [*self._listeners.by_name.values(), *([self._exec] if self._exec else [])]
+
+    async def _retire(self, before: Assembly, gone: Listeners, earlier: "asyncio.Task[None] | None") -> None:
+        """Let the requests of *before* end, and those of every configuration before it, which may share its parts."""
+        await gone.drain(but=self._listeners)
+        if earlier is not None:
+            await asyncio.wait({earlier})
+        try:
+            await before.retire()
+        finally:
+            await before.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -62,81 +151,52 @@ async def running(
 
     *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for
     one command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed
-    through. On leaving, readiness ends, nothing new is accepted, requests in flight get `GRACE_SECONDS`, a
-    running renewal is finished and stored. Raises ConfigurationError before anything is served.
+    through. On leaving, readiness ends, nothing new is accepted, requests in flight get `grace`, a running
+    renewal is finished and stored. Raises ConfigurationError before anything is served.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
-        listeners = _bind(settings, stack, free=for_exec)
-        admin_listener = listeners.pop("admin")
-        bound = [admin_listener, *listeners.values()]
-        late = await stack.enter_async_context(contextlib.AsyncExitStack())
-        addresses = {name: str(each.address) for name, each in {"admin": admin_listener, **listeners}.items()}
-
-        def own() -> list[tuple[str, int]]:
-            return [listener.address for listener in bound if isinstance(listener.address, HostPort)]
-
+        listeners = bind(settings, free=for_exec)
+        stack.push_async_callback(listeners.aclose)
+        admin_listener = Listener(FREE_PORT if for_exec else settings.listen.admin, "listen.admin")
+        stack.push_async_callback(admin_listener.aclose)
         store, keys = open_store(settings, clock)
         stack.push_async_callback(store.aclose)
         shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=emit)
-        destinations = await _destinations(settings, stack, shared, own)
-        brokers = {name: destination.broker for name, destination in destinations.items()}
-        trust = Trust(settings.state_dir / "ca", _hosts(settings), clock, emit)
-        await asyncio.to_thread(trust.prepare)
-        identity = secrets.token_hex(4)
-
-        async def passing(patterns: Collection[str]) -> Port:
-            """Return a proxy port that passes the hosts of *patterns* through."""
-            beside = await _beside(patterns, destinations, own, emit)
-            return Port(
-                exchange=Exchange(destinations, beside=beside, identity=identity, clock=clock, emit=emit),
-                beside=beside,
-                gate=proxy_gate(settings.listen),
-                server_context=trust.context,
-                options=proxy_options(),
-                clock=clock,
-                emit=emit,
-                open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
-                show=partial(without_credentials, strips=all_strips(destinations)) if dispatch else _as_it_is,
-                dispatch=dispatch,
-            )
-
-        proxy = await passing((EVERY_HOST,) if for_exec else settings.passthrough)
-
-        async def exec_port() -> str:
-            port = None if _EXEC in listeners else await passing((EVERY_HOST,))
-            if port and _EXEC not in listeners:  # two may have asked at once
-                listeners[_EXEC] = listener = Listener(_FREE_PORT, _EXEC)
-                late.push_async_callback(listener.aclose)
-                bound.append(listener)
-                await listener.serve(port)
-            return str(listeners[_EXEC].address)
-
-        stopping = asyncio.Event()
-        source = _source(settings, brokers, addresses, clock, stopping, exec_port)
-        admin = Admin(source, admin_token(settings))
-        stack.push_async_callback(admin.aclose)
-        for broker in brokers.values():
-            await broker.start()
-        await admin.serve(admin_listener.socket)
         tasks = Tasks(shared.owner, emit)
         stack.push_async_callback(tasks.aclose)
-        tasks.spawn(keep_announcing(shared, brokers), "word")
-        stack.push_async_callback(_drain, listeners, clock)
-        stack.callback(stopping.set)
-        for name, listener in tuple(listeners.items()):
-            port = proxy
-            if name != "proxy":
-                origin = settings.upstreams[name].origin
-                gate = reverse_gate(listener.address, origin)
-                port = dataclasses.replace(proxy, upstream=name, origin=origin, gate=gate)
-            await listener.serve(port)
+        app = App(listeners, admin_listener, shared, tasks)
+        around = Surroundings(
+            shared=shared, own=app.own, identity=secrets.token_hex(4), dispatch=dispatch, for_exec=for_exec
+        )
+        admin = Admin(_source(app, clock), admin_token(settings))
+        stack.push_async_callback(admin.aclose)
+        await app.start(settings, around)
+        stack.push_async_callback(app.aclose)
+        await admin.serve(admin_listener.socket)
+        tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
+        stack.push_async_callback(lambda: app.drain(app.settings.grace, clock, emit))
         if not for_exec:
-            stack.enter_context(RunFile(settings, addresses))
-        emit(Ready(addresses=addresses, version=__version__))
+            stack.enter_context(RunFile(settings, app.addresses))
+        emit(Ready(addresses=app.addresses, version=__version__))
         for key in _plain_secrets(settings):
             emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
-        yield App(addresses, brokers)
+        yield app
+
+
+def _check_fixed(before: Settings, after: Settings) -> None:
+    """Raise ConfigurationError when something changed that only a restart can change."""
+    fixed = {
+        "state_dir": (before.state_dir, after.state_dir),
+        "store": (before.store, after.store),
+        "workers": (before.workers, after.workers),
+        "listen.admin": (before.listen.admin, after.listen.admin),
+        "listen.admin_token": (before.listen.admin_token, after.listen.admin_token),
+        "log": (before.log, after.log),
+    }
+    for key, (old, new) in fixed.items():
+        if old != new:
+            raise ConfigurationError(f"{key} takes effect with a restart only; expected it unchanged in a reload")
 
 
 def _plain_secrets(settings: Settings) -> Iterator[str]:
@@ -146,78 +206,20 @@ def _plain_secrets(settings: Settings) -> Iterator[str]:
         yield "store.url"
 
 
-def _bind(settings: Settings, stack: contextlib.AsyncExitStack, *, free: bool) -> dict[str, Listener]:
-    """Bind every address first: a taken one is found before anything runs; *free*: any port instead."""
-    wanted = {"proxy": ("listen.proxy", settings.listen.proxy), "admin": ("listen.admin", settings.listen.admin)}
-    for name, upstream in settings.upstreams.items():
-        if upstream.listen is not None:
-            wanted[name] = (f"upstreams.{name}.listen", upstream.listen)
-    listeners = {}
-    for name, (key, address) in wanted.items():
-        listeners[name] = Listener(_FREE_PORT if free else address, key)
-        stack.push_async_callback(listeners[name].aclose)
-    return listeners
-
-
-async def _destinations(
-    settings: Settings, stack: contextlib.AsyncExitStack, shared: Shared, own: Own
-) -> dict[str, Destination]:
-    destinations = {}
-    for name, upstream in settings.upstreams.items():
-        issuer = make_issuer(upstream, shared.clock)
-        broker = make_broker(name, upstream, issuer, shared)
-        stack.push_async_callback(broker.aclose)
-        destinations[name] = await make_destination(upstream, issuer, broker, own)
-        stack.push_async_callback(destinations[name].pool.aclose)
-    return destinations
-
-
-async def _beside(
-    patterns: Collection[str], destinations: Mapping[str, Destination], own: Own, emit: Emit
-) -> Passthrough:
-    """Return the way to what is passed through; without patterns nothing is."""
-    context = await asyncio.to_thread(lambda: client_context(read_material(Tls()))) if patterns else None
-    origins = {name: destination.pool.origin for name, destination in destinations.items()}
-    return Passthrough(patterns, origins=origins, context=context, own=own, emit=emit)
-
-
-def _hosts(settings: Settings) -> frozenset[str]:
-    return frozenset(upstream.origin.host for upstream in settings.upstreams.values())
-
-
-def _as_it_is(request: Request) -> Request:
-    """Return *request*: nobody looks at flows."""
-    return request
-
-
-def _source(
-    settings: Settings,
-    brokers: dict[str, Broker],
-    addresses: dict[str, str],
-    clock: Clock,
-    stopping: asyncio.Event,
-    exec_port: Callable[[], Awaitable[str]],
-) -> Source:
+def _source(app: App, clock: Clock) -> Source:
     async def renew(name: str) -> None:
-        await brokers[name].renew()
+        await app.brokers[name].renew()
 
     async def revoke(name: str) -> None:
-        await brokers[name].revoke()
+        await app.brokers[name].revoke()
 
     return Source(
-        status=lambda: status(brokers, addresses, __version__, clock),
-        problems=lambda: {"sidecar": "shutting down"} if stopping.is_set() else problems(settings.upstreams, brokers),
+        status=lambda: status(app.brokers, app.addresses, __version__, clock) | {"reload_refused": app.refused or None},
+        problems=lambda: (
+            {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)
+        ),
         renew=renew,
         revoke=revoke,
-        exec_port=exec_port,
-        upstreams=lambda: brokers,
+        upstreams=lambda: app.brokers,
+        exec_port=app.exec_port,
     )
-
-
-async def _drain(listeners: Mapping[str, Listener], clock: Clock) -> None:
-    """Take nothing new; let what is under way end."""
-    for listener in listeners.values():
-        listener.stop_accepting()
-    give_up = clock.monotonic() + GRACE_SECONDS
-    while any(listener.busy for listener in listeners.values()) and clock.monotonic() < give_up:
-        await clock.sleep(_POLL_SECONDS)

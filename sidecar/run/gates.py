@@ -3,8 +3,7 @@
 from sidecar.policy.routing import Origin
 from sidecar.proxy.gate import Gate
 from sidecar.secret import Secret
-from sidecar.settings import HostPort, ListenAddress
-from sidecar.settings.model import Listen
+from sidecar.settings import HostPort, Listen, ListenAddress
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 

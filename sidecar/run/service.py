@@ -14,8 +14,10 @@ from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
+from sidecar.run.reload import Reloader
 from sidecar.run.state import open_exec_log, prepare
 from sidecar.settings import Settings, check_secrets, load
+from sidecar.tokens.tasks import Tasks
 
 
 def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyncContextManager[App]]:
@@ -29,14 +31,17 @@ def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyn
     return lambda dispatch: running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch)
 
 
-def serve(settings: Settings, *, for_exec: bool = False) -> None:
-    """Serve in the foreground until SIGTERM or SIGINT; a second one ends the process at once.
+def serve(read: Callable[[], Settings], file: Path | None, *, for_exec: bool = False) -> None:
+    """Serve what *read* returns in the foreground until SIGTERM or SIGINT; a second one ends the process at once.
 
-    *for_exec*: for one command only, until standard input ends too. Standard output and error then tell who started
-    us how it went; once we serve, all goes to `exec.log`.
+    On SIGHUP, and when *file* or a file that the settings name has changed, it is read again. *for_exec*: for one
+    command only, until standard input ends too. Standard output and error then tell who started us how it went;
+    once we serve, all goes to `exec.log`.
     """
     harden()
+    settings = read()
     check_secrets(settings)
+    clock = SystemClock()
     emit = _for_exec(settings) if for_exec else _announcing(make_emit(settings.log.format, settings.log.level))
 
     async def main() -> None:
@@ -58,8 +63,13 @@ def serve(settings: Settings, *, for_exec: bool = False) -> None:
             loop.add_signal_handler(number, ask_to_stop)
         if for_exec:
             loop.add_reader(0, hear)
-        async with running(settings, clock=SystemClock(), emit=emit, for_exec=for_exec):
+        async with running(settings, clock=clock, emit=emit, for_exec=for_exec) as app:
+            reloader = Reloader(app, read, file, clock=clock, emit=emit)
+            tasks = Tasks("the configuration", emit)
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(), "reload"))
+            tasks.spawn(reloader.watch(), "watch")
             await stop.wait()
+            await tasks.aclose()
 
     asyncio.run(main())
 

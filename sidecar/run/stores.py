@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sidecar import __version__
@@ -61,13 +61,13 @@ def instance_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def keep_announcing(shared: Shared, brokers: Mapping[str, Broker]) -> None:
+async def keep_announcing(shared: Shared, brokers: Callable[[], Mapping[str, Broker]]) -> None:
     """Leave word in the store, every ten seconds until cancelled, which generations this instance uses."""
     while True:
         word = {
             "version": __version__,
             "at": shared.clock.now() + shared.store.offset,
-            "generations": {name: broker.status().generation for name, broker in brokers.items()},
+            "generations": {name: broker.status().generation for name, broker in brokers().items()},
         }
         # Trouble is told by the brokers; nobody waits for this.
         with contextlib.suppress(StoreError):

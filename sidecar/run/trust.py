@@ -60,7 +60,7 @@ class Trust:
 
     def __init__(self, directory: Path, hosts: frozenset[str], clock: Clock, emit: Emit) -> None:
         self._directory = directory
-        self._hosts = hosts
+        self.hosts = hosts
         self._clock = clock
         self._emit = emit
         self._authority: Authority | None = None
@@ -113,7 +113,7 @@ class Trust:
         at hand serves on. Raises KeyError for a host that is not ours, ValueError for what is no host.
         """
         name = normal_host(host)
-        if name not in self._hosts:
+        if name not in self.hosts:
             raise KeyError(name)
         now = self._clock.now()
         issued = self._issued.get(name)
@@ -139,9 +139,9 @@ class Trust:
             path.unlink()
         living = (each for each in found.values() if each and each.expires_at > now)
         trusted = sorted(living, key=lambda each: each.expires_at)
-        ours = [each for each in trusted if each.covers(self._hosts) and each.begins_at <= now]
+        ours = [each for each in trusted if each.covers(self.hosts) and each.begins_at <= now]
         if not any(each.expires_at - now >= _NEXT for each in ours):
-            fresh = new_authority(self._hosts, now)
+            fresh = new_authority(self.hosts, now)
             _write(self._directory / f"authority-{secrets.token_hex(8)}.pem", encode(fresh))
             if found and not any(each.expires_at - now >= _SWITCH for each in ours):
                 detail = "a new root is used at once, as no earlier one serves the configured hosts any more"

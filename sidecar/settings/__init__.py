@@ -1,13 +1,15 @@
 """The configuration: its model, its values, and how a file, the environment and options become one."""
 
-from sidecar.settings.load import default_paths, effective, load
-from sidecar.settings.model import Settings, Store
-from sidecar.settings.references import check_secrets, secret_references
+from sidecar.settings.load import configuration_file, default_paths, effective, load
+from sidecar.settings.model import Limits, Listen, Settings, Store
+from sidecar.settings.references import check_secrets, files_of, secret_references
 from sidecar.settings.upstream import OAuth2, Renew, Replay, Retry, Strip, Timeouts, Tls, Upstream
 from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
 
 __all__ = [
     "HostPort",
+    "Limits",
+    "Listen",
     "ListenAddress",
     "OAuth2",
     "Renew",
@@ -22,8 +24,10 @@ __all__ = [
     "Tls",
     "Upstream",
     "check_secrets",
+    "configuration_file",
     "default_paths",
     "effective",
+    "files_of",
     "load",
     "secret_references",
 ]

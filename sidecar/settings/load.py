@@ -29,6 +29,11 @@ def default_paths(environ: Mapping[str, str] = os.environ) -> list[Path]:
     return named or [Path("auth-sidecar.yaml"), Path("/etc/auth-sidecar/config.yaml")]
 
 
+def configuration_file(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the file that `load` reads for *path*; None when no default one exists."""
+    return path or next(filter(_is_there, default_paths(environ)), None)
+
+
 def load(
     path: Path | None = None,
     *,
@@ -44,7 +49,7 @@ def load(
     """
     data: dict[str, Any] = {}
     _merge(data, base or {})
-    found = path or next(filter(_is_there, default_paths(environ)), None)
+    found = configuration_file(path, environ)
     if found is not None:
         _merge(data, _read_yaml(found))
     elif base is None:

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.policy.passthrough import matches
 from sidecar.policy.routing import Origin
-from sidecar.settings.names import HostPattern, LocalAddress, is_local
+from sidecar.settings.names import HostPattern, is_local
 from sidecar.settings.upstream import Model, Upstream
-from sidecar.settings.values import EMBEDDED, Address, Duration, HostPort, SecretReference, StoreUrl
+from sidecar.settings.values import EMBEDDED, Address, Duration, HostPort, SecretReference, Size, StoreUrl
 
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -40,7 +40,7 @@ class ProxyAuth(Model):
 
 class Listen(Model):
     proxy: Address = HostPort("127.0.0.1", 8080)
-    admin: LocalAddress = HostPort("127.0.0.1", 8081)
+    admin: Address = HostPort("127.0.0.1", 8081)
     admin_token: SecretReference | None = None
     auth: ProxyAuth | None = None
 
@@ -75,6 +75,13 @@ class Store(Model):
         return self
 
 
+class Limits(Model):
+    header: Annotated[Size, Field(ge=1 << 10, le=1 << 20)] = 64 << 10
+    connections: Annotated[int, Field(ge=1)] = 1000
+    header_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    idle_connection: Annotated[Duration, Field(gt=0)] = 75.0
+
+
 class Log(Model):
     format: Literal["json", "text"] = "json"
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -86,7 +93,10 @@ class Settings(Model):
     listen: Listen = Listen()
     state_dir: Annotated[Path, AfterValidator(_expanded)] = Field(default_factory=_state_dir)
     store: Store = Store()
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     passthrough: tuple[HostPattern, ...] = ()
+    grace: Duration = 25.0
+    limits: Limits = Limits()
     upstreams: dict[str, Upstream]
     log: Log = Log()
 
@@ -101,6 +111,8 @@ class Settings(Model):
         for name, upstream in self.upstreams.items():
             if (other := seen.setdefault(upstream.origin, name)) != name:
                 raise ValueError(f"upstreams.{name}.base_url is the same as that of {other}; expected each once")
+        if self.workers != 1 and self.store.url == "memory":
+            raise ValueError("workers: processes cannot share store.url memory; expected sqlite or a Redis, or 1")
         for pattern in self.passthrough:
             if hidden := [name for name, upstream in self.upstreams.items() if matches(pattern, upstream.origin.host)]:
                 raise ValueError(f"passthrough: {pattern} is the host of upstream {hidden[0]}; expected other hosts")

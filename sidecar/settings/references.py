@@ -1,6 +1,7 @@
-"""Every secret of a configuration, with its key path."""
+"""Every secret and every file of a configuration, with its key path."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,6 +16,17 @@ def secret_references(settings: Settings) -> Iterator[tuple[str, SecretReference
     for path, value in _walk(settings, ""):
         if isinstance(value, SecretReference):
             yield path.removeprefix("."), value
+
+
+def files_of(settings: BaseModel) -> set[Path]:
+    """Return the files that a configuration, or a part of it, takes something from; not its state directory."""
+    found = set()
+    for path, value in _walk(settings, ""):
+        if isinstance(value, SecretReference) and value.file is not None:
+            found.add(value.file.expanduser())
+        elif isinstance(value, Path) and path != ".state_dir":
+            found.add(value.expanduser())
+    return found
 
 
 def check_secrets(settings: Settings) -> None:

@@ -7,7 +7,7 @@ where an operator waits for the answer.
 from dataclasses import dataclass
 
 from sidecar.errors import SealError, StoreError, UnknownSeal
-from sidecar.events import Emit, Trouble
+from sidecar.events import Emit, StoreTrouble
 from sidecar.tokens.keys import Keys
 from sidecar.tokens.store import MAX_GENERATION, TokenStore, store_key
 from sidecar.tokens.token import Revoked, Token
@@ -115,4 +115,5 @@ class Record:
     def report(self, operation: str, error: Exception) -> None:
         """Tell of trouble with the store, without what may be in an error that is not ours."""
         cause = str(error) if isinstance(error, StoreError) else f"internal error: {type(error).__name__}"
-        self._emit(Trouble(where=f"token store of {self._name}", detail=f"{operation}: {cause}"))
+        where, detail = f"token store of {self._name}", f"{operation}: {cause}"
+        self._emit(StoreTrouble(where=where, detail=detail, upstream=self._name, operation=operation))

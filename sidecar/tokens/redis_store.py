@@ -110,12 +110,13 @@ class RedisStore:
         if self._closed:
             return
         self._closed = True
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._timeout)
-        for task in self._tasks:
-            task.cancel()
+        await self._settled()
         if self._line is not None:
             self._retire(self._line)
+        await self._settled()
+
+    async def _settled(self) -> None:
+        """Wait until no command and no closing is under way; each of them is bounded by itself."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -133,8 +134,6 @@ class RedisStore:
         await asyncio.wait({task}, timeout=self._timeout + CLEAN_UP)
         if not task.done():
             raise StoreError(f"{self._target}: gave no answer within store.timeout")
-        if task.cancelled():
-            raise StoreError(f"{self._target}: the store is closed")
         return task.result()
 
     async def _command(self, ticket: int, script: Script, key: str, *args: str | bytes | int) -> list[Any]:

@@ -102,7 +102,9 @@ def test_check_prints_a_schema(tmp_path: Path) -> None:
     """`check --schema` prints a JSON Schema that names every top key and needs no file."""
     schema = json.loads(_run("check", "--schema", cwd=tmp_path).stdout)
 
-    assert set(schema["properties"]) == {"listen", "state_dir", "store", "passthrough", "upstreams", "log"}
+    assert set(schema["properties"]) == {
+        *("listen", "state_dir", "store", "workers", "passthrough", "grace", "limits", "upstreams", "log")
+    }
     assert schema["additionalProperties"] is False
 
 

@@ -14,7 +14,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.events import RequestDone, Trouble
-from sidecar.proxy import connect
 from sidecar.run import trust
 from tests.canary import WORD, canary
 from tests.rig import (
@@ -325,18 +324,19 @@ async def test_broken_handshake_ends_the_connection(rig: Rig, upstream: Recorder
 
 
 async def test_silent_tunnel_is_ended(
-    rig: Rig, upstream: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: Recorder, tokens: TokenServer, authority: trustme.CA, tmp_path: Path
 ) -> None:
     """The time to begin a handshake is bounded; once it stands, the connection may idle as any other."""
-    monkeypatch.setattr(connect, "_HANDSHAKE_SECONDS", 0.3)
-    reader, writer = await tunnel(rig, upstream.port)
-    async with inside(rig, upstream, trusting(tmp_path)) as (secure_reader, secure_writer):
-        with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
-        await asyncio.sleep(0.5)
-        secure_writer.write(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert await answer_of(secure_reader) == OK
-    writer.close()
+    data = settings(upstream, tokens, authority, tmp_path) | {"limits": {"header_timeout": "300ms"}}
+    async with sidecar(data) as rig:
+        reader, writer = await tunnel(rig, upstream.port)
+        async with inside(rig, upstream, trusting(tmp_path)) as (secure_reader, secure_writer):
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            await asyncio.sleep(0.5)
+            secure_writer.write(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await answer_of(secure_reader) == OK
+        writer.close()
 
 
 async def test_client_that_does_not_trust_us_is_told_of(rig: Rig, upstream: Recorder) -> None:

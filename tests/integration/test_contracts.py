@@ -30,12 +30,13 @@ def test_mitmproxy_is_the_minor_version_we_know() -> None:
 
 def test_options_of_the_layers_are_as_we_set_them() -> None:
     """HTTP/2, raw TCP, WebSocket, eager dialling and body copies are off; header validation is on."""
-    options = proxy_options()
+    options = proxy_options(75.0)
 
     assert not any((options.http2, options.http3, options.rawtcp, options.websocket, options.store_streamed_bodies))
     assert options.connection_strategy == "lazy"
     assert options.validate_inbound_headers is True
     assert options.stream_large_bodies is None
+    assert options.tcp_timeout == 75
 
 
 def test_handler_asks_its_layer_and_logs_a_crash_with_exc_info() -> None:

@@ -140,7 +140,7 @@ async def fake(*replies: bytes) -> AsyncIterator[Fake]:
                 reply = replies[min(len(made.sent), len(replies)) - 1]
                 if not reply:
                     break
-                writer.write(reply)
+                writer.write(reply.replace(b"PORT", b"%d" % made.port))
                 await writer.drain()
         writer.close()
 
@@ -359,6 +359,30 @@ async def test_after_trouble_that_another_server_may_not_have_one_connects_anew(
             with pytest.raises(StoreError):
                 await opened.read(KEY)
         assert one.connections == connections
+
+
+async def test_no_call_is_tried_again() -> None:
+    """Not by the client either: whether a lease was taken is for the caller to find out."""
+    slots = b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:PORT\r\n$1\r\nx\r\n"
+    for scheme, replies, sent in (
+        ("redis:", (b"",), [b"EVALSHA"]),
+        ("redis+cluster:", (slots, b""), [b"CLUSTER", b"EVALSHA"]),
+    ):
+        async with fake(*replies) as one, store(one.url.replace("redis:", scheme)) as opened:
+            with pytest.raises(StoreError, match="broke off"):
+                await opened.acquire(LEASE, "a", 10)
+            assert [data.split(b"\r\n")[2] for data in one.sent] == sent
+
+
+async def test_what_fails_after_its_caller_left_troubles_nobody() -> None:
+    """No task complains that nobody asked how it ended."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    async with fake(b"*3\r\n$5") as one, store(one.url, timeout=TIMEOUT) as opened:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(opened.read(KEY), 0.02)
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_late_answer_is_nobodys() -> None:

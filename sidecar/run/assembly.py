@@ -1,0 +1,165 @@
+"""What one configuration is made into: destinations and the ports that lead to them. A reload makes the next one.
+
+What has not changed is carried over, so that its tokens, connections and counters live on; what is left behind
+is closed when the requests that use it have ended.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.passthrough import Own, Passthrough
+from sidecar.exchange.ports import Destination
+from sidecar.exchange.spool import Spool
+from sidecar.policy.headers import without_credentials
+from sidecar.policy.message import Request
+from sidecar.policy.passthrough import EVERY_HOST
+from sidecar.proxy.listener import proxy_options
+from sidecar.proxy.port import Dispatch, Port
+from sidecar.run.credentials import Shared, make_broker, make_issuer
+from sidecar.run.destinations import all_strips, make_destination
+from sidecar.run.gates import proxy_gate, reverse_gate
+from sidecar.run.trust import Trust
+from sidecar.settings import ListenAddress, Settings, files_of
+from sidecar.tokens.broker import Broker
+from sidecar.tokens.seal import EphemeralSeal
+
+_LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What lives longer than any configuration: *own* tells our listeners, *identity* is our name in Via."""
+
+    shared: Shared
+    own: Own
+    identity: str
+    dispatch: Dispatch | None
+    for_exec: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Assembly:
+    """The parts of one configuration; *proxy*: as configured, *every*: for commands, with all other hosts passed."""
+
+    settings: Settings
+    destinations: dict[str, Destination]
+    trust: Trust
+    proxy: Port
+    every: Port
+    kept: set[str] = field(default_factory=set)
+
+    @property
+    def brokers(self) -> dict[str, Broker]:
+        """The brokers, by upstream."""
+        return {name: destination.broker for name, destination in self.destinations.items()}
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return self.proxy.exchange.busy + self.every.exchange.busy
+
+    def reverse(self, name: str, address: ListenAddress) -> Port:
+        """Return the reverse port of an upstream at its bound *address*."""
+        origin = self.settings.upstreams[name].origin
+        return dataclasses.replace(self.proxy, upstream=name, origin=origin, gate=reverse_gate(address, origin))
+
+    def stop(self) -> None:
+        """Let no request wait to be tried again."""
+        for port in (self.proxy, self.every):
+            port.exchange.stop()
+
+    async def retire(self) -> None:
+        """Wait for the requests under way, then close what no later configuration has carried over."""
+        while self.busy:
+            await self.proxy.clock.sleep(_LOOK_SECONDS)
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close brokers and pools side by side, but those that were carried over; twice does no harm."""
+        ours = [each for name, each in self.destinations.items() if name not in self.kept]
+        await asyncio.gather(*(each.broker.aclose() for each in ours))
+        await asyncio.gather(*(each.pool.aclose() for each in ours))
+
+
+async def assemble(
+    settings: Settings, around: Surroundings, before: Assembly | None = None, changed: Collection[Path] = ()
+) -> Assembly:
+    """Return the parts for *settings*, brokers started; those of *before* are used where nothing has changed.
+
+    *changed*: files whose content is another now. Raises ConfigurationError; *before* is as it was then.
+    """
+    shared = around.shared
+    destinations: dict[str, Destination] = {}
+    kept = set()
+    trust = await _trust(settings, shared, before)
+    try:
+        for name, upstream in settings.upstreams.items():
+            same = before is not None and before.settings.upstreams.get(name) == upstream
+            if before is not None and same and not files_of(upstream) & set(changed):
+                destinations[name] = before.destinations[name]
+                kept.add(name)
+                continue
+            issuer = make_issuer(upstream, shared.clock)
+            broker = make_broker(name, upstream, issuer, shared)
+            destinations[name] = await make_destination(upstream, issuer, broker, around.own)
+        gate = proxy_gate(settings.listen)
+    except BaseException:
+        await _close(destinations, kept)
+        raise
+    origins = {name: destination.pool.origin for name, destination in destinations.items()}
+    patterns = (EVERY_HOST,) if around.for_exec else settings.passthrough
+
+    def passing(patterns: Collection[str]) -> Port:
+        beside = Passthrough(patterns, origins=origins, own=around.own, emit=shared.emit)
+        exchange = Exchange(destinations, beside=beside, identity=around.identity, clock=shared.clock, emit=shared.emit)
+        return Port(
+            exchange=exchange,
+            beside=beside,
+            gate=gate,
+            server_context=trust.context,
+            options=proxy_options(settings.limits.idle_connection),
+            limits=settings.limits,
+            clock=shared.clock,
+            emit=shared.emit,
+            open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
+            show=_shown(destinations, dispatch=around.dispatch),
+            dispatch=around.dispatch,
+        )
+
+    made = Assembly(
+        settings=settings, destinations=destinations, trust=trust, proxy=passing(patterns), every=passing((EVERY_HOST,))
+    )
+    for name, broker in made.brokers.items():
+        if name not in kept:
+            await broker.start()
+    if before is not None:
+        before.kept |= kept
+    return made
+
+
+async def _trust(settings: Settings, shared: Shared, before: Assembly | None) -> Trust:
+    hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
+    if before is not None and hosts == before.trust.hosts:
+        return before.trust
+    trust = Trust(settings.state_dir / "ca", hosts, shared.clock, shared.emit)
+    await asyncio.to_thread(trust.prepare)
+    return trust
+
+
+async def _close(destinations: dict[str, Destination], kept: Collection[str]) -> None:
+    for name, destination in destinations.items():
+        if name not in kept:
+            await destination.broker.aclose()
+            await destination.pool.aclose()
+
+
+def _shown(destinations: dict[str, Destination], *, dispatch: Dispatch | None) -> Callable[[Request], Request]:
+    """Return what takes out of a request what flows must not hold; nothing when nobody looks at flows."""
+    if dispatch is None:
+        return lambda request: request
+    return partial(without_credentials, strips=all_strips(destinations))
