@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="auth-sidecar" \
 # The base image has no compiled standard library, and nothing can be written at run time. The two directories are where
 # volumes go: a new volume takes owner and mode from here.
 RUN --network=none \
-    python -O -m compileall -q --invalidation-mode unchecked-hash -x /site-packages/ /usr/local/lib/python3.13 \
+    python -O -m compileall -q --invalidation-mode unchecked-hash -x '/(site-packages|test)/' /usr/local/lib/python3.13 \
     && python -m pip uninstall --quiet --yes --root-user-action ignore pip \
     && install -d -o 65532 -g 65532 -m 0700 /var/lib/auth-sidecar \
     && install -d -o 65532 -g 65532 -m 0755 /run/auth-sidecar

@@ -16,6 +16,7 @@ from sidecar.errors import IssuerError, StoreError
 from sidecar.secret import Secret
 
 _UNPROVEN = "expected Authorization: Bearer with the admin token"
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ALLOWED_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -25,6 +26,7 @@ class Source:
 
     *problems*: why the sidecar is not ready, by upstream, empty when it is. *exec_port*: opens the proxy port for
     commands of `exec`, which passes other hosts through, and returns its address; the same one each time.
+    *metrics*: a page in the text format of Prometheus.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -33,6 +35,7 @@ class Source:
     revoke: Callable[[str], Awaitable[None]]
     upstreams: Callable[[], Mapping[str, object]]
     exec_port: Callable[[], Awaitable[str]]
+    metrics: Callable[[], bytes] = bytes
 
 
 class Admin:
@@ -49,6 +52,7 @@ class Admin:
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/upstreams/{name}/renew", self._renew)
         app.router.add_post("/upstreams/{name}/revoke", self._revoke)
         app.router.add_post("/exec", self._exec)
@@ -71,6 +75,9 @@ class Admin:
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(self._source.status())
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._source.metrics(), headers={"Content-Type": _METRICS_TYPE})
 
     async def _renew(self, request: web.Request) -> web.Response:
         return await self._act(request, self._source.renew)

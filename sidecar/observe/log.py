@@ -8,7 +8,18 @@ from typing import Any, TextIO
 
 import structlog
 
-from sidecar.events import Drain, Emit, Event, LifetimeDiffers, Ready, Reload, Renewal, RequestDone, StoreTrouble, Trouble
+from sidecar.events import (
+    Drain,
+    Emit,
+    Event,
+    LifetimeDiffers,
+    Ready,
+    Reload,
+    Renewal,
+    RequestDone,
+    StoreTrouble,
+    Trouble,
+)
 
 _NAMES: dict[type[Event], str] = {
     Ready: "ready",

@@ -60,6 +60,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "cryptography": ("sidecar/tokens/seal.py", "sidecar/proxy/authority.py"),
     "httpx": ("sidecar/auth/", "sidecar/cli/", "sidecar/run/"),
     "mitmproxy": ("sidecar/proxy/", "addons/"),
+    "prometheus_client": ("sidecar/observe/metrics.py",),
     "random": ("sidecar/clock.py", "sidecar/emulator/demo_script.py"),
     "redis": ("sidecar/tokens/redis.py",),
     "time": ("sidecar/clock.py", "sidecar/emulator/demo_script.py"),

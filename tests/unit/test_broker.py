@@ -28,7 +28,7 @@ from sidecar.errors import (
     SidecarError,
     StoreError,
 )
-from sidecar.events import Event, LifetimeDiffers, Renewal, Trouble
+from sidecar.events import Event, LifetimeDiffers, Renewal, StoreTrouble, Trouble
 from sidecar.secret import Secret
 from sidecar.settings import Renew
 from sidecar.tokens.broker import Broker, Issuer
@@ -959,8 +959,9 @@ async def test_a_broken_store_fails_no_request(rig: Rig, error: Exception, detai
     store = rig.store = Broken()
     store.reading = store.writing = error
     broker = await rig.started(check_every=10)
-    assert rig.troubles()[0] == Trouble(where="token store of plm", detail=f"read: {detail}")
-    assert rig.troubles()[-1] == Trouble(where="token store of plm", detail=f"write: {detail}")
+    about = {"where": "token store of plm", "upstream": "plm"}
+    assert rig.troubles()[0] == StoreTrouble(**about, operation="read", detail=f"read: {detail}")
+    assert rig.troubles()[-1] == StoreTrouble(**about, operation="write", detail=f"write: {detail}")
     await rig.clock.advance(11)
     store.reading = store.writing = None
     await rig.clock.advance(10)
