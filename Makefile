@@ -1,6 +1,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
+COMPILE = $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --only-binary :all: \
+	--custom-compile-command 'make lock' --quiet
+
 # Debian keeps servers such as nginx where a plain user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
@@ -21,10 +24,10 @@ lint: install ## formatting, ruff, mypy, and the rules of the house
 demo: install ## a script that outlives its tokens: about 20 seconds, then a table
 	$(BIN)/auth-sidecar demo
 
-lock: install ## write requirements.lock anew; UPGRADE=1 takes newer versions
-	$(BIN)/uv pip compile pyproject.toml --group test --group dev --universal --python-version 3.12 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links --only-binary :all: --custom-compile-command 'make lock' --quiet \
-		$(if $(UPGRADE),--upgrade) --output-file requirements.lock
+lock: install ## write requirements.lock anew, and what the image is made from; UPGRADE=1 takes newer versions
+	$(COMPILE) pyproject.toml --group test --group dev --python-version 3.12 $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	$(COMPILE) pyproject.toml --python-version 3.13 --constraint requirements.lock --upgrade --output-file deploy/image/requirements.lock
+	echo hatchling | $(COMPILE) - --python-version 3.13 --constraint requirements.lock --upgrade --output-file deploy/image/build.lock
 
 clean: ## remove .venv and every cache
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -40,7 +40,7 @@ def proxy_options(idle: float) -> Options:
 
 
 class Listener:
-    """A bound address and the connections it took."""
+    """A bound address and the connections it took; `address`: what was bound, with the port that the system chose."""
 
     def __init__(self, address: ListenAddress, name: str) -> None:
         """Bind at once, so that addresses are known before anything is served; ConfigurationError when taken."""
@@ -53,12 +53,9 @@ class Listener:
             raise ConfigurationError(
                 f"{name}: cannot listen on {address}: {error.strerror}; expected a free local address"
             ) from None
-
-    @property
-    def address(self) -> ListenAddress:
-        """What was bound, with the port that the system chose."""
         name = self.socket.getsockname()
-        return SocketPath(name) if isinstance(name, str) else HostPort(name[0], name[1])
+        # Asked for while the socket is closed too: what is under way then must not reach it either.
+        self.address: ListenAddress = SocketPath(name) if isinstance(name, str) else HostPort(name[0], name[1])
 
     @property
     def busy(self) -> int:

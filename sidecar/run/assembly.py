@@ -47,6 +47,7 @@ class Assembly:
     """The parts of one configuration; *proxy*: as configured, *every*: for commands, with all other hosts passed."""
 
     settings: Settings
+    number: int
     destinations: dict[str, Destination]
     trust: Trust
     proxy: Port
@@ -93,7 +94,10 @@ async def assemble(
 
     *changed*: files whose content is another now. Raises ConfigurationError; *before* is as it was then.
     """
-    shared = around.shared
+    number = before.number + 1 if before else 0
+    # A lease is its owner's: brokers of two configurations must not take each other's for their own.
+    owner = f"{around.shared.owner}.{number}" if number else around.shared.owner
+    shared = dataclasses.replace(around.shared, owner=owner)
     destinations: dict[str, Destination] = {}
     kept = set()
     trust = await _trust(settings, shared, before)
@@ -132,7 +136,12 @@ async def assemble(
         )
 
     made = Assembly(
-        settings=settings, destinations=destinations, trust=trust, proxy=passing(patterns), every=passing((EVERY_HOST,))
+        settings=settings,
+        number=number,
+        destinations=destinations,
+        trust=trust,
+        proxy=passing(patterns),
+        every=passing((EVERY_HOST,)),
     )
     for name, broker in made.brokers.items():
         if name not in kept:

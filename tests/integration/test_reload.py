@@ -323,6 +323,9 @@ async def test_waits_end_with_503_when_the_sidecar_stops(tokens: TokenServer, tm
             assert await asyncio.wait_for(idle[0].read(), 5) == b""
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", rig.port())
+            assert b'"addresses"' in await raw(
+                rig.port("admin"), b"GET /status HTTP/1.1\r\nHost: localhost\r\n" + CLOSE
+            )
             release.set()
             answer = await asyncio.wait_for(reader.read(), 5)
             await draining
