@@ -105,5 +105,13 @@ class Reload:
     detail: str
 
 
-Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble | Drain | Reload
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReplaced:
+    """A worker took the place *number* of one that ended unasked, with *code*; negative: by that signal."""
+
+    number: int
+    code: int
+
+
+Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble | Drain | Reload | WorkerReplaced
 Emit = Callable[[Event], None]

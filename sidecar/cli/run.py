@@ -20,6 +20,7 @@ def run(
         str | None, typer.Option(metavar="DURATION", help="What SIGTERM leaves to requests in flight.")
     ] = None,
     for_exec: Annotated[bool, typer.Option("--for-exec", hidden=True)] = False,
+    worker: Annotated[str | None, typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Serve in the foreground until SIGTERM; read the configuration again on SIGHUP and when a file of it has changed.
 
@@ -38,10 +39,17 @@ def run(
     def read() -> Settings:
         return load(file, overrides=changes, base=base)
 
-    read()  # what is wrong is said before anything heavy is imported
+    settings = read()
+    if settings.workers != 1 and not worker and not for_exec:
+        from sidecar.run.supervisor import supervise
+
+        given = [f"{name}={value}" for name, value in single.items() if value]
+        given += [f"--set={change}" for change in changes] + ([f"--config={config}"] if config else [])
+        supervise(settings, given)
+        return
     from sidecar.run.service import serve
 
-    serve(read, file, for_exec=for_exec)
+    serve(read, file, for_exec=for_exec, worker=worker)
 
 
 def _single_upstream(options: dict[str, str | None]) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ Not reachable through the proxy: its address is one of our own listeners, which 
 """
 
 import hmac
-import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ class Source:
     """What the admin port shows and does; all but the actions return at once.
 
     *problems*: why the sidecar is not ready, by upstream, empty when it is. *exec_port*: opens the proxy port for
-    commands of `exec`, which passes other hosts through, and returns its address; the same one each time.
-    *metrics*: a page in the text format of Prometheus.
+    commands of `exec`, which passes other hosts through, and returns its address; the same one each time. *pid*: of
+    the process to be found by. *metrics*: a page in the text format of Prometheus.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -35,6 +34,7 @@ class Source:
     revoke: Callable[[str], Awaitable[None]]
     upstreams: Callable[[], Mapping[str, object]]
     exec_port: Callable[[], Awaitable[str]]
+    pid: int
     metrics: Callable[[], bytes] = bytes
 
 
@@ -66,7 +66,7 @@ class Admin:
             await self._runner.cleanup()
 
     async def _livez(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "pid": os.getpid()})
+        return web.json_response({"status": "ok", "pid": self._source.pid})
 
     async def _readyz(self, _: web.Request) -> web.Response:
         problems = self._source.problems()

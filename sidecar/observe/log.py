@@ -19,6 +19,7 @@ from sidecar.events import (
     RequestDone,
     StoreTrouble,
     Trouble,
+    WorkerReplaced,
 )
 
 _NAMES: dict[type[Event], str] = {
@@ -30,6 +31,7 @@ _NAMES: dict[type[Event], str] = {
     StoreTrouble: "trouble",
     Drain: "drain",
     Reload: "reload",
+    WorkerReplaced: "worker_replaced",
 }
 
 
@@ -42,7 +44,7 @@ def make_emit(log_format: str, level: str, stream: TextIO | None = None) -> Emit
         else structlog.dev.ConsoleRenderer(colors=target.isatty())
     )
     logger = structlog.wrap_logger(
-        structlog.PrintLogger(target),
+        structlog.WriteLogger(target),
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
     )

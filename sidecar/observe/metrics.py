@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sidecar.clock import Clock
-from sidecar.events import Event, Renewal, RequestDone, StoreTrouble
+from sidecar.events import Event, Renewal, RequestDone, StoreTrouble, WorkerReplaced
 from sidecar.observe.slots import PUBLISH_SECONDS, Slot, Standing
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
@@ -54,13 +54,16 @@ UNAUTHORIZED = Metric(
     "auth_sidecar_unauthorized_total", "counter", ("visible",), "Answers 401, and whether the client saw them."
 )
 STORE_ERRORS = Metric("auth_sidecar_store_errors_total", "counter", ("operation",), "Failures of the token store.")
+WORKERS_REPLACED = Metric(
+    "auth_sidecar_workers_replaced_total", "counter", (), "Workers that ended unasked and were replaced."
+)
 EXPIRES_IN = Metric("auth_sidecar_token_expires_in_seconds", "gauge", (), "Until the token expires; 0 without one.")
 LIFETIME = Metric("auth_sidecar_token_lifetime_seconds", "gauge", (), "Lifetime of the token; 0 without one.")
 IN_FLIGHT = Metric("auth_sidecar_in_flight", "gauge", (), "Requests under way.")
 
 COUNTED = (
     *(REQUESTS, REQUEST_SECONDS, OVERHEAD, ATTEMPTS, RETRIES, RETRIES_REFUSED),
-    *(RENEWALS, RENEWAL_SECONDS, UNAUTHORIZED, STORE_ERRORS),
+    *(RENEWALS, RENEWAL_SECONDS, UNAUTHORIZED, STORE_ERRORS, WORKERS_REPLACED),
 )
 METRICS = (*COUNTED, EXPIRES_IN, LIFETIME, IN_FLIGHT)
 
@@ -83,7 +86,7 @@ class Metrics:
     """The numbers of this process, or with a *slot* of all processes that share its folder.
 
     *status* and *in_flight* tell of each upstream how it stands now; both return at once. One object with a slot per
-    process. Raises OSError when the slot has no room on its disk.
+    process. Raises ConfigurationError when the slot has no room on its disk.
     """
 
     def __init__(
@@ -137,6 +140,8 @@ class Metrics:
             self._of(RENEWAL_SECONDS, event.upstream).observe(event.seconds)
         elif isinstance(event, StoreTrouble):
             self._of(STORE_ERRORS, event.upstream, event.operation).inc()
+        elif isinstance(event, WorkerReplaced):
+            self._of(WORKERS_REPLACED, "").inc()
 
     def render(self) -> bytes:
         """Return all numbers as of now, in the text format of Prometheus, version 0.0.4."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sidecar.errors import ConfigurationError
+
 PUBLISH_SECONDS = 1.0
 _BELIEVED_SECONDS = 5.0
 _RESERVED = 512 << 10
@@ -38,13 +40,14 @@ class Slot:
     number: int
 
     def reserve(self) -> None:
-        """Make the files for counts as large as they will be, or find them so; raises OSError on a full disk.
+        """Make the files for counts as large as they will be, or find them so; ConfigurationError without room.
 
         They are mapped into memory: were there no room on the disk later, the process would be killed.
         """
-        for kind in ("counter", "histogram"):
-            with (self.folder / f"{kind}_{self.number}.db").open("ab") as file:
-                file.write(bytes(max(0, _RESERVED - file.tell())))
+        with _room_in(self.folder):
+            for kind in ("counter", "histogram"):
+                with (self.folder / f"{kind}_{self.number}.db").open("ab") as file:
+                    file.write(bytes(max(0, _RESERVED - file.tell())))
 
     def counts(self) -> list[str]:
         """Return the files that hold the counts of all processes, dead ones included."""
@@ -79,11 +82,11 @@ class Slot:
 def shared_folder(parent: Path) -> Iterator[Path]:
     """Make a fresh folder for slots in *parent*, only for us to read, and remove it at the end.
 
-    Removes those of processes that were killed; one that is in use stays. Raises OSError.
+    Removes those of processes that were killed; what is in use, or none of ours, stays. Raises ConfigurationError.
     """
-    with _locked(parent, wait=True):
+    with _room_in(parent), _locked(parent, wait=True):
         for old in parent.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(BlockingIOError), _locked(old, wait=False):
+            with contextlib.suppress(OSError), _locked(old, wait=False):
                 shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         used = contextlib.ExitStack()
@@ -93,6 +96,15 @@ def shared_folder(parent: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"state_dir: cannot keep the metrics of workers in {folder}: {error.strerror}"
+        raise ConfigurationError(f"{message}; expected a folder of ours with 1 MiB free for each worker") from None
 
 
 @contextlib.contextmanager

@@ -1,22 +1,20 @@
 """Our own listening sockets around mitmproxy's connection handler; its own bind every interface and cannot drain."""
 
 import asyncio
-import contextlib
 import socket
-import stat
-from pathlib import Path
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.options import Options
 
-from sidecar.errors import ConfigurationError, Reason, Refusal, where
+from sidecar.errors import Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.port import Port
-from sidecar.settings import HostPort, ListenAddress, SocketPath
+from sidecar.proxy.sockets import BACKLOG, address_of
 
-_BACKLOG = 1024
+_ACCEPT = 8
+"""How many connections are taken at once: the other processes on this socket want their share."""
 
 
 def proxy_options(idle: float) -> Options:
@@ -42,20 +40,13 @@ def proxy_options(idle: float) -> Options:
 class Listener:
     """A bound address and the connections it took; `address`: what was bound, with the port that the system chose."""
 
-    def __init__(self, address: ListenAddress, name: str) -> None:
-        """Bind at once, so that addresses are known before anything is served; ConfigurationError when taken."""
+    def __init__(self, bound: socket.socket) -> None:
         self._port: Port | None = None
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], ClientConnection] = {}
-        try:
-            self.socket = _bound_path(address.path) if isinstance(address, SocketPath) else _bound(*address)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{name}: cannot listen on {address}: {error.strerror}; expected a free local address"
-            ) from None
-        name = self.socket.getsockname()
+        self.socket = bound
         # Asked for while the socket is closed too: what is under way then must not reach it either.
-        self.address: ListenAddress = SocketPath(name) if isinstance(name, str) else HostPort(name[0], name[1])
+        self.address = address_of(bound)
 
     @property
     def busy(self) -> int:
@@ -98,10 +89,9 @@ class Listener:
                 task.add_done_callback(lambda done: self._connections.pop(done, None))
             await connection.handle_client()
 
-        if self.socket.family is socket.AF_UNIX:
-            self._server = await asyncio.start_unix_server(accept, sock=self.socket)
-        else:
-            self._server = await asyncio.start_server(accept, sock=self.socket)
+        start = asyncio.start_unix_server if self.socket.family is socket.AF_UNIX else asyncio.start_server
+        self._server = await start(accept, sock=self.socket, backlog=_ACCEPT)
+        self.socket.listen(BACKLOG)  # asyncio has set it to the number that it takes at once
 
     def drain(self) -> None:
         """Accept nothing more; connections end with their request, idle ones at once. Twice does no harm."""
@@ -133,50 +123,3 @@ class Listener:
             connection.abort()
         if self._connections:
             await asyncio.wait(tuple(self._connections), timeout=1)
-
-
-def _bound(host: str, port_number: int) -> socket.socket:
-    """Return a listening socket.
-
-    With its protocol named, unlike `socket.create_server`: asyncio sets TCP_NODELAY on connections of such
-    sockets only, and without it the body of every answer on a kept connection waits 40 ms for an ACK.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port_number))
-        bound.listen(_BACKLOG)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _bound_path(path: str) -> socket.socket:
-    """Return a listening unix socket for the owner and the group; what a dead process left at *path* is replaced."""
-    place = Path(path)
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(place.stat().st_mode) and not _answers(path):
-            place.unlink()
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        bound.bind(path)
-        place.chmod(0o660)
-        bound.listen(_BACKLOG)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:
-            pass  # its queue is full
-    return True

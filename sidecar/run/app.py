@@ -4,7 +4,10 @@ again in the right order.
 
 import asyncio
 import contextlib
+import os
 import secrets
+import signal
+import socket
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
@@ -15,12 +18,14 @@ from sidecar.events import Drain, Emit, Ready, Trouble
 from sidecar.observe.admin import Admin, Source
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.port import Dispatch
+from sidecar.proxy.sockets import bind as bind_socket
 from sidecar.run.assembly import Assembly, Surroundings, assemble
 from sidecar.run.credentials import Shared
 from sidecar.run.listeners import FREE_PORT, Listeners, bind
 from sidecar.run.state import RunFile, admin_token, prepare
 from sidecar.run.status import problems, status
 from sidecar.run.stores import instance_name, keep_announcing, open_store
+from sidecar.run.supervisor import Inherited
 from sidecar.settings import HostPort, Settings, secret_references
 from sidecar.settings.values import without_password
 from sidecar.tokens.broker import Broker
@@ -32,11 +37,10 @@ _POLL_SECONDS = 0.05
 class App:
     """A sidecar that serves; made and closed by `running`."""
 
-    def __init__(self, listeners: Listeners, admin: Listener, shared: Shared, tasks: Tasks) -> None:
+    def __init__(self, listeners: Listeners, admin: Listener, tasks: Tasks) -> None:
         self._listeners = listeners
         self._admin = admin
         self._exec: Listener | None = None
-        self._shared = shared
         self._tasks = tasks
         self._retired: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
@@ -70,11 +74,17 @@ class App:
         addresses = [each.address for each in (self._admin, *self._all())]
         return [address for address in addresses if isinstance(address, HostPort)]
 
+    def inherit(self, bound: socket.socket) -> None:
+        """Use *bound* as the port of `exec`, which is that of all workers."""
+        self._exec = Listener(bound)
+
     async def start(self, settings: Settings, around: Surroundings) -> None:
         """Serve *settings*."""
         self._around = around
         self._assembly = await assemble(settings, around)
         await self._listeners.serve(self._assembly)
+        if self._exec is not None:
+            await self._exec.serve(self._assembly.every)
 
     async def reload(self, settings: Settings, changed: Collection[Path] = ()) -> None:
         """Serve *settings* from now on; requests under way end as they began. *changed*: files with new content.
@@ -99,9 +109,13 @@ class App:
     async def exec_port(self) -> str:
         """Return where commands of `exec` are served, with other hosts passed through; opened when first asked for."""
         if self._exec is None:
-            self._exec = Listener(FREE_PORT, "exec")
+            self._exec = Listener(bind_socket(FREE_PORT, "exec"))
             await self._exec.serve(self._assembly.every)
         return str(self._exec.address)
+
+    async def look(self) -> None:
+        """Look at the store at once: another process says that there is something new."""
+        await asyncio.gather(*(broker.recall() for broker in self.brokers.values()))
 
     async def drain(self, grace: float, clock: Clock, emit: Emit) -> None:
         """Take nothing new, let what is under way end within *grace* seconds, and no request wait to be retried."""
@@ -146,37 +160,43 @@ async def running(
     emit: Emit,
     dispatch: Dispatch | None = None,
     for_exec: bool = False,
+    inherited: Inherited | None = None,
 ) -> AsyncIterator[App]:
     """Serve while the context is open, in the running event loop.
 
-    *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for
-    one command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed
-    through. On leaving, readiness ends, nothing new is accepted, requests in flight get `grace`, a running
-    renewal is finished and stored. Raises ConfigurationError before anything is served.
+    *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for one
+    command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed through.
+    *inherited*: what a worker has from its supervisor, which is found by others in its place. On leaving, readiness
+    ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored. Raises
+    ConfigurationError before anything is served.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
-        listeners = bind(settings, free=for_exec)
+        listeners = bind(settings, free=for_exec, inherited=inherited.sockets if inherited else None)
         stack.push_async_callback(listeners.aclose)
-        admin_listener = Listener(FREE_PORT if for_exec else settings.listen.admin, "listen.admin")
+        admin_socket = inherited.sockets.get("admin") if inherited else None
+        admin_address = FREE_PORT if for_exec else settings.listen.admin
+        admin_listener = Listener(admin_socket or bind_socket(admin_address, "listen.admin"))
         stack.push_async_callback(admin_listener.aclose)
         store, keys = open_store(settings, clock)
         stack.push_async_callback(store.aclose)
         shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=emit)
         tasks = Tasks(shared.owner, emit)
         stack.push_async_callback(tasks.aclose)
-        app = App(listeners, admin_listener, shared, tasks)
+        app = App(listeners, admin_listener, tasks)
+        if inherited is not None:
+            app.inherit(inherited.sockets["exec"])
         around = Surroundings(
             shared=shared, own=app.own, identity=secrets.token_hex(4), dispatch=dispatch, for_exec=for_exec
         )
-        admin = Admin(_source(app, clock), admin_token(settings))
+        admin = Admin(_source(app, clock, inherited), admin_token(settings))
         stack.push_async_callback(admin.aclose)
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)
         await admin.serve(admin_listener.socket)
         tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
         stack.push_async_callback(lambda: app.drain(app.settings.grace, clock, emit))
-        if not for_exec:
+        if not for_exec and inherited is None:
             stack.enter_context(RunFile(settings, app.addresses))
         emit(Ready(addresses=app.addresses, version=__version__))
         for key in _plain_secrets(settings):
@@ -206,12 +226,19 @@ def _plain_secrets(settings: Settings) -> Iterator[str]:
         yield "store.url"
 
 
-def _source(app: App, clock: Clock) -> Source:
+def _source(app: App, clock: Clock, inherited: Inherited | None) -> Source:
+    def tell() -> None:
+        """Have the other workers look at the store."""
+        if inherited is not None:
+            os.kill(inherited.supervisor, signal.SIGUSR1)
+
     async def renew(name: str) -> None:
         await app.brokers[name].renew()
+        tell()
 
     async def revoke(name: str) -> None:
         await app.brokers[name].revoke()
+        tell()
 
     return Source(
         status=lambda: status(app.brokers, app.addresses, __version__, clock) | {"reload_refused": app.refused or None},
@@ -222,4 +249,5 @@ def _source(app: App, clock: Clock) -> Source:
         revoke=revoke,
         upstreams=lambda: app.brokers,
         exec_port=app.exec_port,
+        pid=inherited.supervisor if inherited else os.getpid(),
     )

@@ -1,7 +1,10 @@
 """The listening sockets of a configuration; a reload keeps those whose address has not changed."""
 
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sidecar.proxy import sockets
 from sidecar.proxy.listener import Listener
 from sidecar.run.assembly import Assembly
 from sidecar.settings import HostPort, ListenAddress, Settings
@@ -56,22 +59,24 @@ class Listeners:
         return [each for each in self.by_name.values() if each not in others]
 
 
-def bind(settings: Settings, before: Listeners | None = None, *, free: bool = False) -> Listeners:
+def bind(
+    settings: Settings,
+    before: Listeners | None = None,
+    *,
+    free: bool = False,
+    inherited: Mapping[str, socket.socket] | None = None,
+) -> Listeners:
     """Return listeners for *settings*, those of *before* where the address is the same; *free*: on any port.
 
-    Every address is bound first: a taken one is found before anything is served. Raises ConfigurationError, and
-    what was bound is given back.
+    *inherited*: sockets that are bound already, by name. Every address is bound first: a taken one is found before
+    anything is served. Raises ConfigurationError, and what was bound is given back.
     """
-    wanted = {"proxy": ("listen.proxy", settings.listen.proxy)}
-    for name, upstream in settings.upstreams.items():
-        if upstream.listen is not None:
-            wanted[name] = (f"upstreams.{name}.listen", upstream.listen)
     found = Listeners()
     try:
-        for name, (key, configured) in wanted.items():
+        for name, (key, configured) in settings.served.items():
             address = FREE_PORT if free else configured
             kept = before.at(name, address) if before else None
-            found.by_name[name] = kept or Listener(address, key)
+            found.by_name[name] = kept or Listener((inherited or {}).get(name) or sockets.bind(address, key))
             found.wanted[name] = address
     except BaseException:
         for listener in found.without(before):

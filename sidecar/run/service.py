@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sidecar.clock import SystemClock
@@ -14,8 +13,10 @@ from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
+from sidecar.run.process import announcing, harden
 from sidecar.run.reload import Reloader
 from sidecar.run.state import open_exec_log, prepare
+from sidecar.run.supervisor import inherited
 from sidecar.settings import Settings, check_secrets, load
 from sidecar.tokens.tasks import Tasks
 
@@ -31,18 +32,24 @@ def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyn
     return lambda dispatch: running(settings, clock=SystemClock(), emit=emit, dispatch=dispatch)
 
 
-def serve(read: Callable[[], Settings], file: Path | None, *, for_exec: bool = False) -> None:
-    """Serve what *read* returns in the foreground until SIGTERM or SIGINT; a second one ends the process at once.
+def serve(
+    read: Callable[[], Settings],
+    file: Path | None,
+    *,
+    for_exec: bool = False,
+    worker: str | None = None,
+) -> None:
+    """Serve what *read* returns in this process until SIGTERM or SIGINT; a second one ends it at once.
 
     On SIGHUP, and when *file* or a file that the settings name has changed, it is read again. *for_exec*: for one
-    command only, until standard input ends too. Standard output and error then tell who started us how it went;
-    once we serve, all goes to `exec.log`.
+    command only, until standard input ends too; once we serve, all output goes to `exec.log`. *worker*: what our
+    supervisor has for us; we end with it.
     """
     harden()
     settings = read()
     check_secrets(settings)
     clock = SystemClock()
-    emit = _for_exec(settings) if for_exec else _announcing(make_emit(settings.log.format, settings.log.level))
+    emit = _for_exec(settings) if for_exec else announcing(make_emit(settings.log.format, settings.log.level))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -61,12 +68,18 @@ def serve(read: Callable[[], Settings], file: Path | None, *, for_exec: bool = F
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ask_to_stop)
-        if for_exec:
+        # Heard from the first moment on: what is asked while we start is done when we serve.
+        asked, told = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+        loop.add_signal_handler(signal.SIGUSR1, told.set)
+        if for_exec or worker:
             loop.add_reader(0, hear)
-        async with running(settings, clock=clock, emit=emit, for_exec=for_exec) as app:
+        given = inherited(worker) if worker else None
+        async with running(settings, clock=clock, emit=emit, for_exec=for_exec, inherited=given) as app:
             reloader = Reloader(app, read, file, clock=clock, emit=emit)
             tasks = Tasks("the configuration", emit)
-            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(), "reload"))
+            tasks.spawn(_whenever(asked, reloader.reload), "reload")
+            tasks.spawn(_whenever(told, app.look), "look")
             tasks.spawn(reloader.watch(), "watch")
             await stop.wait()
             await tasks.aclose()
@@ -74,28 +87,12 @@ def serve(read: Callable[[], Settings], file: Path | None, *, for_exec: bool = F
     asyncio.run(main())
 
 
-def harden() -> None:
-    """Keep secrets out of core dumps and key logs, and our own clients off any proxy of the environment."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name in ("SSLKEYLOGFILE", "MITMPROXY_SSLKEYLOGFILE"):
-        os.environ.pop(name, None)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        os.environ.pop(name, None)
-        os.environ.pop(name.upper(), None)
-
-
-def _announcing(emit: Emit) -> Emit:
-    """Print the ready line on standard output, whatever the log level; in the log too, unless both are one."""
-    same = os.path.sameopenfile(1, 2)
-
-    def announce(event: Event) -> None:
-        if isinstance(event, Ready):
-            sys.stdout.write(ready_line(event) + "\n")
-            sys.stdout.flush()
-        if not (same and isinstance(event, Ready)):
-            emit(event)
-
-    return announce
+async def _whenever(asked: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Do *work* whenever it was asked for, once for all who asked meanwhile; until cancelled."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await work()
 
 
 def _for_exec(settings: Settings) -> Emit:

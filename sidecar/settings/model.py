@@ -14,7 +14,16 @@ from sidecar.policy.passthrough import matches
 from sidecar.policy.routing import Origin
 from sidecar.settings.names import HostPattern, is_local
 from sidecar.settings.upstream import Model, Upstream
-from sidecar.settings.values import EMBEDDED, Address, Duration, HostPort, SecretReference, Size, StoreUrl
+from sidecar.settings.values import (
+    EMBEDDED,
+    Address,
+    Duration,
+    HostPort,
+    ListenAddress,
+    SecretReference,
+    Size,
+    StoreUrl,
+)
 
 _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -100,6 +109,15 @@ class Settings(Model):
     upstreams: dict[str, Upstream]
     log: Log = Log()
 
+    @property
+    def served(self) -> dict[str, tuple[str, ListenAddress]]:
+        """The proxy port as `proxy` and the reverse ports under the names of their upstreams: key path and address."""
+        found: dict[str, tuple[str, ListenAddress]] = {"proxy": ("listen.proxy", self.listen.proxy)}
+        for name, upstream in self.upstreams.items():
+            if upstream.listen is not None:
+                found[name] = (f"upstreams.{name}.listen", upstream.listen)
+        return found
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if not self.upstreams:
@@ -116,8 +134,7 @@ class Settings(Model):
         for pattern in self.passthrough:
             if hidden := [name for name, upstream in self.upstreams.items() if matches(pattern, upstream.origin.host)]:
                 raise ValueError(f"passthrough: {pattern} is the host of upstream {hidden[0]}; expected other hosts")
-        ports = [("listen.proxy", self.listen.proxy), ("listen.admin", self.listen.admin)]
-        ports += [(f"upstreams.{name}.listen", u.listen) for name, u in self.upstreams.items() if u.listen]
+        ports = [self.served["proxy"], ("listen.admin", self.listen.admin), *list(self.served.values())[1:]]
         taken: dict[object, str] = {}
         for key, address in ports:
             if address[-1] and taken.setdefault(address, key) != key:

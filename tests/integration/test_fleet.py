@@ -269,7 +269,7 @@ async def test_write_that_a_failover_lost_is_made_good(
             replica.thaw()
             await until(lambda: servers.master() is replica, "failover", 15)
             await until(lambda: replica.command("ROLE")[0] == b"master", "failover", 15)
-            await asyncio.sleep(5)
+            await asyncio.sleep(10)
             with contextlib.suppress(CredentialRejected):
                 for _ in range(20):
                     with contextlib.suppress(IssuerUnavailable):

@@ -105,12 +105,11 @@ class Worker:
 
 
 def samples(page: str) -> dict[tuple[str, ...], float]:
-    """Return every sample by its name and its labels' values."""
-    return {
-        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-    }
+    """Return every sample by its name and its labels' values; no sample is there twice."""
+    found = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    values = {(each.name, *(each.labels[name] for name in sorted(each.labels))): each.value for each in found}
+    assert len(values) == len(found)
+    return values
 
 
 @pytest.fixture
@@ -135,7 +134,9 @@ def test_whoever_is_asked_tells_of_all(folder: Path) -> None:
         first.tell("count 3")
         second.tell("count 4")
         pages = [worker.page() for worker in (reader, first, second)]
+        room = [file.stat().st_blocks * 512 for file in folder.glob("*.db")]
     assert pages[0] == pages[1] == pages[2]
+    assert min(room) >= 512 << 10
     assert pages[0][("auth_sidecar_requests_total", "GET", "passed", "200", "plm")] == 7
     assert pages[0][("auth_sidecar_request_seconds_count", "plm")] == 7
     assert pages[0][("auth_sidecar_request_seconds_sum", "plm")] == pytest.approx(0.14)
@@ -381,7 +382,14 @@ async def admin(page: Any) -> AsyncIterator[str]:
         return None
 
     source = Source(
-        status=dict, problems=dict, renew=nothing, revoke=nothing, upstreams=dict, exec_port=nothing, metrics=page
+        status=dict,
+        problems=dict,
+        renew=nothing,
+        revoke=nothing,
+        upstreams=dict,
+        exec_port=nothing,
+        pid=1,
+        metrics=page,
     )
     bound = socket.create_server(("127.0.0.1", 0))
     server = Admin(source, Secret(canary("admin-token")))

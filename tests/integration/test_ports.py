@@ -17,7 +17,7 @@ import trustme
 
 from sidecar.errors import ConfigurationError
 from sidecar.events import RequestDone
-from sidecar.proxy.listener import Listener
+from sidecar.proxy.sockets import bind
 from sidecar.settings import Settings, SocketPath
 from tests.canary import WORD, canary
 from tests.rig import (
@@ -410,7 +410,7 @@ def test_socket_of_a_process_that_hangs_is_in_use(tmp_path: Path) -> None:
         end.start()
         try:
             with pytest.raises(ConfigurationError, match="expected a free"):
-                Listener(SocketPath(str(path)), "listen.proxy")
+                bind(SocketPath(str(path)), "listen.proxy")
             assert end.is_alive()
         finally:
             end.cancel()

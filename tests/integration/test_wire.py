@@ -11,6 +11,7 @@ import pytest
 from sidecar.events import RequestDone
 from sidecar.proxy import connection
 from sidecar.proxy.listener import Listener
+from sidecar.proxy.sockets import bind
 from sidecar.settings import HostPort
 from tests.rig import (
     OK,
@@ -363,7 +364,7 @@ async def test_answers_do_not_wait_for_acknowledgements() -> None:
         accepted.put_nowait(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
-    listener = Listener(HostPort("127.0.0.1", 0), "listen.proxy")
+    listener = Listener(bind(HostPort("127.0.0.1", 0), "listen.proxy"))
     async with await asyncio.start_server(look, sock=listener.socket):
         _, writer = await asyncio.open_connection(*listener.address)
         no_delay = await accepted.get()

@@ -1,6 +1,7 @@
 """Metrics: which event makes which number, that labels are bounded, and that page and code agree."""
 
 import ast
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.errors import UpstreamFailure
-from sidecar.events import Event, LifetimeDiffers, Ready, Renewal, RequestDone, StoreTrouble, Trouble
+from sidecar.errors import ConfigurationError, UpstreamFailure
+from sidecar.events import Event, LifetimeDiffers, Ready, Renewal, RequestDone, StoreTrouble, Trouble, WorkerReplaced
 from sidecar.exchange.attempt import Answer
 from sidecar.exchange.tally import RETRY_REFUSED, Tally, measured
 from sidecar.observe.metrics import METRICS, Metrics
@@ -159,6 +160,12 @@ def test_store_trouble_counts_by_operation() -> None:
     assert found == {("store_errors_total", "read", "plm"): 1}
 
 
+def test_a_worker_that_took_the_place_of_another_counts() -> None:
+    """It is nobody's upstream's."""
+    event = WorkerReplaced(number=1, code=-9)
+    assert after(event, event) == {("workers_replaced_total", ""): 2}
+
+
 def test_gauges_are_read_when_asked() -> None:
     """Each page shows the token and the requests as they are then."""
     clock, status, in_flight = Hands(), {"plm": Status(1_000_060.0, 90.0)}, {"plm": 2, "gone": 1}
@@ -194,7 +201,7 @@ def test_what_clients_choose_makes_no_new_series() -> None:
     found = numbers(metrics)
     assert set(found) == before
     assert found[("requests_total", "other", "passed", "200", "")] == 10_001
-    assert len(metrics._children) == known
+    assert len(metrics._children) == known > 0
 
 
 @settings(max_examples=50)
@@ -298,8 +305,6 @@ async def test_our_share_is_the_steps_and_not_the_waits() -> None:
         clock.ticks += 50
         waiting.set_result(None)
 
-    import asyncio
-
     loop = asyncio.get_running_loop()
     await measured(work(), tally, clock.monotonic)
     assert tally.overhead == 5
@@ -307,8 +312,6 @@ async def test_our_share_is_the_steps_and_not_the_waits() -> None:
 
 async def test_our_share_is_kept_whatever_ends_the_work() -> None:
     """An error and a cancellation come through, are for the work to catch first, and what was spent is known."""
-    import asyncio
-
     clock, caught = Hands(), []
 
     async def work() -> None:
@@ -382,6 +385,14 @@ def test_room_for_counts_is_taken_once_and_for_real(tmp_path: Path) -> None:
     assert file.read_bytes()[:7] == b"counted"
 
 
+def test_a_folder_without_room_is_told_in_one_line(tmp_path: Path) -> None:
+    """Before anything is served, with what to do."""
+    with pytest.raises(ConfigurationError, match=r"state_dir: .*/gone: No such file.*; expected a folder"):
+        Slot(tmp_path / "gone", 1).reserve()
+    with pytest.raises(ConfigurationError, match="state_dir: "), shared_folder(tmp_path / "gone"):
+        pass
+
+
 def test_a_file_that_is_still_empty_is_not_read(tmp_path: Path) -> None:
     """A process that has just begun has none of its counts in it yet."""
     (tmp_path / "counter_1.db").touch()
@@ -393,11 +404,12 @@ def test_the_folder_is_fresh_private_and_gone_at_the_end(tmp_path: Path) -> None
     """Two at once do not meet, and what a killed one left behind is cleared away."""
     (tmp_path / "metrics-left").mkdir()
     (tmp_path / "metrics-left" / "counter_1.db").touch()
+    (tmp_path / "metrics-notes").touch()
     with shared_folder(tmp_path) as first, shared_folder(tmp_path) as second:
         assert first != second
         assert first.stat().st_mode & 0o777 == 0o700
-        assert sorted(tmp_path.iterdir()) == sorted([first, second])
-    assert list(tmp_path.iterdir()) == []
+        assert sorted(tmp_path.iterdir()) == sorted([first, second, tmp_path / "metrics-notes"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "metrics-notes"]
 
 
 def test_every_field_of_a_status_is_one_of_the_broker() -> None:
@@ -405,3 +417,25 @@ def test_every_field_of_a_status_is_one_of_the_broker() -> None:
     from sidecar.tokens.broker import BrokerStatus
 
     assert {"expires_at", "lifetime"} <= {field.name for field in fields(BrokerStatus)}
+
+
+async def test_others_are_told_once_a_second(tmp_path: Path) -> None:
+    """How we stand is news for as long as we live; alone there is nobody to tell."""
+    told: list[tuple[float, float]] = []
+
+    class Watching(Hands):
+        async def sleep(self, seconds: float) -> None:
+            told.extend((self.ticks, each["plm"].in_flight) for each in Slot(tmp_path, 2).others(self.ticks))
+            in_flight["plm"] += 1
+            await super().sleep(seconds)
+            if len(told) == 3:
+                raise asyncio.CancelledError
+
+    in_flight = {"plm": 0}
+    metrics = make({"plm": Status(1_000_060.0, 90.0)}, in_flight, Watching())
+    metrics.publish()
+    assert list(tmp_path.iterdir()) == []
+    metrics._slot = Slot(tmp_path, 1)
+    with pytest.raises(asyncio.CancelledError):
+        await metrics.keep_publishing()
+    assert told == [(100.0, 0), (101.0, 1), (102.0, 2)]
