@@ -4,6 +4,7 @@ Not reachable through the proxy: its address is one of our own listeners, which 
 """
 
 import hmac
+import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sidecar.secret import Secret
 _UNPROVEN = "expected Authorization: Bearer with the admin token"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ALLOWED_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +115,21 @@ async def _same_site(
 ) -> web.StreamResponse:
     """Refuse what a page in the user's browser could send: another Host name, or another site."""
     host = (request.headers.get("Host") or "").rpartition(":")[0] or request.headers.get("Host", "")
-    if host not in _ALLOWED_HOSTS or request.headers.get("Origin") or not _from_here(request):
+    known = host in _ALLOWED_HOSTS or (request.path in _OPEN_PATHS and _is_address(host))
+    if not known or request.headers.get("Origin") or not _from_here(request):
         return _problem(403, "expected a request to a loopback name, not from a page of another site")
     response = await handler(request)
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _is_address(host: str) -> bool:
+    """Tell whether *host* is no name: probes and scrapers ask by address, which no name can be made to look like."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _from_here(request: web.Request) -> bool:

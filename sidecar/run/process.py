@@ -1,5 +1,6 @@
 """What every process of ours does that serves or has others serve: hides what could leak, says that it is ready."""
 
+import contextlib
 import os
 import resource
 import sys
@@ -9,8 +10,14 @@ from sidecar.observe.log import ready_line
 
 
 def harden() -> None:
-    """Keep secrets out of core dumps and key logs, and our own clients off any proxy of the environment."""
+    """Keep secrets out of core dumps and key logs, and our own clients off any proxy of the environment.
+
+    As many descriptors may be open as the system allows: connections are bounded by the configuration.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says endless and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     for name in ("SSLKEYLOGFILE", "MITMPROXY_SSLKEYLOGFILE"):
         os.environ.pop(name, None)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):

@@ -104,7 +104,7 @@ async def test_clocks_minutes_apart_agree(redis_server: Server, plm: Emulator, t
         first = await brokers.node(margin="3s", check_every="1s", ahead=-150)
         second = await brokers.node(margin="3s", check_every="1s", ahead=150)
         began = time.monotonic()
-        while time.monotonic() < began + 9:
+        while time.monotonic() < began + 6.5:
             assert await first.get(0.5)
             assert await second.get(0.5)
             await asyncio.sleep(0.1)
@@ -112,7 +112,7 @@ async def test_clocks_minutes_apart_agree(redis_server: Server, plm: Emulator, t
         ends = [node.broker.status().expires_at for node in (first, second)]
 
     # A token is due 3 to 4.5 s after its issue.
-    assert 3 <= plm.counters.token_calls.total() <= 5
+    assert 2 <= plm.counters.token_calls.total() <= 4
     assert ends[0] is not None
     assert ends[1] is not None
     # The store's time is followed in steps of a second.
@@ -270,7 +270,8 @@ async def test_write_that_a_failover_lost_is_made_good(
             replica.thaw()
             await until(lambda: servers.master() is replica, "failover", 15)
             await until(lambda: replica.command("ROLE")[0] == b"master", "failover", 15)
-            await asyncio.sleep(10)
+            with contextlib.suppress(AssertionError):
+                await until(lambda: replica.command("HGET", first.key, "generation") == b"2", "the token in Redis", 10)
             with contextlib.suppress(CredentialRejected):
                 for _ in range(20):
                     with contextlib.suppress(IssuerUnavailable):
@@ -505,7 +506,7 @@ async def test_redis_that_comes_back_empty_has_the_token_within_ten_seconds(
         token = await first.get()
         redis_server.kill()
         redis_server.start()
-        await asyncio.sleep(10)
+        await until(lambda: redis_server.command("EXISTS", first.key), "the token in Redis", 10)
         second = await brokers.node()
 
         assert await second.get() == token

@@ -2,7 +2,12 @@
 
 import ast
 import asyncio
+import fcntl
+import gc
+import os
 import re
+import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -417,6 +422,64 @@ def test_every_field_of_a_status_is_one_of_the_broker() -> None:
     from sidecar.tokens.broker import BrokerStatus
 
     assert {"expires_at", "lifetime"} <= {field.name for field in fields(BrokerStatus)}
+
+
+def test_two_that_begin_at_once_take_turns(tmp_path: Path) -> None:
+    """One must not clear away the folder that the other has made and not yet claimed."""
+    made = threading.Event()
+
+    def begin() -> None:
+        with shared_folder(tmp_path):
+            made.set()
+
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    thread = threading.Thread(target=begin)
+    thread.start()
+    assert not made.wait(0.2)
+    assert list(tmp_path.iterdir()) == []
+    os.close(descriptor)
+    assert made.wait(10)
+    thread.join()
+
+
+def test_a_standing_is_there_at_every_moment(tmp_path: Path) -> None:
+    """The new one takes the place of the old in one step."""
+    standings = {f"plm{number}": STANDING for number in range(200)}
+    slot, reader = Slot(tmp_path, 1), Slot(tmp_path, 2)
+    slot.publish(standings, now=100.0)
+    writing = threading.Thread(target=lambda: [slot.publish(standings, now=100.0) for _ in range(500)])
+    writing.start()
+    found = []
+    while writing.is_alive():
+        found.append(reader.others(100.0) == [standings])
+    writing.join()
+    assert all(found)
+
+
+async def test_work_that_failed_is_freed_at_once() -> None:
+    """Its frames are not kept alive by the error that ended them: a body may hang on to them."""
+    held: list[Any] = []
+
+    class Body:
+        pass
+
+    async def work() -> None:
+        body = Body()
+        held.append(weakref.ref(body))
+        await asyncio.Event().wait()
+
+    gc.disable()
+    try:
+        task = asyncio.ensure_future(_run(work(), Tally(0.0), Hands()))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        del task
+        await asyncio.sleep(0)
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_others_are_told_once_a_second(tmp_path: Path) -> None:
