@@ -107,10 +107,14 @@ class Reload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReplaced:
-    """A worker took the place *number* of one that ended unasked, with *code*; negative: by that signal."""
+    """The worker at place *number* ended unasked, with *code* (negative: by that signal), and is replaced.
+
+    *wait*: in so many seconds.
+    """
 
     number: int
     code: int
+    wait: float
 
 
 Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble | Drain | Reload | WorkerReplaced

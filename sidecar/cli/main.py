@@ -1,6 +1,7 @@
 """The command `auth-sidecar`: what went wrong is one line on standard error, and the exit code says which kind."""
 
 import itertools
+import signal
 import sys
 from typing import NoReturn
 
@@ -41,6 +42,8 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line; exit 0, 1 for a failed operation, 2 for bad usage or configuration."""
+    # Process 1 of a container ignores a signal that it does not handle: also before it serves it should end.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     debug = "--debug" in itertools.takewhile(lambda argument: argument.startswith("-"), sys.argv[1:])
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="auth-sidecar")

@@ -37,20 +37,25 @@ class Source:
     upstreams: Callable[[], Mapping[str, object]]
     exec_port: Callable[[], Awaitable[str]]
     pid: int
-    metrics: Callable[[], bytes] = bytes
+    metrics: Callable[[], bytes]
 
 
 class Admin:
-    """The admin server on one bound socket."""
+    """The admin server on one bound socket.
 
-    def __init__(self, source: Source, token: Secret) -> None:
+    *local*: only this machine reaches it. If not, everything beyond health and metrics needs *token*; None: it is
+    not served at all, since a token that nobody configured is on this machine only.
+    """
+
+    def __init__(self, source: Source, token: Secret | None, *, local: bool) -> None:
         self._source = source
         self._token = token
+        self._local = local
         self._runner: web.AppRunner | None = None
 
     async def serve(self, bound: socket.socket) -> None:
         """Accept from now on."""
-        app = web.Application(middlewares=[_same_site], client_max_size=1024)
+        app = web.Application(middlewares=[self._guard], client_max_size=1024)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
@@ -106,21 +111,27 @@ class Admin:
 
     def _trusted(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode("utf-8", "surrogateescape")
-        return hmac.compare_digest(given, self._token.reveal().encode())
+        return self._token is not None and hmac.compare_digest(given, self._token.reveal().encode())
 
-
-@web.middleware
-async def _same_site(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Refuse what a page in the user's browser could send: another Host name, or another site."""
-    host = (request.headers.get("Host") or "").rpartition(":")[0] or request.headers.get("Host", "")
-    known = host in _ALLOWED_HOSTS or (request.path in _OPEN_PATHS and _is_address(host))
-    if not known or request.headers.get("Origin") or not _from_here(request):
-        return _problem(403, "expected a request to a loopback name, not from a page of another site")
-    response = await handler(request)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Refuse what a page in the user's browser could send, and what others may not ask for."""
+        host = (request.headers.get("Host") or "").rpartition(":")[0] or request.headers.get("Host", "")
+        open_to_all = request.path in _OPEN_PATHS
+        # On a port for others, a name is as good as an address: who sends it must have the token.
+        known = host in _ALLOWED_HOSTS or not self._local or (open_to_all and _is_address(host))
+        if not known or request.headers.get("Origin") or not _from_here(request):
+            return _problem(403, "expected a request to a loopback name, not from a page of another site")
+        if not self._local and not open_to_all:
+            if self._token is None:
+                return _problem(404, "this port serves health and metrics only; listen.admin_token opens the rest")
+            if not self._trusted(request):
+                return _problem(401, _UNPROVEN)
+        response = await handler(request)
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
 
 def _is_address(host: str) -> bool:

@@ -4,30 +4,30 @@ again in the right order.
 
 import asyncio
 import contextlib
-import os
 import secrets
-import signal
 import socket
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
-from sidecar.events import Drain, Emit, Ready, Trouble
-from sidecar.observe.admin import Admin, Source
+from sidecar.events import Drain, Emit, Event, Ready, Trouble, WorkerReplaced
+from sidecar.observe.admin import Admin
+from sidecar.observe.metrics import Metrics
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.port import Dispatch
 from sidecar.proxy.sockets import bind as bind_socket
 from sidecar.run.assembly import Assembly, Surroundings, assemble
 from sidecar.run.credentials import Shared
 from sidecar.run.listeners import FREE_PORT, Listeners, bind
+from sidecar.run.source import make_source
 from sidecar.run.state import RunFile, admin_token, prepare
-from sidecar.run.status import problems, status
 from sidecar.run.stores import instance_name, keep_announcing, open_store
 from sidecar.run.supervisor import Inherited
-from sidecar.settings import HostPort, Settings, secret_references
-from sidecar.settings.values import without_password
+from sidecar.settings import HostPort, Settings, plain_secrets
+from sidecar.settings.names import is_local
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.tasks import Tasks
 
@@ -180,33 +180,56 @@ async def running(
         stack.push_async_callback(admin_listener.aclose)
         store, keys = open_store(settings, clock)
         stack.push_async_callback(store.aclose)
-        shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=emit)
-        tasks = Tasks(shared.owner, emit)
+        in_flight: Counter[str] = Counter()
+        metrics = Metrics(
+            status=lambda: {name: broker.status() for name, broker in app.brokers.items()},
+            in_flight=lambda: in_flight,
+            clock=clock,
+            slot=inherited.slot if inherited else None,
+        )
+
+        def tell(event: Event) -> None:
+            emit(event)
+            metrics.observe(event)
+
+        shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=tell)
+        tasks = Tasks(shared.owner, tell)
         stack.push_async_callback(tasks.aclose)
         app = App(listeners, admin_listener, tasks)
         if inherited is not None:
             app.inherit(inherited.sockets["exec"])
         around = Surroundings(
-            shared=shared, own=app.own, identity=secrets.token_hex(4), dispatch=dispatch, for_exec=for_exec
+            shared=shared,
+            own=app.own,
+            identity=secrets.token_hex(4),
+            in_flight=in_flight,
+            dispatch=dispatch,
+            for_exec=for_exec,
         )
-        admin = Admin(_source(app, clock, inherited), admin_token(settings))
+        local = for_exec or is_local(settings.listen.admin)
+        token = admin_token(settings) if local or settings.listen.admin_token else None
+        admin = Admin(make_source(app, metrics, clock, inherited), token, local=local)
         stack.push_async_callback(admin.aclose)
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)
         await admin.serve(admin_listener.socket)
         tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
+        if inherited is not None:
+            tasks.spawn(metrics.keep_publishing(), "metrics")
+            if inherited.replaces is not None:  # told of by our supervisor already
+                metrics.observe(WorkerReplaced(number=inherited.number, code=inherited.replaces, wait=0.0))
         stack.push_async_callback(lambda: app.drain(app.settings.grace, clock, emit))
         if not for_exec and inherited is None:
             stack.enter_context(RunFile(settings, app.addresses))
         emit(Ready(addresses=app.addresses, version=__version__))
-        for key in _plain_secrets(settings):
+        for key in plain_secrets(settings):
             emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
         yield app
 
 
 def _check_fixed(before: Settings, after: Settings) -> None:
     """Raise ConfigurationError when something changed that only a restart can change."""
-    fixed = {
+    fixed: dict[str, tuple[object, object]] = {
         "state_dir": (before.state_dir, after.state_dir),
         "store": (before.store, after.store),
         "workers": (before.workers, after.workers),
@@ -214,40 +237,8 @@ def _check_fixed(before: Settings, after: Settings) -> None:
         "listen.admin_token": (before.listen.admin_token, after.listen.admin_token),
         "log": (before.log, after.log),
     }
+    if before.workers != 1:  # their sockets are bound by another process
+        fixed["listen"] = (before.served, after.served)
     for key, (old, new) in fixed.items():
         if old != new:
             raise ConfigurationError(f"{key} takes effect with a restart only; expected it unchanged in a reload")
-
-
-def _plain_secrets(settings: Settings) -> Iterator[str]:
-    """Yield the keys whose secrets stand in the configuration as they are."""
-    yield from (key for key, reference in secret_references(settings) if reference.value is not None)
-    if without_password(settings.store.url) != settings.store.url:
-        yield "store.url"
-
-
-def _source(app: App, clock: Clock, inherited: Inherited | None) -> Source:
-    def tell() -> None:
-        """Have the other workers look at the store."""
-        if inherited is not None:
-            os.kill(inherited.supervisor, signal.SIGUSR1)
-
-    async def renew(name: str) -> None:
-        await app.brokers[name].renew()
-        tell()
-
-    async def revoke(name: str) -> None:
-        await app.brokers[name].revoke()
-        tell()
-
-    return Source(
-        status=lambda: status(app.brokers, app.addresses, __version__, clock) | {"reload_refused": app.refused or None},
-        problems=lambda: (
-            {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)
-        ),
-        renew=renew,
-        revoke=revoke,
-        upstreams=lambda: app.brokers,
-        exec_port=app.exec_port,
-        pid=inherited.supervisor if inherited else os.getpid(),
-    )

@@ -6,6 +6,7 @@ is closed when the requests that use it have ended.
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,11 +34,15 @@ _LOOK_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What lives longer than any configuration: *own* tells our listeners, *identity* is our name in Via."""
+    """What lives longer than any configuration.
+
+    *own* tells our listeners, *identity* is our name in Via, *in_flight* counts requests by upstream.
+    """
 
     shared: Shared
     own: Own
     identity: str
+    in_flight: Counter[str]
     dispatch: Dispatch | None
     for_exec: bool
 
@@ -120,7 +125,14 @@ async def assemble(
 
     def passing(patterns: Collection[str]) -> Port:
         beside = Passthrough(patterns, origins=origins, own=around.own, emit=shared.emit)
-        exchange = Exchange(destinations, beside=beside, identity=around.identity, clock=shared.clock, emit=shared.emit)
+        exchange = Exchange(
+            destinations,
+            beside=beside,
+            identity=around.identity,
+            clock=shared.clock,
+            emit=shared.emit,
+            in_flight=around.in_flight,
+        )
         return Port(
             exchange=exchange,
             beside=beside,

@@ -62,9 +62,13 @@ def exec_port(running: Running, token: Secret) -> str | None:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Return the parts of `127.0.0.1:80` or `[::1]:80`; ValueError for anything else, a unix socket say."""
+    """Return where `127.0.0.1:80` or `[::1]:80` is reached; ValueError for anything else, a unix socket say.
+
+    A wildcard address is reached on loopback.
+    """
     host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
+    host = host.strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), int(port)
 
 
 def _ask(running: Running, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:

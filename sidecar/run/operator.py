@@ -11,7 +11,7 @@ from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError, StoreError
 from sidecar.events import Event
 from sidecar.run.credentials import Shared, make_broker, make_issuer
-from sidecar.run.join import Running, find_running
+from sidecar.run.join import Running, find_running, host_and_port
 from sidecar.run.state import admin_token, prepare
 from sidecar.run.status import upstream_status
 from sidecar.run.stores import instance_name, instances, open_store
@@ -37,26 +37,39 @@ def act(settings: Settings, action: Action, upstream: str | None) -> dict[str, A
 
 
 async def _act(settings: Settings, running: Running | None, action: Action, names: list[str]) -> dict[str, Any]:
-    if running is None:
+    states = None if running is None else await _remotely(running, settings, action, names)
+    if states is None:
         states = await _locally(settings, action, names)
-    else:
-        states = await _remotely(running, settings, action, names)
     fleet = await _fleet(settings)
     return {name: state | {"instances": fleet.get(name, {})} for name, state in states.items()}
 
 
-async def _remotely(running: Running, settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    base_url = f"http://{running.addresses['admin']}"
-    async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=_SHORT) as client:
+async def _remotely(running: Running, settings: Settings, action: Action, names: list[str]) -> dict[str, Any] | None:
+    """Return the states by name; None when the admin port serves no more than health, to others or on a socket."""
+    try:
+        host, port = host_and_port(running.addresses["admin"])
+    except ValueError:
+        return None
+    base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
+    async with httpx.AsyncClient(base_url=base_url, headers=proof, trust_env=False, timeout=_SHORT) as client:
+        status = await client.get("/status")
+        if status.status_code == httpx.codes.NOT_FOUND:
+            return None
         if action != "show":
-            proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
             for name in names:
                 patience = settings.upstreams[name].renew.timeout + _SHORT
-                answer = await client.post(f"/upstreams/{name}/{action}", headers=proof, timeout=patience)
-                if answer.status_code != httpx.codes.OK:
-                    raise SidecarError(f"{name}: {answer.json()['detail']}")
-        states = (await client.get("/status")).json()["upstreams"]
+                _checked(await client.post(f"/upstreams/{name}/{action}", timeout=patience), name)
+            status = await client.get("/status")
+        states = _checked(status, "status")["upstreams"]
         return {name: states[name] for name in names if name in states}
+
+
+def _checked(answer: httpx.Response, what: str) -> dict[str, Any]:
+    content: dict[str, Any] = answer.json()
+    if answer.status_code != httpx.codes.OK:
+        raise SidecarError(f"{what}: {content.get('detail', answer.status_code)}")
+    return content
 
 
 async def _locally(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sidecar import __version__
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.events import Emit, Ready, Trouble
+from sidecar.events import Emit, Ready, WorkerReplaced
 from sidecar.observe.log import make_emit
+from sidecar.observe.slots import Slot, shared_folder
 from sidecar.proxy.sockets import address_of, bind
 from sidecar.run.process import announcing, harden
 from sidecar.run.state import RunFile, prepare
@@ -35,28 +37,41 @@ _BAD_CONFIGURATION = 2
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a worker has from its supervisor: its process id, and bound sockets by name, `admin` and `exec` too."""
+    """What a worker has from its supervisor: its process id, and bound sockets by name, `admin` and `exec` too.
+
+    *number*: its place; *replaces*: the exit code of the one that was there before. *slot*: where it counts.
+    """
 
     supervisor: int
     sockets: Mapping[str, socket.socket]
+    number: int
+    replaces: int | None
+    slot: Slot
 
 
 def inherited(text: str) -> Inherited:
     """Return what the option `--worker` says."""
     said = json.loads(text)
-    return Inherited(said["supervisor"], {name: socket.socket(fileno=fd) for name, fd in said["sockets"].items()})
+    return Inherited(
+        said["supervisor"],
+        {name: socket.socket(fileno=fd) for name, fd in said["sockets"].items()},
+        said["number"],
+        said["replaces"],
+        Slot(Path(said["metrics"]), said["number"]),
+    )
 
 
 class Supervisor:
     """The workers of one configuration; *options* are those of `run` that lead to it."""
 
-    def __init__(self, settings: Settings, options: Sequence[str], *, clock: Clock, emit: Emit) -> None:
-        """Bind every address; ConfigurationError when one cannot be had."""
+    def __init__(self, settings: Settings, options: Sequence[str], metrics: Path, *, clock: Clock, emit: Emit) -> None:
+        """Bind every address; ConfigurationError when one cannot be had. *metrics*: the folder where workers count."""
         self._settings = settings
         self._options = options
         self._clock = clock
         self._emit = emit
         self._stopping = asyncio.Event()
+        self._metrics = metrics
         self._processes: set[Process] = set()
         wanted = settings.served | {
             "admin": ("listen.admin", settings.listen.admin),
@@ -103,10 +118,10 @@ class Supervisor:
 
     async def _keep(self, number: int, ready: "asyncio.Future[None]") -> None:
         """Keep one worker running; the first time, *ready* is told, or what went wrong is raised."""
-        failures = 0
+        failures, code = 0, None
         while not self._stopping.is_set():
             began = self._clock.monotonic()
-            process = await self._start()
+            process = await self._start(number, code)
             try:
                 served = await _says_ready(process)
                 if not ready.done():
@@ -120,14 +135,19 @@ class Supervisor:
                 return
             failures = 0 if self._clock.monotonic() - began > _STEADY_SECONDS else failures + 1
             wait = min(_CAP, 2.0 ** (failures - 1)) if failures else 0.0
-            detail = f"worker {number} ended with code {code} and is replaced in {wait:g} s"
-            self._emit(Trouble(where="workers", detail=detail))
+            self._emit(WorkerReplaced(number=number, code=code, wait=wait))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._stopping.wait()
 
-    async def _start(self) -> Process:
-        spec = {"supervisor": os.getpid(), "sockets": {name: bound.fileno() for name, bound in self._sockets.items()}}
+    async def _start(self, number: int, replaces: int | None) -> Process:
+        spec = {
+            "supervisor": os.getpid(),
+            "sockets": {name: bound.fileno() for name, bound in self._sockets.items()},
+            "number": number,
+            "replaces": replaces,
+            "metrics": str(self._metrics),
+        }
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-O", "-m", "sidecar", "run", f"--worker={json.dumps(spec)}", *self._options),
             stdin=PIPE,
@@ -167,7 +187,8 @@ def supervise(settings: Settings, options: Sequence[str]) -> None:
     emit = announcing(make_emit(settings.log.format, settings.log.level))
 
     async def main() -> None:
-        await Supervisor(settings, options, clock=SystemClock(), emit=emit).run()
+        with shared_folder(settings.state_dir) as metrics:
+            await Supervisor(settings, options, metrics, clock=SystemClock(), emit=emit).run()
 
     asyncio.run(main())
 

@@ -2,7 +2,7 @@
 
 from sidecar.settings.load import configuration_file, default_paths, effective, load
 from sidecar.settings.model import Limits, Listen, Settings, Store
-from sidecar.settings.references import check_secrets, files_of, secret_references
+from sidecar.settings.references import check_secrets, files_of, plain_secrets, secret_references
 from sidecar.settings.upstream import OAuth2, Renew, Replay, Retry, Strip, Timeouts, Tls, Upstream
 from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
 
@@ -29,5 +29,6 @@ __all__ = [
     "effective",
     "files_of",
     "load",
+    "plain_secrets",
     "secret_references",
 ]

@@ -29,7 +29,8 @@ _UPSTREAM_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _state_dir() -> Path:
-    if home := os.environ.get("HOME"):
+    # "/" is the home of a user that has none: containers and systemd say so.
+    if (home := os.environ.get("HOME") or "/") != "/":
         return Path(home) / ".local/state/auth-sidecar"
     # systemd separates several with colons.
     return Path(os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or "/var/lib/auth-sidecar")

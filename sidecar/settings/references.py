@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings.model import Settings
-from sidecar.settings.values import SecretReference
+from sidecar.settings.values import SecretReference, without_password
 
 
 def secret_references(settings: Settings) -> Iterator[tuple[str, SecretReference]]:
@@ -16,6 +16,13 @@ def secret_references(settings: Settings) -> Iterator[tuple[str, SecretReference
     for path, value in _walk(settings, ""):
         if isinstance(value, SecretReference):
             yield path.removeprefix("."), value
+
+
+def plain_secrets(settings: Settings) -> Iterator[str]:
+    """Yield the key paths whose secrets stand in the configuration as they are."""
+    yield from (key for key, reference in secret_references(settings) if reference.value is not None)
+    if without_password(settings.store.url) != settings.store.url:
+        yield "store.url"
 
 
 def files_of(settings: BaseModel) -> set[Path]:

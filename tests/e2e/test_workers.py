@@ -120,7 +120,7 @@ async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, token
     assert lost in served_slow(upstream)
     assert all(status_of(answer) == 200 for answer in answers if answer)
     assert tokens.calls == 1
-    assert any("is replaced in" in event["detail"] for event in running.log_events("trouble"))
+    assert [event["code"] for event in running.log_events("worker_replaced")] == [-signal.SIGKILL]
 
 
 def served_slow(upstream: Recorder) -> set[int]:

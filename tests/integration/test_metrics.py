@@ -392,7 +392,7 @@ async def admin(page: Any) -> AsyncIterator[str]:
         metrics=page,
     )
     bound = socket.create_server(("127.0.0.1", 0))
-    server = Admin(source, Secret(canary("admin-token")))
+    server = Admin(source, Secret(canary("admin-token")), local=True)
     await server.serve(bound)
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"

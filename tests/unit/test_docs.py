@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from sidecar.emulator import Switches
 from sidecar.errors import REASONS, Reason
-from sidecar.events import Event
+from sidecar.events import Event, StoreTrouble
+from sidecar.observe import log
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP_BY_HOP, normal_name
 from sidecar.settings import SecretReference, Settings, load
 from tests.canary import canary
@@ -175,10 +176,16 @@ def test_what_is_stripped_is_listed() -> None:
     assert normal_names(answer) >= HOP_BY_HOP
 
 
+def test_every_event_has_a_name_in_the_log() -> None:
+    """A line without one could not be told from another."""
+    assert set(get_args(Event)) <= set(log._NAMES)
+
+
 def test_log_events_have_their_fields_documented() -> None:
     """The fields of each event stand under its heading, all of them and in order."""
-    names = ["ready", "renewal", "lifetime_differs", "request", "trouble"]
-    for name, event in zip(names, get_args(Event), strict=True):
+    for event, name in log._NAMES.items():
+        if event is StoreTrouble:  # a `trouble` with two more, told below its table
+            continue
         heading = next(line for line in DEBUGGING.splitlines() if line.startswith(f"### `{name}`"))
         documented = codes(section(DEBUGGING, heading))
         assert documented == [field.name for field in dataclasses.fields(event)], name

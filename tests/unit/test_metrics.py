@@ -167,7 +167,7 @@ def test_store_trouble_counts_by_operation() -> None:
 
 def test_a_worker_that_took_the_place_of_another_counts() -> None:
     """It is nobody's upstream's."""
-    event = WorkerReplaced(number=1, code=-9)
+    event = WorkerReplaced(number=1, code=-9, wait=1.0)
     assert after(event, event) == {("workers_replaced_total", ""): 2}
 
 

@@ -132,7 +132,7 @@ def test_an_event_is_a_frozen_record_of_plain_values(event) -> None:
     assert event.__dataclass_params__.frozen
     assert event.__dataclass_params__.kw_only
     assert not hasattr(event, "__dict__") or "__slots__" in vars(event)
-    assert types <= {str, int, float, dict[str, str]}
+    assert types <= {str, int, float, bool, float | None, tuple[str, ...], dict[str, str]}
 
 
 def test_an_event_cannot_change() -> None:

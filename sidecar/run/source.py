@@ -1,0 +1,45 @@
+"""What the admin port shows and does, from a sidecar that serves."""
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from sidecar import __version__
+from sidecar.clock import Clock
+from sidecar.observe.admin import Source
+from sidecar.observe.metrics import Metrics
+from sidecar.run.status import problems, status
+from sidecar.run.supervisor import Inherited
+
+if TYPE_CHECKING:
+    from sidecar.run.app import App
+
+
+def make_source(app: "App", metrics: Metrics, clock: Clock, inherited: Inherited | None) -> Source:
+    """Return the source of *app*; a worker speaks for all, under the process id of its supervisor."""
+
+    def tell() -> None:
+        """Have the other workers look at the store."""
+        if inherited is not None:
+            os.kill(inherited.supervisor, signal.SIGUSR1)
+
+    async def renew(name: str) -> None:
+        await app.brokers[name].renew()
+        tell()
+
+    async def revoke(name: str) -> None:
+        await app.brokers[name].revoke()
+        tell()
+
+    return Source(
+        status=lambda: status(app.brokers, app.addresses, __version__, clock) | {"reload_refused": app.refused or None},
+        problems=lambda: (
+            {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)
+        ),
+        renew=renew,
+        revoke=revoke,
+        upstreams=lambda: app.brokers,
+        exec_port=app.exec_port,
+        metrics=metrics.render,
+        pid=inherited.supervisor if inherited else os.getpid(),
+    )
