@@ -181,7 +181,8 @@ class Fleet:
         settings, clock, events = Settings.model_validate(data), Skewed(ahead), list[Event]()
         store, keys = open_store(settings, clock)
         self.made += 1
-        shared = Shared(store=store, keys=keys, owner=f"node/{self.made}", clock=clock, emit=events.append)
+        owner, elsewhere = f"node/{self.made}", settings.store.shared
+        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=events.append)
         issuer = make_issuer(settings.upstreams["plm"], clock)
         broker = make_broker("plm", settings.upstreams["plm"], issuer, shared)
         self.stack.push_async_callback(store.aclose)

@@ -1,8 +1,9 @@
 """An OAuth 2.0 token endpoint as a source of tokens (RFC 6749). Knows nothing of stores, leases and backoff."""
 
 import asyncio
-import hashlib
+import hmac
 import json
+import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,9 +22,6 @@ from sidecar.settings import OAuth2, Tls
 
 __all__ = ["Grant", "OAuth2Issuer"]
 
-_STRETCHING = 100_000
-"""Rounds of PBKDF2: a fingerprint that gets out must not let a short password be guessed."""
-
 
 class OAuth2Issuer:
     """Obtain tokens for one credential.
@@ -39,7 +37,7 @@ class OAuth2Issuer:
         self._clock = clock
         self._who = f"issuer {parse_base_url(settings.token_url).authority}, client {settings.client_id!r}:"
         self._context: tuple[Material, ssl.SSLContext] | None = None
-        self._stretched: tuple[bytes, str] | None = None
+        self._fingerprint_key = secrets.token_bytes(32)
 
     async def obtain(self, refresh_token: Secret | None) -> Grant:
         """Return a new token, by *refresh_token* if one is given, else by the configured grant.
@@ -47,15 +45,15 @@ class OAuth2Issuer:
         With grant refresh_token, None means the configured first one; should a given one be refused as
         `invalid_grant`, the configured one is tried once, if it is another. With the other grants, a refused
         refresh falls back to the grant itself, unless it was the client that was refused. All of this shares
-        one deadline. Raises CredentialRejected, IssuerUnavailable, and ConfigurationError when a secret or
-        certificate cannot be read.
+        one deadline. Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same),
+        and ConfigurationError when a secret or certificate cannot be read.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout), open_client(await self._current_context()) as client:
                 if self._settings.grant == "refresh_token":
                     return await self._refresh_or_start_over(client, refresh_token)
                 return await self._refresh_or_primary(client, refresh_token)
-        raise IssuerUnavailable(
+        raise BrokenOff(
             f"{self._who} gave no complete answer within {self._timeout:g} s; check it, or raise renew.timeout"
         )
 
@@ -85,8 +83,8 @@ class OAuth2Issuer:
     def fingerprint(self) -> str:
         """Return a text that changes when a secret of the credential does; the secrets are read anew.
 
-        The same secrets give the same text in every process; it is salted by the identity and stretched, so
-        that it does not help to guess one. A secret that cannot be read counts as a value of its own.
+        It is good within this object only: keyed with bytes that nobody else has, so that it does not help to
+        guess a secret. A secret that cannot be read counts as a value of its own.
         """
         settings, tls = self._settings, self._tls
         references = (
@@ -98,11 +96,7 @@ class OAuth2Issuer:
         )
         values = [_current(reference.read) if reference else "" for reference in references]
         values.append(_current(lambda: Secret(read_pem("tls.client_cert", tls.client_cert) or "")))
-        plain = hashlib.sha256(json.dumps(values).encode()).digest()
-        if self._stretched is None or self._stretched[0] != plain:
-            salt = self.identity().encode()
-            self._stretched = plain, hashlib.pbkdf2_hmac("sha256", plain, salt, _STRETCHING, 16).hex()
-        return self._stretched[1]
+        return hmac.new(self._fingerprint_key, json.dumps(values).encode(), "sha256").hexdigest()
 
     def presentation(self, token: Secret) -> tuple[bytes, bytes]:
         """Return the header field that presents *token* to the upstream (RFC 6750 section 2.1)."""
@@ -159,6 +153,8 @@ class OAuth2Issuer:
         except CredentialRejected as refusal:
             lost = "the answer to an earlier attempt was lost, and the next refresh token may have been in it"
             raise CredentialRejected(refusal.error, f"{refusal} ({lost})") from None
+        except IssuerUnavailable as busy:  # what became of the first attempt is as unknown as before
+            raise BrokenOff(str(busy), retry_after=busy.retry_after) from None
 
     async def _ask(self, client: httpx.AsyncClient, grant: str, form: dict[str, str | Secret | None]) -> Grant:
         """Make one attempt, with a proof of its own; a parameter without a value is left out (section 3.2)."""

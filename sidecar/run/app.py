@@ -192,7 +192,8 @@ async def running(
             emit(event)
             metrics.observe(event)
 
-        shared = Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=tell)
+        owner, elsewhere = instance_name(), settings.store.shared
+        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell)
         tasks = Tasks(shared.owner, tell)
         stack.push_async_callback(tasks.aclose)
         app = App(listeners, admin_listener, tasks)

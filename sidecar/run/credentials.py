@@ -13,13 +13,17 @@ from sidecar.tokens.store import TokenStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What the brokers of one instance have in common; *owner* is its name."""
+    """What the brokers of one instance have in common.
+
+    *owner* is its name. *elsewhere*: the store is another machine's, which may forget.
+    """
 
     store: TokenStore
     keys: Keys
     owner: str
     clock: Clock
     emit: Emit
+    elsewhere: bool = False
 
 
 def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
@@ -39,5 +43,6 @@ def make_broker(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Sha
         owner=shared.owner,
         clock=shared.clock,
         emit=shared.emit,
+        shared=shared.elsewhere,
         configured_lifetime=upstream.oauth2.lifetime if said else None,
     )

@@ -52,7 +52,8 @@ async def _remotely(running: Running, settings: Settings, action: Action, names:
         return None
     base_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     proof = {"Authorization": f"Bearer {admin_token(settings).reveal()}"}
-    async with httpx.AsyncClient(base_url=base_url, headers=proof, trust_env=False, timeout=_SHORT) as client:
+    client = httpx.AsyncClient(base_url=base_url, headers=proof, trust_env=False, timeout=_SHORT)
+    async with _asking(), client:
         status = await client.get("/status")
         if status.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -63,6 +64,15 @@ async def _remotely(running: Running, settings: Settings, action: Action, names:
             status = await client.get("/status")
         states = _checked(status, "status")["upstreams"]
         return {name: states[name] for name in names if name in states}
+
+
+@contextlib.asynccontextmanager
+async def _asking() -> AsyncIterator[None]:
+    """Turn what can go wrong between us and the sidecar into an error of ours."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise SidecarError(f"the running sidecar gave no answer ({type(error).__name__}); see its log") from None
 
 
 def _checked(answer: httpx.Response, what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.keys import Keys
 from sidecar.tokens.lease import Lease
-from sidecar.tokens.obtaining import Obtaining
+from sidecar.tokens.obtaining import KeptBack, Obtaining
 from sidecar.tokens.ports import BrokerStatus, Issuer, LastRenewal
 from sidecar.tokens.record import Record
 from sidecar.tokens.renewal import Renewing
@@ -25,9 +25,8 @@ from sidecar.tokens.waiting import Changes
 
 __all__ = ["Broker", "BrokerStatus", "Issuer", "LastRenewal"]
 
-_GRACE = 5.0
-_UNSAVED = 5.0
-"""Seconds between two tries to publish a token that the store does not have."""
+_GRACE = _SOON = 5.0
+"""Seconds between two looks at a store that may lack our token, or have one that we lack."""
 _LOOK = 1.0
 """Seconds between two looks at the store that a 401 may cause."""
 
@@ -35,7 +34,7 @@ _LOOK = 1.0
 class Broker:
     """The tokens of one credential.
 
-    *owner* names this instance to the others. *configured_lifetime* is None if the user did not set one.
+    *owner* names this instance. *configured_lifetime* is None if the user set none. *shared*: the store may forget.
     """
 
     def __init__(
@@ -50,9 +49,11 @@ class Broker:
         clock: Clock,
         emit: Emit,
         configured_lifetime: float | None,
+        shared: bool = False,
     ) -> None:
         self._issuer = issuer
         self._settings = settings
+        self._shared = shared
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._changes = Changes(clock, self._tasks.spawn)
@@ -139,8 +140,11 @@ class Broker:
             holding.refuse(used)
             renewing.start("unauthorized")
 
+        failures = renewing.failures
+
         def ended() -> bool:
-            return not renewing.running or holding.newer_than(used) is not None
+            kept = renewing.failures > failures and isinstance(renewing.failure, KeptBack)
+            return kept or not renewing.running or holding.newer_than(used) is not None
 
         await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
@@ -216,13 +220,12 @@ class Broker:
 
     async def _rest(self) -> None:
         """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
-        held, longest = self._holding.held, self._settings.check_every
+        held, soon = self._holding.held, self._holding.unsaved or self._renewing.rejected or self._shared
+        longest = min(self._settings.check_every, _SOON) if soon else self._settings.check_every
         left = held.due - held.now(self._clock) if held else 0.0
         pause = min(left, longest) if left > 0 else longest
-        if self._holding.unsaved:
-            pause = min(pause, _UNSAVED)
         moved = await self._changes.until(lambda: self._holding.held is not held, self._clock.monotonic() + pause)
-        if not moved and self._holding.fresh():
+        if not moved and (self._holding.fresh() or self._renewing.rejected):
             await self._holding.reread()
 
     def _supplied(self) -> bool:

@@ -9,9 +9,11 @@ from sidecar.clock import Clock
 from sidecar.errors import StoreError
 from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
-from sidecar.tokens.record import Found, Record
+from sidecar.tokens.record import Found, Noted, Record
 from sidecar.tokens.token import Token
 
+_FORGOTTEN_SECONDS = 6.0
+"""In this time every holder of a lease has shown a sign of life, twice."""
 _LAST_SECONDS = 120.0
 _LAST_SHARE = 0.1
 _WRITES = 3
@@ -50,6 +52,7 @@ class Holding:
         self._margin = margin
         self._clock = clock
         self._foreign = False
+        self._lost_at = float("-inf")
         self.unsaved = False
         self.held: Held | None = None
         self.generation = 0
@@ -74,9 +77,9 @@ class Holding:
         return held is not None and held.now(self._clock) < held.due and not held.token.refused
 
     def in_last_minutes(self) -> bool:
-        """Tell whether the token is over, or has at most two minutes or a tenth of its lifetime left."""
+        """Tell whether the token is over or refused, or has at most two minutes or a tenth of its lifetime left."""
         held = self.held
-        if held is None or not self.lasts():
+        if held is None or not self.lasts() or held.token.refused:
             return True
         return held.token.expires_at - held.now(self._clock) <= min(_LAST_SECONDS, _LAST_SHARE * held.token.lifetime)
 
@@ -121,7 +124,11 @@ class Holding:
         if found.generation > self.generation and (found.token is not None or found.revoked):
             self._follow(found)
         elif not (found.broken or found.foreign) and (found.generation < self.generation or self.unsaved):
+            if found.generation < self.generation and not self.unsaved:
+                self._lost_at = self._clock.monotonic()
             await self._publish(found)
+        elif found.damaged and self.token is not None and self.lasts():
+            await self._record.mend(self.token)
 
     async def save(self, token: Token, born: float) -> Token:
         """Store *token*, then announce it; return the one that holds now.
@@ -150,11 +157,18 @@ class Holding:
         """Forget the token here and for all instances; raises StoreError when the store cannot be told."""
         self.held = None
         self.unsaved = False
-        self.generation = await self._record.revoke(self.generation)
+        mark = await self._record.revoke(self.generation)
+        if self.generation <= mark:  # what was read meanwhile is older than the mark
+            self.held = None
+            self.generation = mark
 
-    async def note(self) -> bool:
-        """Note ahead that the refresh token is about to be used; False if another did. Raises StoreError."""
-        return await self._record.note(self.generation)
+    def store_forgot(self) -> bool:
+        """Tell whether the store came back empty or older a moment ago, perhaps without the lease of one who lives."""
+        return self._clock.monotonic() - self._lost_at < _FORGOTTEN_SECONDS
+
+    async def note(self, *, last: bool = False) -> Noted:
+        """Note ahead that the refresh token is about to be used, *last*: for the last time. Raises StoreError."""
+        return await self._record.note(self.generation, last=last)
 
     async def withdraw(self) -> None:
         """Take the note back."""

@@ -37,11 +37,15 @@ class Lease:
         end = self._clock.monotonic() + self._cap
         if not await self._store.acquire(self._key, self._owner, min(TTL, self._cap)):
             return False
-        # A pause is a lease too: whoever gets it for a moment knows that no other instance asked for one.
-        if not await self._store.acquire(self._pause, self._owner, _MOMENT):
-            await self._store.release(self._key, self._owner)
+        try:
+            # A pause is a lease too: whoever gets it for a moment knows that no other instance asked for one.
+            paused = not await self._store.acquire(self._pause, self._owner, _MOMENT)
+            await self._store.release(self._key if paused else self._pause, self._owner)
+        except BaseException:
+            await self.give_back()
+            raise
+        if paused:
             return False
-        await self._store.release(self._pause, self._owner)
         self._stop_keeping()
         self._keeper = self._spawn(self._keep(end), "lease")
         return True

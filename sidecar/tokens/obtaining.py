@@ -5,22 +5,30 @@ token may be taken only once, so that it is not used without one, nor after anot
 as long as the token at hand lasts; in its last minutes a risk is better than a certain end.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.auth.oauth2 import Grant
 from sidecar.auth.token_endpoint import BrokenOff
 from sidecar.clock import Clock
-from sidecar.errors import IssuerUnavailable, StoreError
+from sidecar.errors import CredentialRejected, IssuerUnavailable, StoreError
 from sidecar.secret import Secret
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.ports import Issuer
+from sidecar.tokens.record import Noted
 from sidecar.tokens.token import Token
 
+_STORE_TRIES = 2
+"""A single slow answer of the store must not be taken for its end: all would ask the issuer."""
 _LOOK = 0.1
 _LOOK_JITTER = 0.2
 """Seconds between two looks whether the instance that has the lease is done."""
+
+
+class KeptBack(IssuerUnavailable):
+    """A refresh token must not be used now; nobody need wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Obtaining:
     async def obtain(self, trigger: str, needed: Callable[[], bool]) -> Obtained | None:
         """Return a new token; None as soon as it is not *needed* any more, because another instance got one.
 
-        Raises what the issuer does, and IssuerUnavailable when a refresh token must not be used now.
+        Raises what the issuer does, and KeptBack when a refresh token must not be used now.
         """
         self.called_at = self._clock.monotonic()
         leased = await self._take(needed)
@@ -68,13 +76,19 @@ class Obtaining:
 
     async def _take(self, needed: Callable[[], bool]) -> bool:
         """Return whether we have the lease: False when the store gives none, or when it is not needed any more."""
+        token, failures = self._holding.token, 0
         try:
             while True:
                 try:
-                    if await self._lease.take():
+                    # A holder whose lease the store forgot takes it again first, so that its refresh token is safe.
+                    hurry = token is None or token.refresh_token is None or not self._holding.store_forgot()
+                    if hurry and await self._lease.take():
                         return True
                 except StoreError:
-                    return False
+                    failures += 1
+                    if failures == _STORE_TRIES:
+                        return False
+                    continue
                 self.elsewhere = True
                 await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
                 await self._holding.reread()
@@ -84,46 +98,58 @@ class Obtaining:
             self.elsewhere = False
 
     async def _ask(self, trigger: str, *, leased: bool) -> Obtained:
-        old = self._holding.token
-        refresh_token = await self._presentable(old, leased=leased)
+        # The number comes from before the call: who is late must not be taken for the newest.
+        old, generation = self._holding.token, self._holding.generation + 1
+        refresh_token, doubtful = await self._presentable(old, leased=leased)
         self.called_at = self._clock.monotonic()
         try:
             grant = await self._issuer.obtain(refresh_token)
         except BrokenOff:
             raise  # it may have been used: the note stays
         except IssuerUnavailable:
-            if refresh_token is not None and leased:
+            if refresh_token is not None and leased and not doubtful:
                 await self._holding.withdraw()
             raise
-        token = await self._holding.save(self._token(grant, old, trigger), born=self.called_at)
+        except CredentialRejected as refusal:
+            if not doubtful:
+                raise
+            why = "another instance may have used it, and died before it could store the next refresh token"
+            raise CredentialRejected(refusal.error, f"{refusal} ({why})") from None
+        token = await self._holding.save(self._token(grant, old, trigger, generation), born=self.called_at)
         if not self._holding.lasts():
             raise IssuerUnavailable("the issuer granted a token that is over already")
         return Obtained(grant, token)
 
-    async def _presentable(self, old: Token | None, *, leased: bool) -> Secret | None:
-        """Return the refresh token if it may be used now, None to start anew; raises IssuerUnavailable to wait."""
+    async def _presentable(self, old: Token | None, *, leased: bool) -> tuple[Secret | None, bool]:
+        """Return the refresh token to use, None to start anew, and whether it may have been used; raises KeptBack."""
         if old is None or old.refresh_token is None:
-            return None
+            return None, False
+        noted = None
         if leased:
-            try:
-                if await self._holding.note():
-                    return old.refresh_token
-            except StoreError:
-                leased = False
+            with contextlib.suppress(StoreError):
+                noted = await self._holding.note()
+        if noted is Noted.NOW:
+            return old.refresh_token, False
         if self._issuer.starts_anew:
-            return None
-        if self._holding.in_last_minutes():
-            return old.refresh_token
-        why = "another instance may have used it" if leased else "the store is down, and others may use it too"
-        raise IssuerUnavailable(f"the refresh token is kept for the last minutes of the token: {why}")
+            return None, False
+        if noted is Noted.BY_US:  # its answer was lost
+            return old.refresh_token, True
+        if not self._holding.in_last_minutes():
+            why = "another instance may have used it" if noted else "the store is down, and others may use it too"
+            raise KeptBack(f"the refresh token is kept for the last minutes of the token: {why}")
+        if noted is Noted.BY_ANOTHER:
+            with contextlib.suppress(StoreError):
+                if await self._holding.note(last=True) is Noted.BY_ANOTHER:
+                    raise KeptBack("the refresh token was tried by two other instances; the credential needs a new one")
+        return old.refresh_token, True
 
-    def _token(self, grant: Grant, old: Token | None, trigger: str) -> Token:
+    def _token(self, grant: Grant, old: Token | None, trigger: str, generation: int) -> Token:
         forced_at = self._clock.now() if trigger == "unauthorized" else old.forced_at if old else None
         return Token(
             access_token=grant.access_token,
             issued_at=grant.requested_at,
             expires_at=grant.requested_at + grant.lifetime,
-            generation=self._holding.generation + 1,
+            generation=generation,
             # RFC 6749 section 6: a new one replaces the old, none keeps it.
             refresh_token=grant.refresh_token or (old.refresh_token if old else None),
             scope=grant.scope,

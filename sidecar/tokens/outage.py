@@ -2,13 +2,13 @@
 
 from sidecar.clock import Clock
 
-_FAILURES = 3
+_FAILURES = 2
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 
 
 class Outage:
-    """Open after three failures in a row for 1 s, doubling to 30 s; then one call is the probe, the others wait.
+    """Open after two failures in a row for 1 s, doubling to 30 s; then one call is the probe, the others wait.
 
     A call takes a ticket and hands it back with its end. What began before the last change says nothing about it.
     """

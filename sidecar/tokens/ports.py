@@ -32,7 +32,7 @@ class Issuer(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return what changes with any of the credential's secrets, without giving them away."""
+        """Return what changes with any of the credential's secrets, without giving them away; for this process."""
         ...
 
     def presentation(self, token: Secret) -> tuple[bytes, bytes]:

@@ -5,6 +5,7 @@ where an operator waits for the answer.
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from sidecar.errors import SealError, StoreError, UnknownSeal
 from sidecar.events import Emit, StoreTrouble
@@ -21,14 +22,24 @@ class Found:
     """What a look at the store found; *generation* is 0 without a record.
 
     *token* None: none, or none that can be used. *revoked*: an operator dropped what was there. *foreign*: a
-    record of a key or a version that is not ours. *broken*: the store did not answer.
+    record of a key or a version that is not ours. *damaged*: one that nobody can read. *broken*: the store did
+    not answer.
     """
 
     generation: int = 0
     token: Token | None = None
     revoked: bool = False
     foreign: bool = False
+    damaged: bool = False
     broken: bool = False
+
+
+class Noted(Enum):
+    """Who has noted the use of a refresh token: we just now, we before, or another instance."""
+
+    NOW = auto()
+    BY_US = auto()
+    BY_ANOTHER = auto()
 
 
 class Record:
@@ -38,6 +49,7 @@ class Record:
         self._name = name
         self._key = store_key(identity)
         self._note = store_key(identity, "note")
+        self._last = store_key(identity, "last")
         self._store = store
         self._keys = keys
         self._owner = owner
@@ -60,7 +72,7 @@ class Record:
             return Found(generation=generation, foreign=True)
         except Exception as error:  # noqa: BLE001  the token in memory serves on
             self.report("read", error)
-            return Found(generation=generation, broken=generation == 0)
+            return Found(generation=generation, damaged=generation > 0, broken=generation == 0)
         if isinstance(found, Revoked):
             return Found(generation=generation, revoked=True)
         return Found(generation=generation, token=found.moved(-self._store.offset))
@@ -73,6 +85,14 @@ class Record:
         except Exception as error:  # noqa: BLE001  the token in memory serves on
             self.report("write", error)
             return None
+
+    async def mend(self, token: Token) -> None:
+        """Put *token* in the place of a damaged record of its own generation; trouble is reported."""
+        try:
+            sealed = self._keys.seal(self._key, token.moved(self._store.offset).encode())
+            await self._store.replace(self._key, token.generation, sealed)
+        except StoreError as error:
+            self.report("write", error)
 
     async def revoke(self, generation: int) -> int:
         """Put a mark above *generation*, and above what is there, that no token counts any more; return its number.
@@ -90,27 +110,31 @@ class Record:
                 return generation
         raise StoreError("ever newer records are in the way")
 
-    async def note(self, generation: int) -> bool:
-        """Note ahead that the refresh token of *generation* is about to be used; False if another did before.
+    async def note(self, generation: int, *, last: bool = False) -> Noted:
+        """Note ahead that the refresh token of *generation* is about to be used; return who noted it first.
 
-        What was noted and has no successor may have been used: an issuer that rotates takes it only once. Raises
-        StoreError.
+        What was noted and has no successor may have been used: an issuer that rotates takes it only once. *last*:
+        a note of its own, for the one try that is made of a doubtful one. Raises StoreError.
         """
-        number = max(1, generation)
-        if await self._store.write(self._note, number, self._keys.seal(self._note, self._owner.encode())):
-            return True
-        record = await self._store.read(self._note)
-        try:
-            return record is not None and self._keys.open(self._note, record[1]) == self._owner.encode()
-        except SealError:
-            return False
+        key = self._last if last else self._note
+        if await self._store.write(key, max(1, generation), self._keys.seal(key, self._owner.encode())):
+            return Noted.NOW
+        return Noted.BY_US if await self._ours(key) else Noted.BY_ANOTHER
 
     async def withdraw(self) -> None:
-        """Take the note back: the refresh token was not used after all. Trouble is reported."""
+        """Take our note back: the refresh token was not used after all. Trouble is reported."""
         try:
-            await self._store.delete(self._note)
+            if await self._ours(self._note):
+                await self._store.delete(self._note)
         except StoreError as error:
             self.report("withdraw", error)
+
+    async def _ours(self, key: str) -> bool:
+        record = await self._store.read(key)
+        try:
+            return record is not None and self._keys.open(key, record[1]) == self._owner.encode()
+        except SealError:
+            return False
 
     def report(self, operation: str, error: Exception) -> None:
         """Tell of trouble with the store, without what may be in an error that is not ours."""

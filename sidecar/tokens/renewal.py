@@ -158,6 +158,9 @@ class Renewing:
             self._report("unavailable", str(error))
             raise
         except (CredentialRejected, ConfigurationError) as error:
+            await self._holding.reread()
+            if not needed():  # another instance was faster, or has another secret
+                return
             self._rejected_as = fingerprint
             self._looked_at = self._clock.monotonic()
             self._report("rejected", str(error))
@@ -188,7 +191,8 @@ class Renewing:
         self.next_at = self._clock.monotonic() + seconds
         self._pause = self._spawn(self._clock.sleep(seconds), "backoff")
         try:
-            await self._obtaining.pause(seconds)
+            if isinstance(self.failure, IssuerUnavailable) and self.failure.retry_after:
+                await self._obtaining.pause(seconds)
             await asyncio.wait({self._pause})
         finally:
             self._pause.cancel()

@@ -594,13 +594,18 @@ async def test_without_a_timer_requests_renew_and_do_not_wait(rig: Rig) -> None:
 
 
 async def test_an_idle_timer_does_not_spin(rig: Rig) -> None:
-    """With nothing to do but wait, the timer sleeps check_every, also when there is no token to be had."""
-    rig.issuer.default = CredentialRejected("invalid_client", "no")
-    await rig.broker(check_every=30).start()
-    await settle()
+    """With nothing to do but wait it sleeps; a rejected one looks at the store, since others may have a good secret."""
+    await rig.started(check_every=30)
     assert rig.clock.sleeping() == [30.0]
     await rig.clock.advance(30)
     assert rig.clock.sleeping() == [30.0]
+    await rig.brokers[0].revoke()
+    rig.issuer.default = CredentialRejected("invalid_client", "no")
+    broker = rig.broker(check_every=30)
+    await broker.start()
+    await settle()
+    assert broker.status().state == "rejected"
+    assert 5.0 in rig.clock.sleeping()
 
 
 async def test_the_old_token_serves_to_its_last_moment(rig: Rig) -> None:

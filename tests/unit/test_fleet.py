@@ -358,8 +358,10 @@ async def test_note_is_taken_back_when_the_issuer_was_only_busy(rig: Rig) -> Non
     assert rig.issuer.calls[0] == REFRESH.reveal()
 
 
-async def test_note_stays_when_the_answer_was_lost(rig: Rig) -> None:
-    """The same instance may ask again with it; another one may not."""
+@pytest.mark.parametrize(("anew", "then"), [(True, None), (False, REFRESH.reveal())])
+async def test_note_stays_when_the_answer_was_lost(rig: Rig, anew: bool, then: str | None) -> None:
+    """The same instance may ask again with it if there is no other grant; another one may not."""
+    rig.issuer.starts_anew = anew
     rig.issuer.answers.append(BrokenOff("gone"))
     await holding_refresh_token(rig)
     await rig.started()
@@ -367,7 +369,7 @@ async def test_note_stays_when_the_answer_was_lost(rig: Rig) -> None:
     assert await rig.store.read(NOTE) is not None
     await rig.clock.advance(3)
 
-    assert rig.issuer.calls == [REFRESH.reveal()] * 2
+    assert rig.issuer.calls == [REFRESH.reveal(), then]
 
 
 # What others leave in the store.
