@@ -219,7 +219,8 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
                 status = (await client.get("/status")).json()
                 foreign = await client.get("/status", headers={"Host": "evil.example"})
                 unproven = await client.post("/upstreams/plm/renew")
-                unknown = await client.get("/metrics")
+                unknown = await client.get("/nonsense")
+                metrics = await client.get("/metrics")
             run_file = json.loads((tmp_path / "state/run.json").read_text())
             plm.change(api_delay=1)
             request = b"GET %b/echo/slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % target
@@ -240,6 +241,7 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
     assert alive.status_code == 200
     assert status["upstreams"]["plm"]["state"] == "valid"
     assert (foreign.status_code, unproven.status_code, unknown.status_code) == (403, 401, 404)
+    assert b"auth_sidecar_renewals_total{" in metrics.content
     assert run_file["addresses"] == sidecar.addresses
     assert run_file["pid"] == sidecar.process.pid
     assert stopping.status_code == 503
