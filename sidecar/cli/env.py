@@ -24,9 +24,9 @@ def env(
     For fish: auth-sidecar env --shell fish | source. For PowerShell: auth-sidecar env --shell powershell | Out-String |
     Invoke-Expression. For docker, the output is a file for --env-file; the container needs --network host.
     """
-    from sidecar.run.execute import client_environment
+    from sidecar.run.exec.execute import client_environment
+    from sidecar.run.exec.shells import render
     from sidecar.run.join import find_running
-    from sidecar.run.shells import render
     from sidecar.settings import load
 
     settings = load(config, overrides=overrides or ())

@@ -26,7 +26,7 @@ def execute(
     """
     if not command:
         raise ConfigurationError("exec: missing a command; expected auth-sidecar exec [-c FILE] -- CMD ARG...")
-    from sidecar.run.execute import execute as run
+    from sidecar.run.exec.execute import execute as run
     from sidecar.settings import load
 
     return run(load(config, overrides=overrides or ()), _options(config, overrides), command)

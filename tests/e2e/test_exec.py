@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from sidecar import __version__
-from sidecar.run.client_files import client_files
+from sidecar.run.exec.client_files import client_files
+from sidecar.run.exec.variables import variables
 from sidecar.run.join import configuration_hash
-from sidecar.run.variables import variables
 from sidecar.settings import effective, load
 from tests.process import start_sidecar
 from tests.rig import OK, TOKEN, Recorder, Seen, TokenServer, configuration, recorder, token_server

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sidecar.run.variables import Files, variables
+from sidecar.run.exec.variables import Files, variables
 from tests.e2e.test_clients import CLIENTS
 
 PAGE = (Path(__file__).parents[2] / "docs/scripts.md").read_text(encoding="utf-8")

@@ -18,12 +18,12 @@ import pytest
 
 from sidecar.clock import SystemClock
 from sidecar.errors import StoreError
-from sidecar.tokens.bounds import MAX_INSTANCES, MAX_NAME
-from sidecar.tokens.memory import MemoryStore
-from sidecar.tokens.outage import Outage
-from sidecar.tokens.redis_store import RedisStore
-from sidecar.tokens.sqlite import SqliteStore
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD, TokenStore, store_key
+from sidecar.tokens.stores.bounds import MAX_INSTANCES, MAX_NAME
+from sidecar.tokens.stores.memory import MemoryStore
+from sidecar.tokens.stores.outage import Outage
+from sidecar.tokens.stores.redis_store import RedisStore
+from sidecar.tokens.stores.sqlite import SqliteStore
 from tests.canary import canary
 from tests.redis_servers import Server, redis_of_session, redis_server
 
@@ -36,8 +36,8 @@ LEASE = store_key("one", "lease")
 CONTENDER = """
 import asyncio, sys
 from pathlib import Path
-from sidecar.tokens.redis_store import RedisStore
-from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.stores.redis_store import RedisStore
+from sidecar.tokens.stores.sqlite import SqliteStore
 
 async def main(place, owner):
     store = RedisStore(place, timeout=5) if place.startswith("redis:") else SqliteStore(Path(place), busy_timeout=20)

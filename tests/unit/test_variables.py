@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.errors import SidecarError
-from sidecar.run.client_files import client_files
-from sidecar.run.no_proxy import entries, java_patterns, without_upstreams
-from sidecar.run.shells import render
-from sidecar.run.variables import CA_VARIABLES, Files, proxy_url, variables
+from sidecar.run.exec.client_files import client_files
+from sidecar.run.exec.no_proxy import entries, java_patterns, without_upstreams
+from sidecar.run.exec.shells import render
+from sidecar.run.exec.variables import CA_VARIABLES, Files, proxy_url, variables
 
 PLM = ("plm.example.com", 443)
 FILES = Files(bundle=Path("/s/ca/bundle.pem"), truststore=Path("/s/ca/t.p12"), wgetrc=Path("/s/w"), php=Path("/s/php"))

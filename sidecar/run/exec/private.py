@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.run.supervise import stop_sidecar
+from sidecar.run.exec.supervise import stop_sidecar
 
 _START_SECONDS = 60.0
 _BAD_CONFIGURATION = 2
@@ -50,7 +50,7 @@ def start_private(options: Sequence[str]) -> Private:
 def _isolation() -> list[str]:
     """Return the option that keeps the modules of the current directory from being ours; not if we come from there."""
     with suppress(FileNotFoundError):  # it may have been removed
-        if Path.cwd() == Path(__file__).parents[2]:
+        if Path.cwd() == Path(__file__).parents[3]:
             return []
     return ["-P"]
 

@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, ResponseError, TimeoutError  # noqa: A004
 
 from sidecar.auth.tls import Material, client_context, read_pem
-from sidecar.tokens.redis_faults import Fault, fault_of
-from sidecar.tokens.redis_scripts import Script
-from sidecar.tokens.redis_url import Layout, Target
+from sidecar.tokens.stores.redis_faults import Fault, fault_of
+from sidecar.tokens.stores.redis_scripts import Script
+from sidecar.tokens.stores.redis_url import Layout, Target
 
 AT_ONCE = 8
 """Commands, and so connections to one server, at a time."""

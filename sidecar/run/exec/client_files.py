@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sidecar.errors import SidecarError
-from sidecar.run.variables import CA_VARIABLES, Files
+from sidecar.run.exec.variables import CA_VARIABLES, Files
 
 _KEPT = 16
 """How many such directories stay; the one that was longest not used goes."""

@@ -2,7 +2,7 @@
 
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import StoreError
-from sidecar.tokens.bounds import MAX_INSTANCES, checked, checked_name
+from sidecar.tokens.stores.bounds import MAX_INSTANCES, checked, checked_name
 
 
 class MemoryStore:

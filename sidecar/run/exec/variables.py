@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from sidecar.run.no_proxy import entries, is_loopback, java_patterns, without_upstreams
+from sidecar.run.exec.no_proxy import entries, is_loopback, java_patterns, without_upstreams
 
 CA_VARIABLES = (
     "SSL_CERT_FILE",  # OpenSSL and what stands on it: Python, Ruby, Perl, .NET; Go, rustls, httpx, uv

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.run.client_files import client_files
+from sidecar.run.exec.client_files import client_files
+from sidecar.run.exec.private import start_private
+from sidecar.run.exec.supervise import Missing, find_command, run_command, stop_sidecar
+from sidecar.run.exec.variables import proxy_url, variables
 from sidecar.run.join import configuration_hash, exec_port, find_running, host_and_port
-from sidecar.run.private import start_private
 from sidecar.run.state import admin_token
-from sidecar.run.supervise import Missing, find_command, run_command, stop_sidecar
-from sidecar.run.variables import proxy_url, variables
 from sidecar.settings import Settings
 
 _CANNOT_RUN = 126

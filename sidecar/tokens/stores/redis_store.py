@@ -8,13 +8,23 @@ from typing import Any
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import StoreError
 from sidecar.secret import Secret
-from sidecar.tokens.bounds import KEEP, MAX_INSTANCES, checked, checked_name
-from sidecar.tokens.outage import Outage
-from sidecar.tokens.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
-from sidecar.tokens.redis_faults import Fault
-from sidecar.tokens.redis_scripts import ACQUIRE, ANNOUNCE, ANNOUNCED, DELETE, READ, RELEASE, REPLACE, WRITE, Script
-from sidecar.tokens.redis_url import Layout, parse_url
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
+from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES, checked, checked_name
+from sidecar.tokens.stores.outage import Outage
+from sidecar.tokens.stores.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
+from sidecar.tokens.stores.redis_faults import Fault
+from sidecar.tokens.stores.redis_scripts import (
+    ACQUIRE,
+    ANNOUNCE,
+    ANNOUNCED,
+    DELETE,
+    READ,
+    RELEASE,
+    REPLACE,
+    WRITE,
+    Script,
+)
+from sidecar.tokens.stores.redis_url import Layout, parse_url
 
 INSTANCES = "auth-sidecar:instances"
 _KEEP_MS = KEEP * 1000

@@ -11,8 +11,8 @@ from typing import Any
 
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import StoreError
-from sidecar.tokens.bounds import MAX_INSTANCES, MAX_NAME, checked, checked_name
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
+from sidecar.tokens.stores.bounds import MAX_INSTANCES, MAX_NAME, checked, checked_name
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS token (key TEXT PRIMARY KEY, generation INTEGER NOT NULL, sealed BLOB NOT NULL)",
