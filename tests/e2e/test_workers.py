@@ -77,6 +77,13 @@ async def get(running: Running, path: bytes = b"/x") -> bytes:
     return await raw(running.port("plm"), request, wait=60)
 
 
+async def counted(running: Running) -> float:
+    """Return how many requests `/metrics` says were passed, by all processes that ever were."""
+    page = await raw(running.port("admin"), b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    values = re.findall(rb'^auth_sidecar_requests_total\{[^}]*outcome="passed"[^}]*\} ([0-9.e+]+)', page, re.MULTILINE)
+    return sum(map(float, values))
+
+
 def served(upstream: Recorder) -> Counter[bytes]:
     """Return how many requests each process has served: each has a name of its own in Via."""
     return Counter(match[1] for seen in upstream.seen if (match := VIA.search(seen.head)))
@@ -101,6 +108,10 @@ async def test_connections_are_shared_out(running: Running, upstream: Recorder, 
 async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, tokens: TokenServer, gate: Gate) -> None:
     """SIGKILL takes the requests of that process with it and no others; another one takes its place."""
     before = workers(running)
+    for _ in range(20):
+        await get(running)
+    counts = [await counted(running)]
+    upstream.seen.clear()
     slow = [asyncio.create_task(get(running, b"/slow")) for _ in range(20)]
     async with asyncio.timeout(10):
         while len(upstream.seen) < 20:
@@ -108,6 +119,7 @@ async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, token
     os.kill(before[0], signal.SIGKILL)
     await gone(before[0])
     during = [status_of(await get(running)) for _ in range(50)]
+    counts.append(await counted(running))
     gate.open.set()
     answers = await asyncio.gather(*slow)
     lost = answers.count(b"")
@@ -115,9 +127,13 @@ async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, token
         while len(workers(running)) < 2:
             await asyncio.sleep(0.05)
     after = [status_of(await get(running)) for _ in range(20)]
+    counts.append(await counted(running))
 
     assert set(during) == set(after) == {200}
     assert lost in served_slow(upstream)
+    assert counts[0] == 20
+    assert counts[1] == 70
+    assert counts[2] == 70 + (20 - lost) + 20
     assert all(status_of(answer) == 200 for answer in answers if answer)
     assert tokens.calls == 1
     assert [event["code"] for event in running.log_events("worker_replaced")] == [-signal.SIGKILL]
