@@ -10,8 +10,10 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import version
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.addons.tlsconfig import TlsConfig
 from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, layer, server, tunnel
 from mitmproxy.proxy.layers import http as layers
 from mitmproxy.proxy.layers import tls
@@ -37,6 +39,14 @@ def test_options_of_the_layers_are_as_we_set_them() -> None:
     assert options.validate_inbound_headers is True
     assert options.stream_large_bodies is None
     assert options.tcp_timeout == 75
+
+
+def test_options_of_the_layers_are_those_that_mitmproxy_defines() -> None:
+    """Its addon defines them for the layers; ours are the same, without importing all of its addons."""
+    theirs = Options()
+    Proxyserver().load(theirs)
+
+    assert proxy_options(75.0).keys() == theirs.keys()
 
 
 def test_handler_asks_its_layer_and_logs_a_crash_with_exc_info() -> None:
