@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,9 @@ def serve(
             loop.add_reader(0, hear)
         given = inherited(worker) if worker else None
         async with running(settings, clock=clock, emit=emit, for_exec=for_exec, inherited=given) as app:
+            # What is there now stays: no collection need look at it again.
+            gc.collect()
+            gc.freeze()
             reloader = Reloader(app, read, file, clock=clock, emit=emit)
             tasks = Tasks("the configuration", emit)
             tasks.spawn(_whenever(asked, reloader.reload), "reload")
