@@ -22,6 +22,9 @@ from sidecar.tokens.token import Token
 
 _STORE_TRIES = 2
 """A single slow answer of the store must not be taken for its end: all would ask the issuer."""
+_STORE_PATIENCE = 1.5
+"""Seconds that a renewal nobody was refused for gives a store that does not answer: a machine that is busy starting
+many instances is slow for a moment, and each of them would ask the issuer."""
 _LOOK = 0.1
 _LOOK_JITTER = 0.2
 """Seconds between two looks whether the instance that has the lease is done."""
@@ -61,7 +64,7 @@ class Obtaining:
         Raises what the issuer does, and KeptBack when a refresh token must not be used now.
         """
         self.called_at = self._clock.monotonic()
-        leased = await self._take(needed)
+        leased = await self._take(needed, patient=trigger in ("start", "due"))
         try:
             if leased:
                 await self._holding.reread()
@@ -74,9 +77,10 @@ class Obtaining:
         """Let no instance ask the issuer for *seconds*."""
         await self._lease.pause(seconds)
 
-    async def _take(self, needed: Callable[[], bool]) -> bool:
+    async def _take(self, needed: Callable[[], bool], *, patient: bool) -> bool:
         """Return whether we have the lease: False when the store gives none, or when it is not needed any more."""
         token, failures = self._holding.token, 0
+        give_up = self._clock.monotonic() + (_STORE_PATIENCE if patient else 0.0)
         try:
             while True:
                 try:
@@ -86,8 +90,10 @@ class Obtaining:
                         return True
                 except StoreError:
                     failures += 1
-                    if failures == _STORE_TRIES:
+                    if failures >= _STORE_TRIES and self._clock.monotonic() >= give_up:
                         return False
+                    if patient:
+                        await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
                     continue
                 self.elsewhere = True
                 await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())

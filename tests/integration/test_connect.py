@@ -29,7 +29,6 @@ from tests.rig import (
     recorder,
     sidecar,
     status_of,
-    token_server,
 )
 
 STALE = canary("stale").encode()
@@ -38,12 +37,6 @@ STALE = canary("stale").encode()
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-@pytest.fixture
-async def tokens() -> AsyncIterator[TokenServer]:
-    async with token_server() as state:
-        yield state
 
 
 @pytest.fixture

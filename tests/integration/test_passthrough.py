@@ -32,7 +32,6 @@ from tests.rig import (
     recorder,
     sidecar,
     status_of,
-    token_server,
 )
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -102,30 +101,11 @@ async def echo(reader: Reader, writer: Writer) -> None:
 
 
 @pytest.fixture
-async def tokens() -> AsyncIterator[TokenServer]:
-    async with token_server() as state:
-        yield state
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Recorder]:
-    """The upstream is called by its name, so that other ports of this machine belong to another host: its address."""
-    async with recorder() as record:
-        yield record
-
-
-@pytest.fixture
 async def rig(upstream: Recorder, tokens: TokenServer, tmp_path: Path) -> AsyncIterator[Rig]:
     base_url = f"http://localhost:{upstream.port}/api"
     async with sidecar(configuration(base_url, tokens.url, tmp_path), for_exec=True) as running:
         assert await soon(lambda: tokens.calls == 1)
         yield running
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[Recorder]:
-    async with recorder() as record:
-        yield record
 
 
 def connect_to(port: int, host: bytes = b"127.0.0.1") -> bytes:
@@ -523,6 +503,7 @@ async def test_shutdown_does_not_wait_for_a_quiet_tunnel(
     monkeypatch.setattr(tunnels, "_QUIET_SECONDS", 0.1)
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
+    # Called by its name, so that other ports of this machine belong to another host: its address.
     data = configuration(f"http://localhost:{upstream.port}", tokens.url, tmp_path)
     ended: asyncio.Queue[None] = asyncio.Queue()
 

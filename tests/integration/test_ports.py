@@ -32,7 +32,6 @@ from tests.rig import (
     recorder,
     sidecar,
     status_of,
-    token_server,
 )
 
 CLOSE = b"Connection: close\r\n\r\n"
@@ -50,26 +49,8 @@ def login(password: str = PASSWORD, scheme: bytes = b"Basic") -> bytes:
 
 
 @pytest.fixture
-async def tokens() -> AsyncIterator[TokenServer]:
-    async with token_server() as state:
-        yield state
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Recorder]:
-    """The upstream is called by its name, so that other ports of this machine belong to another host: its address."""
-    async with recorder() as record:
-        yield record
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[Recorder]:
-    async with recorder() as record:
-        yield record
-
-
-@pytest.fixture
 def data(upstream: Recorder, tokens: TokenServer, tmp_path: Path) -> dict[str, Any]:
+    # Called by its name, so that other ports of this machine belong to another host: its address.
     found = configuration(f"http://localhost:{upstream.port}/api", tokens.url, tmp_path / "state")
     found["listen"]["admin_token"] = {"value": ADMIN}
     return found

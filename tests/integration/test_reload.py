@@ -16,27 +16,8 @@ from sidecar.run.reload import Reloader
 from sidecar.settings import Settings, load
 from tests.canary import canary
 from tests.rig import OK, Recorder, Rig, Seen, TokenServer, configuration, problem_of, raw, recorder, sidecar, status_of
-from tests.rig import token_server as serve_tokens
 
 CLOSE = b"Connection: close\r\n\r\n"
-
-
-@pytest.fixture
-async def tokens() -> AsyncIterator[TokenServer]:
-    async with serve_tokens() as state:
-        yield state
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Recorder]:
-    async with recorder() as record:
-        yield record
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[Recorder]:
-    async with recorder() as record:
-        yield record
 
 
 def settings(data: dict[str, Any]) -> Settings:

@@ -33,12 +33,6 @@ OURS = rb"Authorization: Bearer CANARY-rig-token-1"
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Recorder]:
-    async with recorder() as record:
-        yield record
-
-
-@pytest.fixture
 async def rig(upstream: Recorder, tmp_path: Path) -> AsyncIterator[Rig]:
     async with (
         token_server() as issuer,
