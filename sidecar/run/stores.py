@@ -22,6 +22,7 @@ from sidecar.tokens.stores.memory import MemoryStore
 from sidecar.tokens.stores.sqlite import SqliteStore
 
 _EVERY = 10.0
+_SOON = 1.0
 _WORD_LASTS = 30.0
 _PLACE = "auth-sidecar:instances:"
 
@@ -69,11 +70,13 @@ async def keep_announcing(shared: Shared, brokers: Callable[[], Mapping[str, Bro
             "at": shared.clock.now() + shared.store.offset,
             "generations": {name: broker.status().generation for name, broker in brokers().items()},
         }
+        pause = _SOON
         # Trouble is told by the brokers; nobody waits for this.
         with contextlib.suppress(StoreError):
             sealed = shared.keys.seal(_PLACE + shared.owner, json.dumps(word).encode())
             await shared.store.announce(shared.owner, sealed, _WORD_LASTS)
-        await shared.clock.sleep(_EVERY)
+            pause = _EVERY
+        await shared.clock.sleep(pause)
 
 
 async def instances(store: TokenStore, keys: Keys) -> dict[str, dict[str, Any]]:
