@@ -90,7 +90,8 @@ def plain(base_url: str, token_url: str, oauth2: dict[str, Any], **renew: Any) -
     }
 
 
-def in_redis(redis: Server, folder: Path) -> dict[str, Any]:
+def in_redis(redis: Server, folder: Path, timeout: str = "100ms") -> dict[str, Any]:
+    """Return the settings of the store; a machine that runs many tests at once may need a longer *timeout*."""
     keys = folder / "keys"
     keys.write_text(new_key())
     keys.chmod(0o600)
@@ -134,7 +135,7 @@ async def test_two_that_start_at_once_make_one_call(
     What the store holds shows neither a secret nor the client, and `token show` knows both instances.
     """
     plm.switches.token_delay = 0.5
-    store = in_redis(redis_server, tmp_path) if kind == "redis" else {"url": "sqlite"}
+    store = in_redis(redis_server, tmp_path, "1s") if kind == "redis" else {"url": "sqlite"}
     settings = plain(plm.base_url, plm.token_url, by_password(plm))
     site = Site(tmp_path, outputs, store, {"plm": settings}, shared_state=kind == "sqlite")
     async with contextlib.AsyncExitStack() as stack:
@@ -225,7 +226,7 @@ async def test_refresh_tokens_through_the_death_of_a_holder(
                 oauth2 = by_password(plm) if name.startswith("user") else await by_refresh_token(plm)
             settings[name] = plain(f"{api.url}/{name}", issuer.url, oauth2)
             scenarios.append(Scenario(name, issuer, fate))
-        site = Site(tmp_path, outputs, in_redis(redis_server, tmp_path), settings)
+        site = Site(tmp_path, outputs, in_redis(redis_server, tmp_path, "1s"), settings)
         victim, survivor = await asyncio.gather(*(stack.enter_async_context(site.start(name)) for name in ("a", "b")))
         for sidecar in (victim, survivor):
             assert {await get(sidecar, each.name) for each in scenarios} == {200}
