@@ -13,7 +13,7 @@ help: ## list the targets
 install: $(VENV)/.installed ## make .venv, with the command in .venv/bin/auth-sidecar
 
 test: install tools lint ## lint, then run every test
-	$(BIN)/pytest --timeout 120 --numprocesses auto --dist loadfile
+	$(BIN)/pytest --timeout 120 --numprocesses 4 --dist loadfile --durations 20 --session-timeout 1020
 
 lint: install ## formatting, ruff, mypy, and the rules of the house
 	$(BIN)/ruff format --check .

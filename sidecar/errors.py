@@ -134,7 +134,11 @@ class UpstreamFailure(SidecarError):
 
 
 class StoreError(SidecarError):
-    """The token store cannot be read or written."""
+    """The token store cannot be read or written; *silent*: it gave no answer in time, and may only be slow."""
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 class SealError(StoreError):

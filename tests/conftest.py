@@ -1,5 +1,6 @@
 """What every test shares: an environment without proxies, and a place for outputs that must hold no secret."""
 
+import faulthandler
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,19 @@ import pytest
 from tests.canary import leaks
 
 PROXY_VARIABLES = ("ALL_PROXY", "FTP_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+_TEARDOWN_SECONDS = 120
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """End the process of a test whose fixtures do not end: its time-out is spent when the test itself has hung."""
+    faulthandler.dump_traceback_later(_TEARDOWN_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _hide(patch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ from sidecar.tokens.token import Token
 _STORE_TRIES = 2
 """A single slow answer of the store must not be taken for its end: all would ask the issuer."""
 _STORE_PATIENCE = 1.5
-"""Seconds that a renewal nobody was refused for gives a store that does not answer: a machine that is busy starting
-many instances is slow for a moment, and each of them would ask the issuer."""
+"""Seconds that a renewal nobody was refused for gives a silent store: a machine that is busy starting many instances
+is slow for a moment, and each of them would ask the issuer. A store that says no is not waited for."""
 _LOOK = 0.1
 _LOOK_JITTER = 0.2
 """Seconds between two looks whether the instance that has the lease is done."""
@@ -88,11 +88,12 @@ class Obtaining:
                     hurry = token is None or token.refresh_token is None or not self._holding.store_forgot()
                     if hurry and await self._lease.take():
                         return True
-                except StoreError:
+                except StoreError as error:
                     failures += 1
-                    if failures >= _STORE_TRIES and self._clock.monotonic() >= give_up:
+                    waits = error.silent and self._clock.monotonic() < give_up
+                    if failures >= _STORE_TRIES and not waits:
                         return False
-                    if patient:
+                    if waits:
                         await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
                     continue
                 self.elsewhere = True

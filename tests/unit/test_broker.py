@@ -65,6 +65,7 @@ class FakeClock:
         self.mono, self.wall = 1000.0, WALL
         self.jitters = 0
         self.chance = 0.5
+        self._free = False
         self._order = count()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
 
@@ -79,7 +80,7 @@ class FakeClock:
         return self.chance
 
     async def sleep(self, seconds: float) -> None:
-        if seconds <= 0:
+        if seconds <= 0 or self._free:
             await asyncio.sleep(0)
             return
         future = asyncio.get_running_loop().create_future()
@@ -101,6 +102,13 @@ class FakeClock:
                 await settle()
         self._pass(end - self.mono)
         await settle()
+
+    def release(self) -> None:
+        """Let nobody sleep any more, so that what ends after a failed test does not wait for ever."""
+        self._free = True
+        for _, _, future in self._sleepers:
+            if not future.done():
+                future.set_result(None)
 
     def _pass(self, seconds: float) -> None:
         self.mono += seconds
@@ -258,6 +266,7 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     made = Rig()
     yield made
     made.issuer.gate.set()
+    made.clock.release()
     for broker in made.brokers:
         await broker.aclose()
         assert not broker._tasks._running

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+SILENT = "gave no answer within store.timeout"
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -29,7 +31,7 @@ _FAULTS = (
     (r"DB index is out of range|Invalid Database", "has no such database; check the number in store.url"),
     (r"Name or service|nodename|Temporary failure in name|getaddrinfo|No address", "its name cannot be resolved"),
     (r"Connect call failed|[Cc]onnection refused|Errno 111|Multiple exceptions", "refused the connection; is it up?"),
-    (r"[Tt]imeout|Timed out|timed out", "gave no answer within store.timeout"),
+    (r"[Tt]imeout|Timed out|timed out", SILENT),
     (r"No master found", "no Sentinel knows a master of this service"),
     (r"previous master is now a slave", "is no longer the master; the new one is looked for"),
     (r"[Cc]losed|reset by peer|Broken pipe|IncompleteRead", "broke off the connection"),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
 from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES, checked, checked_name
 from sidecar.tokens.stores.outage import Outage
 from sidecar.tokens.stores.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
-from sidecar.tokens.stores.redis_faults import Fault
+from sidecar.tokens.stores.redis_faults import SILENT, Fault
 from sidecar.tokens.stores.redis_scripts import (
     ACQUIRE,
     ANNOUNCE,
@@ -42,7 +43,7 @@ _SKEW = 1.0
 class RedisStore:
     """Records, leases and instances in Redis; *url*, *username* and *password* as `parse_url` has them.
 
-    *timeout*: seconds that a call may take, connecting included. No call is tried again. After three failures in
+    *timeout*: seconds that a call may take, connecting included. No call is tried again. After two failures in
     a row calls fail at once, but for a probe now and then. Any failure gives up the connections it met, so that no
     late answer is taken for another's, and the next call looks for the master anew. A cancelled call goes on by
     itself to its end. *ca*: a PEM file, trusted beside the public roots. Reading it, and the URL, may raise
@@ -69,7 +70,7 @@ class RedisStore:
         self._line: Line | None = None
         self._made_at = self._used_at = 0.0
         self._first = 0
-        self._last = ""
+        self._last = Fault("")
         self._offset = 0.0
         self._closed = False
 
@@ -139,11 +140,12 @@ class RedisStore:
             raise StoreError(f"{self._target}: the store is closed")
         ticket = self._outage.enter()
         if ticket is None:
-            raise StoreError(f"{self._target}: {self._last}; not asked again for {self._outage.left:.0f} s")
+            what = f"{self._last.what}; not asked again for {self._outage.left:.0f} s"
+            raise StoreError(f"{self._target}: {what}", silent=self._last.what == SILENT)
         task = self._spawn(self._command(ticket, script, key, *args))
         await asyncio.wait({task}, timeout=self._timeout + CLEAN_UP)
         if not task.done():
-            raise StoreError(f"{self._target}: gave no answer within store.timeout")
+            raise StoreError(f"{self._target}: {SILENT}", silent=True)
         return task.result()
 
     async def _command(self, ticket: int, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
@@ -158,9 +160,9 @@ class RedisStore:
             return answer
         except Exception as error:  # noqa: BLE001  whatever a client or a server does, the store is in trouble
             fault = fault_in(error)
-            self._last = fault.what.replace("{key}", key)
+            self._last = replace(fault, what=fault.what.replace("{key}", key))
             self._first += not fault.answered
-            raise StoreError(f"{self._target}: {self._last}") from None
+            raise StoreError(f"{self._target}: {self._last.what}", silent=fault.what == SILENT) from None
         finally:
             note = self._outage.succeeded if fault.answered else self._outage.failed
             note(ticket)
