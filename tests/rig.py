@@ -14,6 +14,7 @@ from aiohttp import web
 
 from sidecar.clock import SystemClock
 from sidecar.events import Event
+from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
 from sidecar.settings import Settings
 from tests.canary import canary
@@ -173,9 +174,14 @@ def configuration(base_url: str, token_url: str, state_dir: Path, **upstream: An
     }
 
 
+dispatch: Dispatch | None = None
+"""Where mitmproxy's hooks go in a sidecar that a test runs; the fixture `both_modes` sets it."""
+
+
 @contextlib.asynccontextmanager
 async def sidecar(data: dict[str, Any], **options: Any) -> AsyncIterator[Rig]:
     """Run a sidecar in this loop until the context ends."""
+    options.setdefault("dispatch", dispatch)
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     events: list[Event] = []
     settings = Settings.model_validate(data)

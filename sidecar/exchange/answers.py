@@ -61,6 +61,4 @@ def own_answer(refusal: Refusal) -> OwnAnswer:
 async def send_own(client: "Client", refusal: Refusal) -> None:
     """Answer *client* with *refusal*, whole; raises ClientGone when it left."""
     answer = own_answer(refusal)
-    await client.start(answer.status, answer.reason, answer.fields, chunked=False, empty=False)
-    await client.send(answer.body)
-    await client.end()
+    await client.start(answer.status, answer.reason, answer.fields, chunked=False, data=answer.body, end=True)

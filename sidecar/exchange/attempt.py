@@ -46,6 +46,16 @@ class Answer:
         """Whether no more of the body will come."""
         return not self._prefix and self._broken is None and self._payload.at_eof()
 
+    def ready(self) -> bytes:
+        """Return what is here of the body already, empty when nothing is; as `read` does it, without waiting."""
+        if not self._prefix and self._broken is None and self._payload.exception() is None:
+            data = self._payload.read_nowait(-1)
+            if self._payload.at_eof():
+                self._attempt.finish()
+            return data
+        data, self._prefix = self._prefix, b""
+        return data
+
     async def read(self) -> bytes:
         """Return the next bytes of the body, empty at its end.
 

@@ -18,8 +18,10 @@ Present = Callable[[Secret], tuple[bytes, bytes]]
 class Client(Protocol):
     """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left."""
 
-    async def start(self, status: int, reason: bytes, fields: Fields, *, chunked: bool, empty: bool) -> None:
-        """Send the head; *chunked*: the body's length is not known; *empty*: `end` follows at once."""
+    async def start(
+        self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
+    ) -> None:
+        """Send the head, with *data* of the body; *chunked*: its length is not known; *end*: that is all of it."""
         ...
 
     async def send(self, data: bytes) -> None:

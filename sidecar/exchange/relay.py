@@ -15,7 +15,11 @@ async def relay(answer: Answer, fields: Fields, client: Client, tally: Tally, em
     """
     tally.status, tally.begun = answer.status, True
     sized = value_of(fields, b"content-length") is not None
-    await client.start(answer.status, answer.reason, fields, chunked=not sized, empty=answer.empty)
+    data = answer.ready()
+    end = answer.empty
+    await client.start(answer.status, answer.reason, fields, chunked=not sized, data=data, end=end)
+    if end:
+        return
     try:
         while not answer.empty:
             if data := await answer.read():

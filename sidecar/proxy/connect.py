@@ -20,7 +20,6 @@ from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.passthrough import intercepted
 from sidecar.policy.routing import Origin, normal_host
-from sidecar.proxy.bridge import BridgedHttpLayer
 from sidecar.proxy.gate import Gate
 from sidecar.proxy.head import MAX_HEAD
 from sidecar.proxy.tunnel import Tunnel
@@ -85,6 +84,14 @@ class InterceptedTls(ClientTLSLayer):
             return False, f"the ClientHello is over {MAX_HEAD >> 10} KiB"
         return (yield from super().receive_handshake_data(data))
 
+    def encrypted(self, data: bytes) -> bytes:
+        """Return what is to be written for the client to read *data*."""
+        return _written(self.send_data(data))
+
+    def farewell(self) -> bytes:
+        """Return the last that is to be written."""
+        return _written(self.send_close(commands.CloseConnection(self.conn)))
+
     def send_close(self, command: commands.CloseConnection) -> layer.CommandGenerator[None]:
         """Say close_notify first, which tells the end of an answer from a cut (RFC 8446 section 6.1)."""
         if self.tls is not None:
@@ -92,6 +99,10 @@ class InterceptedTls(ClientTLSLayer):
                 self.tls.shutdown()
             yield from self.tls_interact()
         yield from super().send_close(command)
+
+
+def _written(steps: layer.CommandGenerator[None]) -> bytes:
+    return b"".join(command.data for command in steps if isinstance(command, commands.SendData))
 
 
 class Tunnelled(layer.Layer):
@@ -143,8 +154,9 @@ def answer_connect(link: "ClientConnection", request: Request) -> layer.Layer:
 def _inside(link: "ClientConnection", *, tls: bool) -> layer.Layer:
     context = link.layer.context.fork()
     origin = _asked(link) if tls else replace(_asked(link), scheme="http")
-    link.http = BridgedHttpLayer(context.fork(), link, origin)
-    link.layer = InterceptedTls(context, link.http) if tls else link.http
+    link.http = link.http_layer(context.fork(), origin)
+    link.tls = InterceptedTls(context, link.http) if tls else None
+    link.layer = link.tls or link.http
     return link.layer
 
 

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 
 from mitmproxy.proxy import commands, layer, mode_specs
-from mitmproxy.proxy.layers.http import RequestHeaders
-from mitmproxy.proxy.layers.http._base import HttpEvent
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import TlsEstablishedClientHook, TlsFailedClientHook, TlsStartClientHook
 from mitmproxy.proxy.server import LiveConnectionHandler
 
@@ -15,14 +13,15 @@ from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.ports import Client
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
-from sidecar.proxy.bridge import BridgedHttpLayer, Deliver, StartExchange
-from sidecar.proxy.connect import StartTunnel, answer_connect, run_tunnel, start_tls, tls_failed
-from sidecar.proxy.http1 import Continue, FinishEarly
+from sidecar.proxy.bridge import BridgedHttpLayer, StartExchange
+from sidecar.proxy.connect import InterceptedTls, StartTunnel, run_tunnel, start_tls, tls_failed
+from sidecar.proxy.direct import DirectHttp
+from sidecar.proxy.head import Head
 from sidecar.proxy.port import Port
-from sidecar.proxy.reply import Reply
 from sidecar.proxy.tunnel import Tunnel
 
 _LINGER_SECONDS = 10.0
@@ -42,8 +41,9 @@ class ClientConnection(LiveConnectionHandler):
         self.draining = False
         context = self.layer.context
         context.layers.clear()
-        self.http = BridgedHttpLayer(context, self, None)
+        self.http = self.http_layer(context, None)
         self.layer: layer.Layer = self.http
+        self.tls: InterceptedTls | None = None
         self.gate = port.gate
         self.asked: Origin | None = None
         self.tunnel: Tunnel | None = None
@@ -51,10 +51,8 @@ class ClientConnection(LiveConnectionHandler):
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self.head_out = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
-        self._continue: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
@@ -75,7 +73,9 @@ class ClientConnection(LiveConnectionHandler):
         """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
         match hook:
             case StartExchange():
-                await self._run_exchange(hook)
+                # What came with the head is fed first, so that a small body goes out in one write with it.
+                await asyncio.sleep(0)
+                await self._run_exchange(hook.head, hook.body, hook.client)
                 return
             case StartTunnel():
                 await run_tunnel(self, hook.tunnel)
@@ -93,9 +93,9 @@ class ClientConnection(LiveConnectionHandler):
             except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
                 self.failed(error)
 
-    def connect(self, request: Request) -> layer.Layer:
-        """Return the layer that takes over after CONNECT; raises Refusal."""
-        return answer_connect(self, request)
+    def http_layer(self, context: Context, origin: Origin | None) -> DirectHttp | BridgedHttpLayer:
+        """Return what serves HTTP here; mitmproxy's streams cost half of the CPU, and only flows need them."""
+        return (DirectHttp if self.port.dispatch is None else BridgedHttpLayer)(context, self, origin)
 
     def take_port(self) -> Port:
         """Return the port as it is configured now; the request that begins sees no other."""
@@ -108,19 +108,22 @@ class ClientConnection(LiveConnectionHandler):
         """Close when the exchange under way has ended, at once when there is none."""
         self.draining = True
         if self._task is None:
-            self.writer.close()
+            self.finish()
 
-    def request_begins(self, event: RequestHeaders) -> StartExchange:
-        """Make room for the body of the request whose head is complete; return the hook that starts its exchange."""
-        head = self.http.client.head
-        if head is None:
-            raise RuntimeError("a request without a head")
+    def new_body(self, head: Head, proceed: Callable[[], None]) -> RequestBody:
+        """Make room for the body of the request that begins; *proceed* asks a client that waits for it."""
         self.body = RequestBody(
             head.request.length,
             open_spool=self.port.open_spool,
-            wanted=partial(self._send_continue, event.stream_id) if head.expects_continue else lambda: None,
+            wanted=proceed if head.expects_continue else lambda: None,
         )
-        return StartExchange(head, self.body, event.stream_id)
+        return self.body
+
+    def begin(self, head: Head, body: RequestBody, client: Client) -> None:
+        """Start the exchange of a request, beside the layers."""
+        task = asyncio.get_running_loop().create_task(self._run_exchange(head, body, client))
+        # An eager one may be over already.
+        self._task = None if task.done() else task
 
     def request_complete(self) -> None:
         """The body is complete; a client that was late with it is not hurried any more."""
@@ -147,34 +150,29 @@ class ClientConnection(LiveConnectionHandler):
 
     def head_pending(self, pending: bool) -> None:
         """Start or stop the time a client has to complete its head."""
-        if not pending:
+        if not pending and self._timer is not None:
             self.set_timer(None)
-        elif self._timer is None:
+        elif pending and self._timer is None:
             self.set_timer(self.port.limits.header_timeout, self._head_is_late)
 
-    async def _run_exchange(self, hook: StartExchange) -> None:
-        request = hook.head.request
+    async def _run_exchange(self, head: Head, body: RequestBody, client: Client) -> None:
+        request = head.request
         with self.under_way():
-            reply = Reply(self, hook)
             try:
-                if hook.body.length != 0:
-                    # What came with the head is fed first, so that a small body goes out in one write with it.
-                    await asyncio.sleep(0)
                 if self._failure is not None:
                     raise Refusal(Reason.INTERNAL, FAULT)
                 self.gate.check(request.fields, ours=not self.port.beside.takes(request.host))
-                await self.port.exchange.run(request, hook.body, reply)
+                await self.port.exchange.run(request, body, client)
             except Refusal as refusal:
-                hook.body.discard()
+                body.discard()
                 self.refused(refusal, request)
-                await send_own(reply, refusal)
+                await send_own(client, refusal)
 
     @contextlib.contextmanager
     def under_way(self) -> Iterator[None]:
         """Mark the time of an exchange; a fault in it ends the connection."""
         task = self._task = asyncio.current_task()
         self._idle.clear()
-        self.head_out.clear()
         try:
             with self.timeout_watchdog.disarm():
                 yield
@@ -189,15 +187,21 @@ class ClientConnection(LiveConnectionHandler):
                 self._task = None
                 self._idle.set()
                 if self.draining:
-                    self.writer.close()
+                    self.finish()
 
-    async def deliver(self, items: Sequence[HttpEvent]) -> None:
-        """Hand a part of the answer to the layers."""
-        await self.server_event(Deliver(self.http.virtual, items))
+    def write(self, data: bytes) -> None:
+        """Write *data* to the client, past the layers but for TLS."""
+        if not self.writer.is_closing():
+            self.writer.write(data if self.tls is None else self.tls.encrypted(data))
 
-    async def finish_early(self, stream_id: int) -> None:
-        """End the answer though the request is not complete, and bound the time for the rest of it."""
-        await self.deliver([FinishEarly(stream_id)])
+    def finish(self) -> None:
+        """Close the connection when all that was written is out."""
+        if self.tls is not None and not self.writer.is_closing():
+            self.writer.write(self.tls.farewell())
+        self.writer.close()
+
+    def hurry(self) -> None:
+        """Give a client that is still uploading though it has its answer a few seconds to end."""
         self.set_timer(_LINGER_SECONDS)
 
     def abort(self) -> None:
@@ -213,7 +217,7 @@ class ClientConnection(LiveConnectionHandler):
             await self.tunnel.room()
         while self.body.full:
             await self.body.room()
-        while len(self.http.client.buf) > _PIPELINE and self.busy:
+        while self.http.waiting > _PIPELINE and self.busy:
             await self._idle.wait()
 
     def log(self, message: str, level: int = 0, exc_info: object = None) -> None:
@@ -227,14 +231,11 @@ class ClientConnection(LiveConnectionHandler):
 
     def _end_with(self, refusal: Refusal) -> None:
         """End the connection past the layers, which may be broken or still wait; with an answer if none was begun."""
-        if self.http.client.response is not None or self.client.tls or self.tunnel or self.writer.is_closing():
+        if self.http.answering or self.client.tls or self.tunnel or self.writer.is_closing():
             self.abort()
             return
         self.writer.write(own_answer(refusal).encode())
         self.writer.close()
-
-    def _send_continue(self, stream_id: int) -> None:
-        self._continue = asyncio.get_running_loop().create_task(self.deliver([Continue(stream_id)]))
 
     def _head_is_late(self) -> None:
         refusal = Refusal(Reason.REQUEST_TIMEOUT, "the head of the request did not come in time")

@@ -6,12 +6,15 @@ any size through); a request smuggled past one of us would carry a credential. R
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.errors import Reason, Refusal
 from sidecar.policy.headers import wants_close
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import DEFAULT_PORTS, Origin
+
+if TYPE_CHECKING:
+    from h11._receivebuffer import ReceiveBuffer
 
 MAX_HEAD = 64 << 10
 MAX_FIELDS = 1000
@@ -22,6 +25,7 @@ _FIELD = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?\\]*)([/?].*)?")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~%-]*)(?::([0-9]{0,5}))?")
 _MAX_PORT = 65535
+_MAX_BLANK_LINES = 4
 
 
 class Head(NamedTuple):
@@ -36,6 +40,23 @@ class Connect(NamedTuple):
     """A request for a tunnel (RFC 9110 section 9.3.6); its target is in authority-form."""
 
     request: Request
+
+
+def take_head(
+    buffer: "ReceiveBuffer", upstream: str | None, origin: Origin | None, max_head: int = MAX_HEAD
+) -> Head | Connect | None:
+    """Take a head from the front of *buffer*, None while it is not complete; the rest as `parse_head` has it."""
+    lines = buffer.maybe_extract_lines()
+    blanks = 0
+    while lines == [] and blanks < _MAX_BLANK_LINES:
+        # RFC 9112 section 2.2: empty lines before a request are ignored.
+        blanks += 1
+        lines = buffer.maybe_extract_lines()
+    if lines is None and len(buffer) <= max_head:
+        return None
+    if not lines:
+        raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {max_head >> 10} KiB")
+    return parse_head([bytes(line) for line in lines], upstream, origin, max_head)
 
 
 def parse_head(

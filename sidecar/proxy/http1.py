@@ -1,9 +1,12 @@
-"""The HTTP/1 server that meets the client's bytes: our head, mitmproxy's framing, our answers to what is wrong.
+"""The HTTP/1 server in front of mitmproxy's streams: our head, mitmproxy's framing, our answers to what is wrong.
+
+Only where an addon looks at flows; `direct` serves everything else.
 
 Closes what mitmproxy's own reader leaves open (facts in docs/decisions/0003): unlimited heads, trailers that
 hang, `Connection: Close`, raw bytes in the log, HTML that quotes the request.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,14 +29,13 @@ from sidecar.errors import Reason, Refusal
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import Origin
-from sidecar.proxy.head import Connect, Head, parse_head
+from sidecar.proxy.connect import answer_connect
+from sidecar.proxy.head import Connect, Head, take_head
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
 
     from sidecar.proxy.connection import ClientConnection
-
-_MAX_BLANK_LINES = 4
 
 
 @dataclass
@@ -82,6 +84,7 @@ class ClientHttp1(Http1Server):
         self._origin = origin
         self.head: Head | None = None
         self._ended_early = False
+        self.head_out = asyncio.Event()
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
@@ -100,22 +103,12 @@ class ClientHttp1(Http1Server):
         if isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(self.conn)
             return
-        lines = self.buf.maybe_extract_lines()
-        blanks = 0
-        while lines == [] and blanks < _MAX_BLANK_LINES:
-            # RFC 9112 section 2.2: empty lines before a request are ignored.
-            blanks += 1
-            lines = self.buf.maybe_extract_lines()
-        self._link.head_pending(lines is None and len(self.buf) > 0)
         try:
             port = self._link.take_port()
-            longest = port.limits.header
-            if lines is None and len(self.buf) <= longest:
+            head = take_head(self.buf, port.upstream, self._origin or port.origin, port.limits.header)
+            self._link.head_pending(head is None and len(self.buf) > 0)
+            if head is None:
                 return
-            if not lines:
-                raise Refusal(Reason.REQUEST_TOO_LARGE, f"the head is over {longest >> 10} KiB")
-            origin = self._origin or port.origin
-            head = parse_head([bytes(line) for line in lines], port.upstream, origin, longest)
         except Refusal as refusal:
             yield from self._refuse(refusal)
             return
@@ -129,7 +122,7 @@ class ClientHttp1(Http1Server):
     def _connect(self, request: Request) -> layer.CommandGenerator[None]:
         """Leave the connection to another layer, with what the client sent already."""
         try:
-            inside = self._link.connect(request)
+            inside = answer_connect(self._link, request)
         except Refusal as refusal:
             yield from self._refuse(refusal, request)
             return
@@ -142,6 +135,7 @@ class ClientHttp1(Http1Server):
     def _begin(self, request: Request) -> layer.CommandGenerator[None]:
         """Let mitmproxy see *request*; the exchange takes its own from the head."""
         self._ended_early = False
+        self.head_out.clear()
         self.response = None
         self.request = http.Request(
             host=request.host,
@@ -178,14 +172,14 @@ class ClientHttp1(Http1Server):
                 reason = Reason.UPSTREAM_UNREACHABLE if status and status >= 500 else Reason.BAD_REQUEST  # noqa: PLR2004
                 refusal = Refusal(reason, "the message is malformed; refused so that it cannot smuggle another")
                 yield commands.SendData(self.conn, own_answer(refusal).encode())
-            self._link.head_out.set()
+            self.head_out.set()
             yield commands.CloseConnection(self.conn)
         elif isinstance(event, ResponseEndOfMessage) and self._ended_early:
             yield from self.mark_done(response=True)
         else:
             yield from super().send(event)
             if isinstance(event, ResponseHeaders):
-                self._link.head_out.set()
+                self.head_out.set()
 
     def _finish_early(self) -> layer.CommandGenerator[None]:
         """End a chunked body; mitmproxy holds its own end back until the request is complete."""

@@ -31,6 +31,8 @@ from tests.rig import (
     status_of,
 )
 
+pytestmark = pytest.mark.usefixtures("both_modes")
+
 STALE = canary("stale").encode()
 
 

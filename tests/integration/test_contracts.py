@@ -8,6 +8,7 @@ import h11
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import version
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -153,6 +154,26 @@ def test_tls_layer_says_no_goodbye() -> None:
 def test_certificates_of_mitmproxy_give_way_to_ours() -> None:
     """With its addons beside us, its own `tls_start_client` does nothing once a connection is there."""
     assert "if tls_start.ssl_conn is not None:" in inspect.getsource(TlsConfig.tls_start_client)
+
+
+def test_tls_layer_encrypts_without_an_event() -> None:
+    """`send_data` and `send_close` yield what is to be written, so that they may be called outside of an event."""
+    assert "self.tls.sendall(data)" in inspect.getsource(tls.TLSLayer.send_data)
+    assert "yield commands.SendData(self.conn, data)" in inspect.getsource(tls.TLSLayer.tls_interact)
+
+
+def test_tls_layer_hands_foreign_events_to_its_child() -> None:
+    """An event that is not about a connection passes, once the handshake is over."""
+    assert "else:\n            yield from self.event_to_child(event)" in inspect.getsource(
+        tunnel.TunnelLayer._handle_event
+    )
+
+
+def test_stream_reader_gives_what_is_there() -> None:
+    """aiohttp's `read_nowait` waits for nothing, and an empty payload has it too."""
+    assert "read_nowait" in dir(StreamReader)
+    assert EMPTY_PAYLOAD.read_nowait(-1) == b""
+    assert EMPTY_PAYLOAD.exception() is None
 
 
 def test_http_layer_hands_events_to_the_client_side() -> None:

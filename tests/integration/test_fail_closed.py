@@ -11,8 +11,7 @@ from sidecar.events import Trouble
 from sidecar.exchange import exchange
 from sidecar.exchange.body import RequestBody
 from sidecar.policy import headers
-from sidecar.proxy import connection, http1
-from sidecar.proxy.bridge import BridgeLayer
+from sidecar.proxy import bridge, connection, direct, head, http1
 from sidecar.tokens.broker import Broker
 from tests.canary import canary
 from tests.rig import Recorder, Rig, configuration, problem_of, raw, recorder, sidecar, status_of, token_server
@@ -25,20 +24,26 @@ def _boom(*_: object, **__: object) -> Any:
     raise RuntimeError(canary("boom"))
 
 
-PLACES: dict[str, Break] = {
-    "parser": lambda patch: patch.setattr(http1, "parse_head", _boom),
-    "flow": lambda patch: patch.setattr(http1, "_without_expect", _boom),
+EVERYWHERE: dict[str, Break] = {
+    "parser": lambda patch: patch.setattr(head, "parse_head", _boom),
     "body": lambda patch: patch.setattr(connection, "RequestBody", _boom),
-    "reply": lambda patch: patch.setattr(connection, "Reply", _boom),
     "route": lambda patch: patch.setattr(exchange, "route", _boom),
     "strip": lambda patch: patch.setattr(headers, "outgoing", _boom),
     "target": lambda patch: patch.setattr(headers, "strip_target", _boom),
     "token": lambda patch: patch.setattr(Broker, "current", _boom),
     "keep": lambda patch: patch.setattr(RequestBody, "keep", _boom),
     "whole": lambda patch: patch.setattr(RequestBody, "whole", _boom),
-    "bridge": lambda patch: patch.setattr(BridgeLayer, "_handle_event", _boom),
+}
+DIRECT: dict[str, Break] = {
+    "reply": lambda patch: patch.setattr(direct, "Reply", _boom),
+}
+ADDONS: dict[str, Break] = {
+    "flow": lambda patch: patch.setattr(http1, "_without_expect", _boom),
+    "reply": lambda patch: patch.setattr(bridge, "BridgedReply", _boom),
+    "bridge": lambda patch: patch.setattr(bridge.BridgeLayer, "_handle_event", _boom),
     "layer": lambda patch: patch.setattr(mitm_http.HttpStream, "state_wait_for_request_headers", _boom),
 }
+PLACES = {"direct": EVERYWHERE | DIRECT, "addons": EVERYWHERE | ADDONS}
 BODIES = {
     "none": b"\r\n",
     "buffered": b"Content-Length: 4\r\n\r\nbody",
@@ -53,7 +58,8 @@ async def upstream() -> AsyncIterator[Recorder]:
 
 
 @pytest.fixture
-async def rig(upstream: Recorder, tmp_path: Path) -> AsyncIterator[Rig]:
+async def rig(both_modes: str, upstream: Recorder, tmp_path: Path) -> AsyncIterator[Rig]:
+    del both_modes
     async with token_server() as issuer, sidecar(configuration(upstream.url, issuer.url, tmp_path)) as running:
         yield running
 
@@ -72,12 +78,14 @@ def _check_refused(answer: bytes, upstream: Recorder) -> None:
 
 @pytest.mark.parametrize("port", ["proxy", "plm"])
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("both_modes", "place"), [(mode, place) for mode in PLACES for place in PLACES[mode]], indirect=["both_modes"]
+)
 async def test_fault_before_sending_is_500_and_nothing_leaves(
-    rig: Rig, upstream: Recorder, monkeypatch: pytest.MonkeyPatch, place: str, body: str, port: str
+    rig: Rig, upstream: Recorder, monkeypatch: pytest.MonkeyPatch, both_modes: str, place: str, body: str, port: str
 ) -> None:
     """Whatever raises in the parser, the layers, the bridge or the exchange: 500 `internal`, 0 bytes upstream."""
-    PLACES[place](monkeypatch)
+    PLACES[both_modes][place](monkeypatch)
 
     answer = await raw(rig.port(port), _request(port, upstream, BODIES[body]))
 
@@ -116,7 +124,7 @@ async def test_fault_in_a_hook_is_500_and_nothing_leaves(
 async def test_next_connection_is_served_again(rig: Rig, upstream: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault ends its own connection only."""
     with monkeypatch.context() as patch:
-        PLACES["parser"](patch)
+        EVERYWHERE["parser"](patch)
         await raw(rig.port(), _request("proxy", upstream, BODIES["none"]))
 
     answer = await raw(rig.port(), _request("proxy", upstream, BODIES["none"]))

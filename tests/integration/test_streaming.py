@@ -177,6 +177,7 @@ async def test_nothing_readable_is_left_after_a_kill(plm: Emulator, running: Run
 
 
 @pytest.mark.parametrize("size", [3 << 20, 12 << 20])
+@pytest.mark.usefixtures("both_modes")
 async def test_body_beyond_the_spool_is_not_replayed(tmp_path: Path, size: int) -> None:
     """A body that was not kept is not sent again: the 401 is passed on, and the next request has a new token."""
 
@@ -196,6 +197,7 @@ async def test_body_beyond_the_spool_is_not_replayed(tmp_path: Path, size: int) 
     assert [len(seen.body) for seen in upstream.seen] == ([size, size] if kept else [size])
 
 
+@pytest.mark.usefixtures("both_modes")
 async def test_401_in_mid_upload_is_replayed_with_the_rest(tmp_path: Path) -> None:
     """An upstream that answers 401 and closes before it has the body gets all of it with the new token."""
     size = 8 << 20
@@ -220,6 +222,7 @@ async def test_401_in_mid_upload_is_replayed_with_the_rest(tmp_path: Path) -> No
     assert received == [size]
 
 
+@pytest.mark.usefixtures("both_modes")
 async def test_early_final_answer_reaches_a_client_that_still_uploads(tmp_path: Path) -> None:
     """A 413 in mid-upload, chunked, is complete for the client before it has sent everything."""
 
@@ -241,6 +244,7 @@ async def test_early_final_answer_reaches_a_client_that_still_uploads(tmp_path: 
     assert answer.endswith(b"3\r\nbig\r\n0\r\n\r\n")
 
 
+@pytest.mark.usefixtures("both_modes")
 async def test_events_arrive_as_they_are_sent(tmp_path: Path) -> None:
     """A stream of events is not held back until it ends."""
 

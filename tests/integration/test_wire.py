@@ -27,6 +27,8 @@ from tests.rig import (
     token_server,
 )
 
+pytestmark = pytest.mark.usefixtures("both_modes")
+
 VIA = re.compile(rb"Via: 1\.1 auth-sidecar \([0-9a-f]+\)")
 CLOSE = b"Connection: close\r\n\r\n"
 OURS = rb"Authorization: Bearer CANARY-rig-token-1"
