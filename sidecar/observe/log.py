@@ -12,6 +12,8 @@ from sidecar.events import (
     Drain,
     Emit,
     Event,
+    ForcedRenewals,
+    IdleLimit,
     LifetimeDiffers,
     Ready,
     Reload,
@@ -32,6 +34,8 @@ _NAMES: dict[type[Event], str] = {
     Drain: "drain",
     Reload: "reload",
     WorkerReplaced: "worker_replaced",
+    ForcedRenewals: "forced_renewals",
+    IdleLimit: "idle_limit",
 }
 
 
@@ -47,7 +51,7 @@ def make_emit(log_format: str, level: str, stream: TextIO | None = None) -> Emit
         structlog.WriteLogger(target),
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-    )
+    ).bind()  # once, not for each line
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
 
@@ -65,13 +69,13 @@ def ready_line(event: Ready) -> str:
 
 
 def _plain(event: Event) -> dict[str, Any]:
-    fields = dataclasses.asdict(event)
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in fields.items()}
+    values = ((field.name, getattr(event, field.name)) for field in dataclasses.fields(event))
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values}
 
 
 def _level(event: Event) -> str:
     match event:
-        case Renewal(result="ok") | Ready():
+        case Renewal(result="ok") | Ready() | ForcedRenewals(stopped=False):
             return "info"
         case Renewal(result="rejected"):
             return "error"

@@ -12,7 +12,19 @@ import pytest
 
 from sidecar.emulator import Emulator, Switches, sha256_of_bytes
 from tests.process import Running, start_sidecar
-from tests.rig import Recorder, Rig, Script, Seen, configuration, raw, recorder, sidecar, status_of, token_server
+from tests.rig import (
+    Recorder,
+    Rig,
+    Script,
+    Seen,
+    TokenServer,
+    configuration,
+    raw,
+    recorder,
+    sidecar,
+    status_of,
+    token_server,
+)
 
 GIB = 1 << 30
 ALLOWED_GROWTH = 48.0
@@ -280,3 +292,33 @@ async def test_upstream_stops_when_the_client_leaves(plm: Emulator, running: Run
         while not running.log_events("request"):
             await asyncio.sleep(0.05)
     assert running.log_events("request")[0]["outcome"] == "client_gone"
+
+
+@pytest.mark.usefixtures("both_modes")
+async def test_upload_waits_while_its_token_is_renewed(tokens: TokenServer, upstream: Recorder, tmp_path: Path) -> None:
+    """What a client sends meanwhile stays with it, but for a few buffers; then all of it goes on."""
+    size, sent, tokens.delay = 64 << 20, 0, 4.0
+    async with sidecar(configuration(upstream.url, tokens.url, tmp_path)) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port("plm"))
+
+        async def send() -> None:
+            nonlocal sent
+            writer.write(
+                b"PUT /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size
+            )
+            while sent < size:
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+                sent += 1 << 20
+
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(2)
+        taken_while_waiting, upstream_while_waiting = sent, upstream.bytes_in
+        answer = await asyncio.wait_for(reader.read(), 30)
+        await sending
+        writer.close()
+
+    assert upstream_while_waiting == 0
+    assert taken_while_waiting < size / 2
+    assert status_of(answer) == 200
+    assert len(upstream.seen[0].body) == size

@@ -17,6 +17,7 @@ from tests.canary import canary, leaks
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+BENCH_LOCK = (ROOT / "bench/requirements.lock").read_text(encoding="utf-8")
 
 TOP_LEVEL = re.compile(
     r"sidecar|addons|tests|deploy|docs|bench|\.ci|\.git.*|\.editorconfig|\.dockerignore"
@@ -95,9 +96,15 @@ def test_lock_is_pinned_and_names_no_registry() -> None:
 
 def test_lock_is_up_to_date() -> None:
     """Every dependency, of the project and of its groups, is met by the lock: else run `make lock`."""
-    groups = [line for group in PROJECT["dependency-groups"].values() for line in group]
+    groups = [line for name, group in PROJECT["dependency-groups"].items() if name != "bench" for line in group]
     wanted = PROJECT["project"]["dependencies"] + PROJECT["build-system"]["requires"] + groups
     assert unlocked(wanted, LOCK) == []
+
+
+def test_bench_lock_is_pinned_and_up_to_date() -> None:
+    """What only `make bench` installs has a lock of its own."""
+    assert unpinned(BENCH_LOCK) == []
+    assert unlocked(PROJECT["dependency-groups"]["bench"], BENCH_LOCK) == []
 
 
 def test_node_locks_name_no_registry() -> None:

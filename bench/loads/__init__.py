@@ -1,0 +1,1 @@
+"""The loads, in the order of a whole run."""
