@@ -15,7 +15,7 @@ install: $(VENV)/.installed ## make .venv, with the command in .venv/bin/auth-si
 test: install tools lint ## lint, then run every test
 	$(BIN)/pytest --timeout 120 --numprocesses 4 --dist loadfile --durations 20 --session-timeout 1020
 
-test-long: install tools ## what takes too long for every change: about 20 minutes
+test-long: install tools ## what takes too long for every change: about 10 minutes
 	$(BIN)/pytest --timeout 1200 --durations 20 tests/long
 
 soak: install tools ## real processes under random faults for 20 minutes; SOAK=60 for so many seconds

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     PROXY_AUTH_REQUIRED = "proxy_auth_required"
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
+    CIRCUIT_OPEN = "circuit_open"
+    QUOTA_EXHAUSTED = "quota_exhausted"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     TOO_MANY_CONNECTIONS = "too_many_connections"
@@ -57,6 +59,8 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.PROXY_AUTH_REQUIRED: ReasonFacts(407, "Proxy authentication required", "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
+    Reason.CIRCUIT_OPEN: ReasonFacts(503, "Upstream in trouble", "destination_unavailable"),
+    Reason.QUOTA_EXHAUSTED: ReasonFacts(503, "Upstream asked for a pause", "destination_unavailable"),
     Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),
     Reason.UPSTREAM_TIMEOUT: ReasonFacts(504, "Upstream timeout", "connection_timeout"),
     Reason.TOO_MANY_CONNECTIONS: ReasonFacts(503, "Too many connections", "connection_limit_reached"),

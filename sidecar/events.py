@@ -85,6 +85,20 @@ class StoreTrouble(Trouble):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged:
+    """The breaker of an upstream changed its *state*: closed, half_open (a probe is under way) or open.
+
+    *attempts* and *failures* of the window that opened it. *wait*: seconds to the next probe; 0 unless it is open.
+    """
+
+    upstream: str
+    state: str
+    attempts: int
+    failures: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """The sidecar stops; told at once, with *in_flight* requests, and again at the end, with those that were *cut*.
 
@@ -117,5 +131,42 @@ class WorkerReplaced:
     wait: float
 
 
-Event = Ready | Renewal | LifetimeDiffers | RequestDone | Trouble | Drain | Reload | WorkerReplaced
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForcedRenewals:
+    """A 401 forces no renewal any more, or does again; told at each change.
+
+    *stopped*: whether only a probe does, now and then. *refused*: how many renewed tokens were refused in a row.
+    """
+
+    upstream: str
+    stopped: bool
+    refused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleLimit:
+    """Tokens die before their time when they are not used; told once.
+
+    *survived*: the longest time without use that one was seen to live, *died*: after which they were dead; seconds.
+    """
+
+    upstream: str
+    survived: float
+    died: float
+    detail: str
+
+
+Event = (
+    Ready
+    | Renewal
+    | LifetimeDiffers
+    | RequestDone
+    | Trouble
+    | BreakerChanged
+    | Drain
+    | Reload
+    | WorkerReplaced
+    | ForcedRenewals
+    | IdleLimit
+)
 Emit = Callable[[Event], None]

@@ -183,7 +183,7 @@ class Fleet:
         self.made += 1
         owner, elsewhere = f"node/{self.made}", settings.store.shared
         shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=events.append)
-        issuer = make_issuer(settings.upstreams["plm"], clock)
+        issuer = make_issuer(settings.upstreams["plm"], clock, keys)
         broker = make_broker("plm", settings.upstreams["plm"], issuer, shared)
         self.stack.push_async_callback(store.aclose)
         self.stack.push_async_callback(broker.aclose)

@@ -12,7 +12,7 @@ import httpx
 
 from sidecar.auth.client_auth import prove, read_secret
 from sidecar.auth.tls import Material, client_context, read_material, read_pem
-from sidecar.auth.token_answer import Grant, read_grant
+from sidecar.auth.token_answer import Grant, Unusable, read_grant
 from sidecar.auth.token_endpoint import BrokenOff, open_client, post
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerUnavailable
@@ -30,14 +30,16 @@ class OAuth2Issuer:
     own connection. Calls may overlap; that only one instance renews at a time is the caller's business.
     """
 
-    def __init__(self, settings: OAuth2, *, tls: Tls, timeout: float, clock: Clock) -> None:
+    def __init__(
+        self, settings: OAuth2, *, tls: Tls, timeout: float, clock: Clock, fingerprint_key: bytes | None = None
+    ) -> None:
         self._settings = settings
         self._tls = tls
         self._timeout = timeout
         self._clock = clock
         self._who = f"issuer {parse_base_url(settings.token_url).authority}, client {settings.client_id!r}:"
         self._context: tuple[Material, ssl.SSLContext] | None = None
-        self._fingerprint_key = secrets.token_bytes(32)
+        self._fingerprint_key = fingerprint_key or secrets.token_bytes(32)
 
     async def obtain(self, refresh_token: Secret | None) -> Grant:
         """Return a new token, by *refresh_token* if one is given, else by the configured grant.
@@ -83,8 +85,9 @@ class OAuth2Issuer:
     def fingerprint(self) -> str:
         """Return a text that changes when a secret of the credential does; the secrets are read anew.
 
-        It is good within this object only: keyed with bytes that nobody else has, so that it does not help to
-        guess a secret. A secret that cannot be read counts as a value of its own.
+        It is keyed, so that it does not help to guess a secret: with *fingerprint_key*, which those may have with
+        whom it is compared, else with bytes of this object alone. A secret that cannot be read counts as a value of
+        its own, and so does how an assertion is signed.
         """
         settings, tls = self._settings, self._tls
         references = (
@@ -96,6 +99,7 @@ class OAuth2Issuer:
         )
         values = [_current(reference.read) if reference else "" for reference in references]
         values.append(_current(lambda: Secret(read_pem("tls.client_cert", tls.client_cert) or "")))
+        values += [settings.key_id or "", settings.algorithm]
         return hmac.new(self._fingerprint_key, json.dumps(values).encode(), "sha256").hexdigest()
 
     def presentation(self, token: Secret) -> tuple[bytes, bytes]:
@@ -153,6 +157,10 @@ class OAuth2Issuer:
         except CredentialRejected as refusal:
             lost = "the answer to an earlier attempt was lost, and the next refresh token may have been in it"
             raise CredentialRejected(refusal.error, f"{refusal} ({lost})") from None
+        except Unusable as granted:
+            if granted.refresh_token is None:
+                raise BrokenOff(str(granted)) from None
+            raise
         except IssuerUnavailable as busy:  # what became of the first attempt is as unknown as before
             raise BrokenOff(str(busy), retry_after=busy.retry_after) from None
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from sidecar.auth.lifetimes import granted_lifetime
-from sidecar.auth.token_endpoint import Answer
+from sidecar.auth.token_endpoint import Answer, BrokenOff
 from sidecar.errors import CredentialRejected, IssuerUnavailable
 from sidecar.policy.classify import retry_after
 from sidecar.secret import Secret
@@ -23,6 +23,9 @@ REMEDIES = {
 }
 """The errors of RFC 6749 section 5.2, which trying again cannot mend, and what can."""
 
+_DOUBTFUL = frozenset({500, 502, 504})
+"""Statuses after which nobody knows whether the issuer acted: it failed half-way, or a gateway lost its answer."""
+
 _MAX_TOKEN = 8 << 10
 _B64TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 section 2.1
 _VSCHARS = re.compile(r"[\x20-\x7e]+")  # RFC 6749 appendix A
@@ -30,6 +33,17 @@ _ERROR_CODE = re.compile(r"[a-z_]{1,64}")
 _MAX_DESCRIPTION = 200
 _PIECE = 8
 """So many characters in a row of a secret are a part of it; fewer also occur in plain English."""
+
+
+class Unusable(IssuerUnavailable):
+    """The issuer granted an access token that cannot be used.
+
+    *refresh_token*: the one that came with it, None if none did; the one that was presented is spent then.
+    """
+
+    def __init__(self, message: str, refresh_token: Secret | None) -> None:
+        super().__init__(message)
+        self.refresh_token = refresh_token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,32 +71,38 @@ def read_grant(
     """Return the grant in *answer*; the error of the body decides, whatever the status (RFC 6749 section 5.2).
 
     A 429 is weather even with such an error: it speaks of the rate. Unknown members are ignored. Raises
-    CredentialRejected and IssuerUnavailable; their messages show nothing that repeats one of *hidden*.
+    CredentialRejected and IssuerUnavailable: BrokenOff when it may have acted all the same, Unusable when it granted
+    what cannot be used. Their messages show nothing that repeats one of *hidden*.
     """
     document = _document(answer.body)
     wait = retry_after(answer.fields, requested_at)
     error, shown = document.get("error"), _shown(document, [secret.reveal() for secret in hidden])
     if isinstance(error, str) and error in REMEDIES and answer.status != 429:  # noqa: PLR2004
         raise CredentialRejected(error, f"{who} refused the grant {grant}{shown}; {REMEDIES[error]}")
-    if error or not 200 <= answer.status < 300 or not document:  # noqa: PLR2004
-        raise IssuerUnavailable(f"{who} answered with {answer.status}{shown}; {_expected(answer)}", retry_after=wait)
+    granted = 200 <= answer.status < 300  # noqa: PLR2004
+    if error or not granted or not document:
+        doubtful = not error and (granted or answer.status in _DOUBTFUL)
+        raise (BrokenOff if doubtful else IssuerUnavailable)(
+            f"{who} answered with {answer.status}{shown}; {_expected(answer)}", retry_after=wait
+        )
+    refresh_token = _secret(document.get("refresh_token"))
     token = document.get("access_token")
     if not isinstance(token, str) or len(token) > _MAX_TOKEN or not _B64TOKEN.fullmatch(token):
-        raise IssuerUnavailable(
-            f"{who} answered without a usable access_token; expected a token of RFC 6750 section 2.1, up to 8 KiB"
+        raise Unusable(
+            f"{who} answered without a usable access_token; expected a token of RFC 6750 section 2.1, up to 8 KiB",
+            refresh_token,
         )
     if str(document.get("token_type")).lower() != "bearer":
-        raise IssuerUnavailable(
-            f"{who} answered with a token_type that is not Bearer; have the issuer grant bearer tokens"
+        raise Unusable(
+            f"{who} answered with a token_type that is not Bearer; have the issuer grant bearer tokens", refresh_token
         )
     lifetime, source = granted_lifetime(
         document.get("expires_in"), token, answer.fields, requested_at=requested_at, configured=configured
     )
     if lifetime <= 0:
-        raise IssuerUnavailable(
-            f"{who} granted a token that has already expired ({source}); expected a lifetime above 0"
+        raise Unusable(
+            f"{who} granted a token that has already expired ({source}); expected a lifetime above 0", refresh_token
         )
-    refresh_token = _text(document.get("refresh_token"))
     return Grant(
         access_token=Secret(token),
         lifetime=lifetime,
@@ -90,7 +110,7 @@ def read_grant(
         lifetime_source=source,
         grant=grant,
         scope=_text(document.get("scope")),
-        refresh_token=Secret(refresh_token) if refresh_token else None,
+        refresh_token=refresh_token,
     )
 
 
@@ -105,6 +125,11 @@ def _document(body: bytes) -> dict[str, Any]:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and _VSCHARS.fullmatch(value) else None
+
+
+def _secret(value: object) -> Secret | None:
+    text = _text(value)
+    return Secret(text) if text else None
 
 
 def _expected(answer: Answer) -> str:

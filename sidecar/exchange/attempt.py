@@ -155,7 +155,7 @@ class Attempt:
             if self._broken:
                 raise self._broken from None
             message = f"{self._peer} gave no answer: {describe(error)}"
-            gone = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError)
+            gone = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | ConnectionError)
             raise UpstreamFailure(message, sent=True, reused=self._reused and gone) from error
         fields = tuple(self.message.raw_headers)
         if self.message.code == _SWITCHING_PROTOCOLS:

@@ -1,15 +1,13 @@
 """The exchange: one request of a client, from its head to the last byte of the answer, top to bottom.
 
-route -> strip -> token -> inject -> attempt -> classify -> decide: Pass, Renew or Backoff. Renew and Backoff
-go round; nothing has reached the client yet. What may be decided is in `policy`; here it is only carried out.
+route, then the rounds (admission -> token -> inject -> attempt -> classify -> decide), then the answer to the client.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 
 from sidecar.clock import Clock
-from sidecar.errors import REASONS, Reason, Refusal, UpstreamFailure, where
+from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
 from sidecar.exchange.answers import FAULT, send_own
 from sidecar.exchange.attempt import Answer
@@ -18,16 +16,13 @@ from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Client, Destination
 from sidecar.exchange.relay import relay
+from sidecar.exchange.rounds import Rounds
 from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
-from sidecar.policy.classify import classify_unauthorized, retry_after
-from sidecar.policy.decide import Attempt, Decision, Pass, Renew, decide
 from sidecar.policy.message import Request, value_of
 from sidecar.policy.routing import Route, rewrite_location, route
-from sidecar.tokens.token import Token
 
 _READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-_UNAUTHORIZED = 401
 
 
 class Exchange:
@@ -52,13 +47,13 @@ class Exchange:
         self._via = f"1.1 auth-sidecar ({identity})".encode()
         self._clock = clock
         self._emit = emit
-        self._stopping = asyncio.Event()
+        self._rounds = Rounds(self._via, clock)
         self.busy = 0
         self._in_flight: Counter[str] = Counter() if in_flight is None else in_flight
 
     def stop(self) -> None:
-        """Let no request wait to be tried again: the sidecar is about to end."""
-        self._stopping.set()
+        """Let no request wait to be tried again, or for the end of a pause: the sidecar is about to end."""
+        self._rounds.stop()
 
     async def run(self, request: Request, body: RequestBody, client: Client) -> None:
         """Answer *request*; returns when the client has the whole answer.
@@ -82,7 +77,10 @@ class Exchange:
             raise
         finally:
             self.busy -= 1
-            self._in_flight[tally.upstream] -= 1 if tally.upstream else 0
+            if tally.upstream:
+                self._in_flight[tally.upstream] -= 1
+                if tally.in_turn:
+                    self._destinations[tally.upstream].admission.leave(tally)
             body.discard()
             self._emit(tally.done(request, self._clock.monotonic()))
 
@@ -99,7 +97,7 @@ class Exchange:
         _check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
         deadline = Deadline(self._clock.monotonic() + destination.total_timeout)
-        answer = await self._attempts(request, way, destination, body, deadline, tally)
+        answer = await self._rounds.run(request, way, destination, body, deadline, tally)
         try:
             await self._pass_on(answer, request, way, client, tally)
         finally:
@@ -108,109 +106,6 @@ class Exchange:
     def _check_loop(self, request: Request) -> None:
         if any(self._via in value for name, value in request.fields if headers.normal_name(name) == b"via"):
             raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
-
-    async def _attempts(
-        self,
-        request: Request,
-        way: Route,
-        destination: Destination,
-        body: RequestBody,
-        deadline: Deadline,
-        tally: Tally,
-    ) -> Answer:
-        """Return the answer to pass on; raises Refusal when there is none at all."""
-        broker = destination.broker
-        token = broker.current() or await broker.token(deadline.at)
-        last: Answer | None = None
-        fresh = False
-        try:
-            while True:
-                tally.attempts += 1
-                head = self._head(request, way, destination, token)
-                try:
-                    outcome: Answer | UpstreamFailure = await destination.pool.send(
-                        request.method, head, body, deadline, fresh=fresh
-                    )
-                except UpstreamFailure as failure:
-                    outcome = failure
-                decision = self._decide(request, outcome, destination, body, deadline, tally)
-                tally.decided(decision, outcome)
-                if isinstance(outcome, Answer):
-                    if last is not None:
-                        last.close()
-                    last = outcome
-                if isinstance(decision, Pass):
-                    return _final(outcome, last)
-                if last is not None:
-                    await last.settle()
-                if isinstance(decision, Renew):
-                    newer = await broker.after_unauthorized(token, deadline.at)
-                    if newer is None:
-                        return _final(outcome, last)
-                    token = newer
-                    tally.renewals += 1
-                else:
-                    tally.retries += 1
-                    fresh = decision.fresh
-                    await self._back_off(decision.delay)
-                    token = broker.current() or await broker.token(deadline.at)
-        except Refusal as refusal:
-            if last is None or refusal.reason is Reason.SHUTTING_DOWN:
-                raise
-            return last
-        except BaseException:
-            if last is not None:
-                last.close()
-            raise
-
-    async def _back_off(self, seconds: float) -> None:
-        """Sleep, but not into a shutdown."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
-        raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping; this request waited to be tried again")
-
-    def _head(self, request: Request, way: Route, destination: Destination, token: Token) -> bytes:
-        fields = headers.outgoing(
-            request.fields,
-            destination.strips,
-            host=way.origin.authority.encode(),
-            via=self._via,
-            credential=destination.present(token.access_token),
-            chunked=request.length is None,
-        )
-        target = headers.strip_target(way.target, destination.strips)
-        lines = [b"%b %b HTTP/1.1" % (request.method, target), *(b"%b: %b" % pair for pair in fields)]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
-
-    def _decide(
-        self,
-        request: Request,
-        outcome: Answer | UpstreamFailure,
-        destination: Destination,
-        body: RequestBody,
-        deadline: Deadline,
-        tally: Tally,
-    ) -> Decision:
-        answer = outcome if isinstance(outcome, Answer) else None
-        failure = outcome if isinstance(outcome, UpstreamFailure) else None
-        attempt = Attempt(
-            method=request.method.decode("latin-1"),
-            status=answer.status if answer else None,
-            challenge=classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None,
-            sent=failure.sent if failure else True,
-            stale=failure.reused if failure else False,
-            prohibited=failure.prohibited if failure else False,
-            retry_after=retry_after(answer.fields, self._clock.now()) if answer else None,
-            replayable=body.replayable,
-            keyed=value_of(request.fields, b"idempotency-key") is not None,
-            attempts=tally.attempts - tally.renewals,
-            renewals=tally.renewals,
-            deadline_left=deadline.at - self._clock.monotonic(),
-        )
-        return decide(attempt, destination.retry, self._clock.jitter())
 
     async def _pass_on(self, answer: Answer, request: Request, way: Route, client: Client, tally: Tally) -> None:
         fields = headers.incoming(answer.fields)
@@ -239,12 +134,3 @@ def _check_method(request: Request, *, read_only: bool = False) -> None:
         raise Refusal(
             Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
         )
-
-
-def _final(outcome: Answer | UpstreamFailure, last: Answer | None) -> Answer:
-    """Return the upstream's own last answer whenever there is one."""
-    if last is not None:
-        return last
-    if isinstance(outcome, UpstreamFailure) and outcome.timeout:
-        raise Refusal(Reason.UPSTREAM_TIMEOUT, str(outcome)) from outcome
-    raise Refusal(Reason.UPSTREAM_UNREACHABLE, str(outcome))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.exchange.admission import Admission
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import StripSet
@@ -42,6 +43,7 @@ class Destination:
     """One upstream, ready for use."""
 
     broker: Broker
+    admission: Admission
     pool: Pool
     present: Present
     strips: StripSet

@@ -13,15 +13,24 @@ from sidecar.policy.message import Request
 
 _UNAUTHORIZED = 401
 
-RETRY_REFUSED = frozenset({"attempts", "deadline", "not_idempotent", "not_replayable", "repeated", "retry_after"})
-"""Why `decide` passes on what it would try again; its other reasons to pass refuse nothing."""
+RETRY_REFUSED = frozenset(
+    {
+        *("attempts", "deadline", "not_idempotent", "not_replayable", "repeated", "retry_after"),
+        *("budget", "circuit_open"),
+    }
+)
+"""Why an outcome is passed on that could be tried again; the other reasons to pass refuse nothing.
+
+Beside them a Reason, when the retry was on its way and was stopped.
+"""
 
 
 @dataclass(slots=True)
 class Tally:
     """The counts of one request; *started* is on the monotonic clock, *begun*: the client has the answer's head.
 
-    *overhead*, *verdicts*, *unauthorized* and *refused* as in the event RequestDone.
+    *overhead*, *verdicts*, *unauthorized* and *refused* as in the event RequestDone. *in_turn*: it has one of the turns
+    that `sessions.max_in_flight` leaves, which is to be given back.
     """
 
     started: float
@@ -36,6 +45,20 @@ class Tally:
     verdicts: tuple[str, ...] = ()
     unauthorized: int = 0
     refused: str = ""
+    in_turn: bool = False
+
+    def passed(self) -> None:
+        """Note that an answer was passed on which no rule looks at."""
+        self.verdicts += ("pass",)
+
+    def not_retried(self, reason: str) -> None:
+        """Note that after all nothing came of the retry or the replay decided last, because of *reason*."""
+        if self.verdicts[-1] == "renew":
+            self.renewals -= 1
+        else:
+            self.retries -= 1
+        self.verdicts = (*self.verdicts[:-1], "pass")
+        self.refused = reason
 
     def decided(self, decision: Decision, outcome: Answer | UpstreamFailure) -> None:
         """Note what was decided after the *outcome* of an attempt."""

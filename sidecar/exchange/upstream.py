@@ -6,6 +6,7 @@ the head are ours. What is relied on below aiohttp's public surface has a contra
 """
 
 import asyncio
+import math
 import ssl
 import weakref
 from collections.abc import Callable, Iterable
@@ -27,6 +28,8 @@ _KEEP_IDLE = 4.0
 """Seconds a connection may idle: below the shortest keep-alive time-out in wide use, the 5 s of Node and uvicorn."""
 _RETIRE_AFTER = 60.0
 """Seconds until a connection is replaced, so that a change of address in DNS is seen."""
+_MOMENT = 0.001
+"""Seconds for a connection where none are left; 0 would be no limit to aiohttp."""
 
 
 class Pool:
@@ -57,6 +60,8 @@ class Pool:
             "GET", URL(origin.url), loop=loop, ssl=context if context and origin.scheme == "https" else True
         )
         self._target = target
+        # Exact, and only where a connection is made: a warm one costs no timer.
+        self._timeout = _within(patience.connect)
         self._since: weakref.WeakKeyDictionary[ResponseHandler, float] = weakref.WeakKeyDictionary()
 
     async def send(
@@ -77,22 +82,25 @@ class Pool:
 
     async def _connect(self, deadline: Deadline, *, fresh: bool) -> tuple[Connection, bool]:
         loop = asyncio.get_running_loop()
-        limit = max(0.0, min(self._patience.connect, deadline.at - loop.time()))
+        now = loop.time()
+        limit, timeout = self._patience.connect, self._timeout
+        if deadline.at - now < limit:
+            limit = max(_MOMENT, deadline.at - now)
+            timeout = _within(limit)
         try:
-            async with asyncio.timeout(limit):
-                while True:
-                    connection = await self._connector.connect(self._target, [], aiohttp.ClientTimeout())
-                    protocol = connection.protocol
-                    born = None if protocol is None else self._since.get(protocol)
-                    if protocol is None or protocol.should_close or not protocol.is_connected():
-                        connection.close()
-                    elif born is None:
-                        self._since[protocol] = loop.time()
-                        return connection, False
-                    elif fresh or loop.time() - born > _RETIRE_AFTER:
-                        connection.close()
-                    else:
-                        return connection, True
+            while True:
+                connection = await self._connector.connect(self._target, [], timeout)
+                protocol = connection.protocol
+                born = None if protocol is None else self._since.get(protocol)
+                if protocol is None or protocol.should_close or not protocol.is_connected():
+                    connection.close()
+                elif born is None:
+                    self._since[protocol] = loop.time()
+                    return connection, False
+                elif fresh or now - born > _RETIRE_AFTER:
+                    connection.close()
+                else:
+                    return connection, True
         except TimeoutError:
             message = f"no connection to {self.origin.authority} within {limit:.1f} s"
             raise UpstreamFailure(message, sent=False, timeout=True) from None
@@ -104,3 +112,7 @@ class Pool:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._connector.close()
+
+
+def _within(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=math.inf)

@@ -1,5 +1,6 @@
 """Events as log lines on standard error: JSON, or text for a person. A line never carries a secret."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -9,6 +10,7 @@ from typing import Any, TextIO
 import structlog
 
 from sidecar.events import (
+    BreakerChanged,
     Drain,
     Emit,
     Event,
@@ -31,6 +33,7 @@ _NAMES: dict[type[Event], str] = {
     RequestDone: "request",
     Trouble: "trouble",
     StoreTrouble: "trouble",
+    BreakerChanged: "breaker",
     Drain: "drain",
     Reload: "reload",
     WorkerReplaced: "worker_replaced",
@@ -57,7 +60,9 @@ def make_emit(log_format: str, level: str, stream: TextIO | None = None) -> Emit
 
     def emit(event: Event) -> None:
         write = getattr(logger, _level(event))
-        write(_NAMES[type(event)], **_plain(event))
+        # A full disk or a reader that is gone must not stop what the line is about.
+        with contextlib.suppress(OSError):
+            write(_NAMES[type(event)], **_plain(event))
 
     return emit
 
@@ -79,7 +84,7 @@ def _level(event: Event) -> str:
             return "info"
         case Renewal(result="rejected"):
             return "error"
-        case RequestDone() | Drain() | Reload(result="ok" | "unchanged"):
+        case BreakerChanged(state="closed" | "half_open") | RequestDone() | Drain() | Reload(result="ok" | "unchanged"):
             return "info"
         case Reload():
             return "error"

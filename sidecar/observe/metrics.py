@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sidecar.clock import Clock
-from sidecar.events import Event, Renewal, RequestDone, StoreTrouble, WorkerReplaced
+from sidecar.events import BreakerChanged, Event, Renewal, RequestDone, StoreTrouble, WorkerReplaced
 from sidecar.observe.slots import PUBLISH_SECONDS, Slot, Standing
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _OTHER = "other"
 _NO_RETRY = frozenset({"pass", "renew"})
 _UNAUTHORIZED = 401
+
+_BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _OWN_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0)
@@ -60,12 +62,13 @@ WORKERS_REPLACED = Metric(
 EXPIRES_IN = Metric("auth_sidecar_token_expires_in_seconds", "gauge", (), "Until the token expires; 0 without one.")
 LIFETIME = Metric("auth_sidecar_token_lifetime_seconds", "gauge", (), "Lifetime of the token; 0 without one.")
 IN_FLIGHT = Metric("auth_sidecar_in_flight", "gauge", (), "Requests under way.")
+BREAKER_STATE = Metric("auth_sidecar_breaker_state", "gauge", (), "The breaker: 0 closed, 1 half-open, 2 open.")
 
 COUNTED = (
     *(REQUESTS, REQUEST_SECONDS, OVERHEAD, ATTEMPTS, RETRIES, RETRIES_REFUSED),
     *(RENEWALS, RENEWAL_SECONDS, UNAUTHORIZED, STORE_ERRORS, WORKERS_REPLACED),
 )
-METRICS = (*COUNTED, EXPIRES_IN, LIFETIME, IN_FLIGHT)
+METRICS = (*COUNTED, EXPIRES_IN, LIFETIME, IN_FLIGHT, BREAKER_STATE)
 
 
 class Status(Protocol):
@@ -129,6 +132,7 @@ class Metrics:
                     metric.name, metric.meaning, labels, registry=own, buckets=metric.buckets
                 )
         self._children: dict[tuple[str, ...], Any] = {}
+        self._breakers: dict[str, BreakerChanged] = {}
         self._registry.register(self)
 
     def observe(self, event: Event) -> None:
@@ -138,10 +142,16 @@ class Metrics:
         elif isinstance(event, Renewal):
             self._of(RENEWALS, event.upstream, event.trigger, event.result).inc()
             self._of(RENEWAL_SECONDS, event.upstream).observe(event.seconds)
+        elif isinstance(event, BreakerChanged):
+            self._breakers[event.upstream] = event
         elif isinstance(event, StoreTrouble):
             self._of(STORE_ERRORS, event.upstream, event.operation).inc()
         elif isinstance(event, WorkerReplaced):
             self._of(WORKERS_REPLACED, "").inc()
+
+    def breakers(self) -> Mapping[str, str]:
+        """Return the states of the breakers that ever opened, by upstream: closed, half_open or open."""
+        return {name: event.state for name, event in self._breakers.items()}
 
     def render(self) -> bytes:
         """Return all numbers as of now, in the text format of Prometheus, version 0.0.4."""
@@ -193,19 +203,25 @@ class Metrics:
         return child
 
     def _standings(self) -> dict[str, Standing]:
-        counts = self._in_flight()
+        counts, breakers = self._in_flight(), self.breakers()
         return {
-            name: Standing(each.expires_at, each.lifetime, counts.get(name, 0)) for name, each in self._status().items()
+            name: Standing(
+                each.expires_at,
+                each.lifetime,
+                counts.get(name, 0),
+                _BREAKER_STATES[breakers.get(name, "closed")],
+            )
+            for name, each in self._status().items()
         }
 
     def _gauges(self) -> Iterable[Any]:
-        """Yield the gauges; of several processes the one whose token ends first speaks for the token."""
+        """Yield the gauges; of several processes that speaks whose token ends first, and whose breaker is most open."""
         all_of = [self._standings()]
         if self._slot is not None:
             all_of += self._slot.others(self._clock.monotonic())
-        expires, lifetime, in_flight = (
+        expires, lifetime, in_flight, breaker = (
             self._gauge(metric.name, metric.meaning, labels=("upstream",))
-            for metric in (EXPIRES_IN, LIFETIME, IN_FLIGHT)
+            for metric in (EXPIRES_IN, LIFETIME, IN_FLIGHT, BREAKER_STATE)
         )
         now = self._clock.now()
         for name in sorted({name for each in all_of for name in each}):
@@ -214,4 +230,5 @@ class Metrics:
             expires.add_metric((name,), first.expires_at - now if first.expires_at is not None else 0.0)
             lifetime.add_metric((name,), first.lifetime or 0.0)
             in_flight.add_metric((name,), sum(standing.in_flight for standing in standings))
-        return expires, lifetime, in_flight
+            breaker.add_metric((name,), max(standing.breaker for standing in standings))
+        return expires, lifetime, in_flight, breaker

@@ -25,11 +25,15 @@ _PREFIX = "metrics-"
 
 
 class Standing(NamedTuple):
-    """How one process stands with one upstream; *expires_at* in wall time, None without a token, as is *lifetime*."""
+    """How one process stands with one upstream.
+
+    *expires_at* in wall time, None without a token, as is *lifetime*. *breaker*: 0 closed, 1 half-open, 2 open.
+    """
 
     expires_at: float | None
     lifetime: float | None
     in_flight: int
+    breaker: int = 0
 
 
 @dataclass(frozen=True, slots=True)

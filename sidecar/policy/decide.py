@@ -11,6 +11,8 @@ from sidecar.policy.classify import Challenge
 
 UNAPPLIED = frozenset({421, 425})
 """Answers that say the request was not applied (RFC 9110 section 15.5.20, RFC 8470): safe for any method."""
+_SPREAD_SECONDS = 0.5
+_SPREAD_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Backoff:
 
 
 Decision = Pass | Renew | Backoff
+STALE = "stale"
+"""Why a Backoff is no retry but the pool's own affair: it counts against no budget."""
 
 
 def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
@@ -83,7 +87,7 @@ def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
         case None if not attempt.sent:
             return _again(attempt, policy, jitter, "connect")
         case None if attempt.stale and attempt.attempts == 1 and idempotent and attempt.replayable and left:
-            return Backoff(0.0, "stale", fresh=True)
+            return Backoff(0.0, STALE, fresh=True)
         case None if idempotent:
             return _again(attempt, policy, jitter, "failure")
         case None:
@@ -103,8 +107,13 @@ def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
             return Pass("answer")
 
 
+def spread(wait: float, jitter: float) -> float:
+    """Return *wait*, longer by up to a quarter, at most half a second: many who wait must not go in one moment."""
+    return wait + min(_SPREAD_SECONDS, wait * _SPREAD_SHARE) * jitter
+
+
 def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fresh: bool = False) -> Decision:
-    """Back off if attempts, body and deadline allow it: full jitter, but at least what Retry-After asks."""
+    """Back off if attempts, body and deadline allow it: full jitter, or what Retry-After asks and a little more."""
     if attempt.attempts >= policy.attempts:
         return Pass("attempts")
     if attempt.sent and not attempt.replayable:
@@ -113,5 +122,5 @@ def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fr
     if attempt.retry_after is not None:
         if attempt.retry_after > policy.max_retry_after:
             return Pass("retry_after")
-        wait = max(wait, attempt.retry_after)
+        wait = spread(max(policy.base, attempt.retry_after), jitter)
     return Backoff(wait, why, fresh) if wait < attempt.deadline_left else Pass("deadline")

@@ -1,6 +1,6 @@
 """The client's HTTP/1 side without mitmproxy's streams: what serves wherever no addon looks at flows.
 
-Our head, mitmproxy's body framing, our answers as bytes; docs/decisions/0018 says why there is a second way. It is a
+Our head, h11's chunks, our answers as bytes; docs/decisions/0018 says why there is a second way. It is a
 layer of mitmproxy's all the same, so that it stands on a plain connection and inside intercepted TLS alike.
 """
 
@@ -54,7 +54,8 @@ class DirectHttp(layer.Layer):
         self._buffer = ReceiveBuffer()
         self._awaited = _Await.HEAD
         self._body: RequestBody
-        self._body_reader: Any
+        self._left = 0
+        self._chunks: Any
         self._ended = False
         self._close = False
         self.answering = False
@@ -67,6 +68,10 @@ class DirectHttp(layer.Layer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
             if isinstance(event, events.DataReceived):
+                if self._left > len(event.data) and not self._buffer:
+                    self._left -= len(event.data)
+                    self._body.feed(event.data)
+                    return
                 self._buffer += event.data
                 yield from self._read()
             elif isinstance(event, Resume):
@@ -121,7 +126,8 @@ class DirectHttp(layer.Layer):
         self._awaited = _Await.ANSWER
         if head.request.length != 0:
             self._awaited = _Await.BODY
-            self._body_reader = make_body_reader(head.request.length)
+            self._left = head.request.length or 0
+            self._chunks = make_body_reader(None)
             yield from self._read_body()
             if self._awaited is _Await.NOTHING:
                 return
@@ -130,17 +136,30 @@ class DirectHttp(layer.Layer):
     def _read_body(self) -> layer.CommandGenerator[None]:
         """Feed what came of the body; trailers are dropped."""
         try:
-            while (event := self._body_reader(self._buffer)) is not None:
-                if isinstance(event, h11.EndOfMessage):
-                    self._awaited = _Await.ANSWER
-                    self._link.request_complete()
-                    if self._ended:
-                        self._next()
-                        yield from self._read()
-                    return
-                self._body.feed(bytes(event.data))
+            complete = self._take_sized() if self._left else self._take_chunks()
         except h11.ProtocolError:
             yield from self._refuse(Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed"))
+            return
+        if complete:
+            self._awaited = _Await.ANSWER
+            self._link.request_complete()
+            if self._ended:
+                self._next()
+                yield from self._read()
+
+    def _take_sized(self) -> bool:
+        """Feed what is there of a body with a length; tell whether that is all of it."""
+        if data := self._buffer.maybe_extract_at_most(self._left):
+            self._left -= len(data)
+            self._body.feed(bytes(data))
+        return self._left == 0
+
+    def _take_chunks(self) -> bool:
+        while (event := self._chunks(self._buffer)) is not None:
+            if isinstance(event, h11.EndOfMessage):
+                return True
+            self._body.feed(bytes(event.data))
+        return False
 
     async def answered(self, *, close: bool) -> None:
         """Note that the answer is complete; *close*: no other request is taken.

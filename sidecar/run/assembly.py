@@ -24,6 +24,7 @@ from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
+from sidecar.run.keepalive import keep_alive
 from sidecar.run.trust import Trust
 from sidecar.settings import ListenAddress, Settings, files_of
 from sidecar.tokens.broker import Broker
@@ -88,6 +89,7 @@ class Assembly:
     async def aclose(self) -> None:
         """Close brokers and pools side by side, but those that were carried over; twice does no harm."""
         ours = [each for name, each in self.destinations.items() if name not in self.kept]
+        await asyncio.gather(*(each.admission.pause.aclose() for each in ours))
         await asyncio.gather(*(each.broker.aclose() for each in ours))
         await asyncio.gather(*(each.pool.aclose() for each in ours))
 
@@ -113,9 +115,9 @@ async def assemble(
                 destinations[name] = before.destinations[name]
                 kept.add(name)
                 continue
-            issuer = make_issuer(upstream, shared.clock)
+            issuer = make_issuer(upstream, shared.clock, shared.keys)
             broker = make_broker(name, upstream, issuer, shared)
-            destinations[name] = await make_destination(upstream, issuer, broker, around.own)
+            destinations[name] = await make_destination(name, upstream, issuer, broker, around.own, shared)
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -155,11 +157,17 @@ async def assemble(
         proxy=passing(patterns),
         every=passing((EVERY_HOST,)),
     )
-    for name, broker in made.brokers.items():
+    for name, destination in destinations.items():
         if name not in kept:
-            await broker.start()
+            await destination.broker.start()
+            if (wanted := settings.upstreams[name].keepalive) is not None:
+                work = keep_alive(name, wanted, destination, shared.clock, shared.emit)
+                destination.broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
+        for name, gone in before.destinations.items():
+            if name not in kept:
+                gone.admission.retire()
     return made
 
 

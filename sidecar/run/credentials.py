@@ -26,9 +26,18 @@ class Shared:
     elsewhere: bool = False
 
 
-def make_issuer(upstream: Upstream, clock: Clock) -> OAuth2Issuer:
-    """Return the issuer of one upstream; nothing is sent yet."""
-    return OAuth2Issuer(upstream.oauth2, tls=upstream.tls, timeout=upstream.renew.timeout, clock=clock)
+def make_issuer(upstream: Upstream, clock: Clock, keys: Keys | None = None) -> OAuth2Issuer:
+    """Return the issuer of one upstream; nothing is sent yet.
+
+    *keys*: those of the store, whose instances can then tell whether another one's secrets are the same.
+    """
+    return OAuth2Issuer(
+        upstream.oauth2,
+        tls=upstream.tls,
+        timeout=upstream.renew.timeout,
+        clock=clock,
+        fingerprint_key=keys.fingerprint_key if keys else None,
+    )
 
 
 def make_broker(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Shared) -> Broker:
@@ -44,5 +53,6 @@ def make_broker(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Sha
         clock=shared.clock,
         emit=shared.emit,
         shared=shared.elsewhere,
+        unauthorized=upstream.breaker.unauthorized,
         configured_lifetime=upstream.oauth2.lifetime if said else None,
     )

@@ -5,19 +5,27 @@ from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import client_context, read_material
+from sidecar.exchange.admission import Admission
 from sidecar.exchange.patience import Patience
 from sidecar.exchange.ports import Destination
+from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
+from sidecar.policy.breaker import Breaker, BreakerPolicy
+from sidecar.policy.budget import Budget
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set
+from sidecar.run.credentials import Shared
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.shared_pause import SharedPause
 
 Own = Callable[[], Iterable[tuple[str, int]]]
 
 
-async def make_destination(upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: Own) -> Destination:
-    """Return the destination; *own* gives our listeners, which no upstream may resolve to."""
+async def make_destination(
+    name: str, upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: Own, shared: Shared
+) -> Destination:
+    """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to."""
     strip, retry = upstream.strip, upstream.retry
     context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
     pool = Pool(
@@ -31,6 +39,7 @@ async def make_destination(upstream: Upstream, issuer: OAuth2Issuer, broker: Bro
     )
     return Destination(
         broker=broker,
+        admission=_admission(name, upstream, issuer, shared),
         pool=pool,
         present=issuer.presentation,
         strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
@@ -46,6 +55,38 @@ async def make_destination(upstream: Upstream, issuer: OAuth2Issuer, broker: Bro
         replay_memory=upstream.replay.memory,
         replay_spool=upstream.replay.spool,
         read_only=upstream.read_only,
+    )
+
+
+def _admission(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Shared) -> Admission:
+    breaker, longest = upstream.breaker, upstream.retry.max_retry_after
+    pause = SharedPause(
+        name,
+        # What an upstream asks of one client is not meant for others.
+        f"{upstream.origin.url} {issuer.identity()}",
+        shared.store,
+        shared.keys,
+        longest=longest,
+        clock=shared.clock,
+        emit=shared.emit,
+    )
+    policy = BreakerPolicy(
+        failures=breaker.failures,
+        min_requests=breaker.min_requests,
+        window=breaker.window,
+        open_for=breaker.open_for,
+    )
+    cap = upstream.sessions.max_in_flight
+    return Admission(
+        name,
+        budget=Budget(upstream.retry.budget),
+        breaker=Breaker(policy),
+        pause=pause,
+        turns=Turns(cap) if cap else None,
+        patience=upstream.timeout.connect,
+        longest=longest,
+        clock=shared.clock,
+        emit=shared.emit,
     )
 
 

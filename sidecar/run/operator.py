@@ -87,7 +87,7 @@ async def _locally(settings: Settings, action: Action, names: list[str]) -> dict
     async with _store(settings) as shared:
         for name in names:
             upstream = settings.upstreams[name]
-            broker = make_broker(name, upstream, make_issuer(upstream, shared.clock), shared)
+            broker = make_broker(name, upstream, make_issuer(upstream, shared.clock, shared.keys), shared)
             try:
                 await broker.recall()
                 if action == "renew":

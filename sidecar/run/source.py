@@ -32,7 +32,10 @@ def make_source(app: "App", metrics: Metrics, clock: Clock, inherited: Inherited
         tell()
 
     return Source(
-        status=lambda: status(app.brokers, app.addresses, __version__, clock) | {"reload_refused": app.refused or None},
+        status=lambda: (
+            status(app.brokers, app.addresses, __version__, clock, metrics.breakers())
+            | {"reload_refused": app.refused or None}
+        ),
         problems=lambda: (
             {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)
         ),

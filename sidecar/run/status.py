@@ -17,6 +17,7 @@ def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
         "usable": state.usable,
         "generation": state.generation,
         "renewed_by": state.by,
+        "forced_renewals": state.forced_renewals,
         "expires_at": state.expires_at,
         "expires_in": None if state.expires_at is None else round(state.expires_at - now, 3),
         "lifetime": state.lifetime,
@@ -32,10 +33,19 @@ def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
     }
 
 
-def status(brokers: Mapping[str, Broker], addresses: Mapping[str, str], version: str, clock: Clock) -> dict[str, Any]:
-    """Return the whole status as plain data."""
+def status(
+    brokers: Mapping[str, Broker],
+    addresses: Mapping[str, str],
+    version: str,
+    clock: Clock,
+    breakers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the whole status as plain data; *breakers*: the states of those that ever opened, None: of no interest."""
     now = clock.now()
     upstreams = {name: upstream_status(broker, now) for name, broker in brokers.items()}
+    if breakers is not None:
+        for name, each in upstreams.items():
+            each["breaker"] = breakers.get(name, "closed")
     return {"version": version, "addresses": dict(addresses), "upstreams": upstreams}
 
 

@@ -44,7 +44,7 @@ def open_store(settings: Settings, clock: Clock) -> tuple[TokenStore, Keys]:
     store = RedisStore(
         wanted.url,
         username=wanted.username,
-        password=wanted.password.read() if wanted.password else None,
+        password=wanted.password.read if wanted.password else None,
         ca=wanted.ca,
         timeout=wanted.timeout,
         clock=clock,

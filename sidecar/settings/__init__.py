@@ -3,11 +3,25 @@
 from sidecar.settings.load import configuration_file, default_paths, effective, load
 from sidecar.settings.model import Limits, Listen, Settings, Store
 from sidecar.settings.references import check_secrets, files_of, plain_secrets, secret_references
-from sidecar.settings.upstream import OAuth2, Renew, Replay, Retry, Strip, Timeouts, Tls, Upstream
+from sidecar.settings.upstream import (
+    Breaker,
+    Keepalive,
+    OAuth2,
+    Renew,
+    Replay,
+    Retry,
+    Sessions,
+    Strip,
+    Timeouts,
+    Tls,
+    Upstream,
+)
 from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
 
 __all__ = [
+    "Breaker",
     "HostPort",
+    "Keepalive",
     "Limits",
     "Listen",
     "ListenAddress",
@@ -16,6 +30,7 @@ __all__ = [
     "Replay",
     "Retry",
     "SecretReference",
+    "Sessions",
     "Settings",
     "SocketPath",
     "Store",

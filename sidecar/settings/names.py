@@ -11,6 +11,8 @@ from sidecar.settings.values import Address, ListenAddress, SocketPath
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
+_PATH = re.compile(r"/(?!/)(?:[!$%&'()*+,./0-9:;=?@A-Z_a-z~-])*")  # RFC 3986 section 3.3 and a query
+
 
 def is_local(address: ListenAddress) -> bool:
     """Tell whether only this machine reaches *address*: it is a loopback one or a unix socket."""
@@ -51,6 +53,12 @@ def _method(value: str) -> str:
     return value
 
 
+def _target_path(value: str) -> str:
+    if not _PATH.fullmatch(value):
+        raise ValueError("expected a path such as /api/v1/health, with or without a query")
+    return value
+
+
 def _field_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise ValueError("expected a header, cookie or parameter name")
@@ -63,3 +71,5 @@ Network = Annotated[str, AfterValidator(_network)]
 Method = Annotated[str, AfterValidator(_method)]
 Name = Annotated[str, AfterValidator(_field_name)]
 """Of a header field, a cookie or a query parameter."""
+TargetPath = Annotated[str, AfterValidator(_target_path)]
+"""What of a URL comes after the base URL: a path and perhaps a query."""

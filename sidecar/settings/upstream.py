@@ -4,11 +4,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.settings.names import LocalAddress, Method, Name, Network
-from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Size
+from sidecar.settings.names import LocalAddress, Method, Name, Network, TargetPath
+from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Share, Size
 
 _RESERVED = frozenset(
     {
@@ -24,6 +24,12 @@ _RESERVED = frozenset(
     }
 )
 """Parameters of a token request that keys of their own, or the grant, decide."""
+
+
+def _one_session(value: int) -> int:
+    if value != 1:
+        raise ValueError("expected 1: this version keeps one session for each upstream")
+    return value
 
 
 class Model(BaseModel):
@@ -97,6 +103,7 @@ class Retry(Model):
     base: Annotated[Duration, Field(gt=0)] = 0.1
     cap: Duration = 20.0
     max_retry_after: Duration = 30.0
+    budget: Annotated[Share, Field(validate_default=False)] = 0.2
 
 
 class Timeouts(Model):
@@ -104,6 +111,25 @@ class Timeouts(Model):
     connect: Annotated[Duration, Field(gt=0)] = 5.0
     first_byte: Annotated[Duration, Field(gt=0)] = 25.0
     idle: Annotated[Duration, Field(gt=0)] = 60.0
+
+
+class Breaker(Model):
+    failures: Annotated[Share, Field(gt=0, validate_default=False)] = 0.5
+    min_requests: Annotated[int, Field(ge=1)] = 20
+    window: Annotated[Duration, Field(gt=0)] = 10.0
+    open_for: Annotated[Duration, Field(gt=0)] = 15.0
+    unauthorized: Annotated[int, Field(ge=1)] = 5
+
+
+class Sessions(Model):
+    pool: Annotated[int, AfterValidator(_one_session)] = 1
+    max_in_flight: Annotated[int, Field(ge=0)] = 0
+
+
+class Keepalive(Model):
+    path: TargetPath
+    every: Annotated[Duration, Field(gt=0)] = 600.0
+    only_if_used_within: Annotated[Duration, Field(gt=0)] = 3600.0
 
 
 class Replay(Model):
@@ -132,6 +158,9 @@ class Upstream(Model):
     strip: Strip = Strip()
     retry: Retry = Retry()
     timeout: Timeouts = Timeouts()
+    breaker: Breaker = Breaker()
+    sessions: Sessions = Sessions()
+    keepalive: Keepalive | None = None
     replay: Replay = Replay()
     tls: Tls = Tls()
     addresses: tuple[Network, ...] = ()

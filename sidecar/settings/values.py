@@ -64,6 +64,15 @@ def parse_margin(value: Any) -> Margin:
         raise ValueError("expected a share such as 20% or a duration such as 5m") from None
 
 
+def parse_share(value: Any) -> float:
+    """Return a number from 0 to 1 for `0%` to `100%`; a plain number is refused, since 1 could mean either."""
+    match = _PERCENT.fullmatch(str(value).strip())
+    share = float(match[1]) / 100 if match else math.inf
+    if share > 1:
+        raise ValueError("expected a share such as 20%, at most 100%")
+    return share
+
+
 class HostPort(NamedTuple):
     """An address to listen on; port 0 asks the system for a free one."""
 
@@ -198,6 +207,12 @@ MarginValue = Annotated[
     BeforeValidator(parse_margin),
     PlainSerializer(lambda margin: f"{margin.share * 100:g}%" if margin.share is not None else margin.seconds),
     WithJsonSchema({"type": ["string", "number"], "examples": ["20%", "5m"]}),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    PlainSerializer(lambda share: f"{share * 100:g}%"),
+    WithJsonSchema({"type": "string", "examples": ["20%"]}),
 ]
 Address = Annotated[
     ListenAddress,

@@ -4,37 +4,45 @@ Requests never wait while a usable token is in memory. Who has to wait, waits fo
 each to its own deadline; nobody's leaving ends it.
 """
 
-import asyncio
 import math
+from collections.abc import Coroutine
+from typing import Any
 
 from sidecar.clock import Clock
 from sidecar.errors import IssuerUnavailable, Reason, Refusal
 from sidecar.events import Emit
+from sidecar.policy.idleness import QUIET
 from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.keys import Keys
 from sidecar.tokens.lease import Lease
+from sidecar.tokens.look import Look
 from sidecar.tokens.obtaining import KeptBack, Obtaining
 from sidecar.tokens.ports import BrokerStatus, Issuer, LastRenewal
 from sidecar.tokens.record import Record
+from sidecar.tokens.rejection import Rejection
 from sidecar.tokens.renewal import Renewing
+from sidecar.tokens.state import status_of
 from sidecar.tokens.store import TokenStore
 from sidecar.tokens.tasks import Tasks
+from sidecar.tokens.timer import watch
 from sidecar.tokens.token import Token
+from sidecar.tokens.verdicts import Verdicts
 from sidecar.tokens.waiting import Changes
 
 __all__ = ["Broker", "BrokerStatus", "Issuer", "LastRenewal"]
 
-_GRACE = _SOON = 5.0
-"""Seconds between two looks at a store that may lack our token, or have one that we lack."""
-_LOOK = 1.0
-"""Seconds between two looks at the store that a 401 may cause."""
+_GRACE = 5.0
+"""Seconds that a lease outlasts the longest call."""
+_TO_STORE = 1.0
+"""Seconds that are left at the end to store what the longest call brought."""
 
 
 class Broker:
     """The tokens of one credential.
 
     *owner* names this instance. *configured_lifetime* is None if the user set none. *shared*: the store may forget.
+    *unauthorized*: so many renewed tokens refused in a row stop forced renewals. `verdicts`: what upstreams say.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class Broker:
         emit: Emit,
         configured_lifetime: float | None,
         shared: bool = False,
+        unauthorized: int = 5,
     ) -> None:
         self._issuer = issuer
         self._settings = settings
@@ -57,19 +66,19 @@ class Broker:
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._changes = Changes(clock, self._tasks.spawn)
-        self._timer: asyncio.Task[None] | None = None
-        self._lookup: asyncio.Task[None] | None = None
-        self._looked_at = 0.0
         self._closing = False
         identity = issuer.identity()
         record = Record(name, identity, store, keys, owner=owner, emit=emit)
         self._holding = Holding(record, settings.margin, clock=clock)
+        self._look = Look(self._holding, self._changes, clock=clock, spawn=self._tasks.spawn)
+        self.verdicts = Verdicts(name, unauthorized, settings.min_interval, emit)
+        rejection = Rejection(issuer, store, keys, clock=clock)
         lease = Lease(store, identity, owner, cap=settings.timeout + _GRACE, clock=clock, spawn=self._tasks.spawn)
         self._renewing = Renewing(
             name,
-            issuer,
             self._holding,
-            Obtaining(issuer, self._holding, lease, owner=owner, clock=clock),
+            Obtaining(issuer, self._holding, rejection, lease, owner=owner, clock=clock),
+            rejection,
             configured_lifetime,
             clock=clock,
             emit=emit,
@@ -83,7 +92,10 @@ class Broker:
         if self._holding.usable() is None:
             self._renewing.start("start")
         if self._settings.check_every > 0:
-            self._timer = self._tasks.spawn(self._watch(), "timer")
+            timer = watch(
+                self._holding, self._renewing, self._changes, self._settings, self._clock, shared=self._shared
+            )
+            self._tasks.spawn(timer, "timer")
 
     async def recall(self) -> None:
         """Take over what the store holds, and start nothing."""
@@ -119,12 +131,13 @@ class Broker:
         A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
         unless the last forced one is too recent; a token whose time is over is not bound by that. *used* is
         withheld during an attempt only: an endpoint that refuses good tokens must not take down the others. An
-        issuer that cannot be reached for a moment is waited for, at most `renew.timeout`.
+        issuer that cannot be reached for a moment is waited for, at most `renew.timeout`. When too many renewed
+        tokens were refused in a row, only a probe is forced, now and then, and nobody else waits for anything.
         """
-        holding, renewing = self._holding, self._renewing
+        holding, renewing, verdicts = self._holding, self._renewing, self.verdicts
         if newer := holding.newer_than(used):
             return newer
-        await self._look(deadline)
+        await self._look.take(deadline)
         if newer := holding.newer_than(used):
             return newer
         if not holding.lasts():
@@ -132,10 +145,13 @@ class Broker:
                 return await self.token(deadline)
             except Refusal:
                 return None
+        verdicts.died(used, self._clock.monotonic())
+        if verdicts.stopped and renewing.running:
+            return None
         if renewing.attempting:
             holding.refuse(used)
         elif not renewing.running:
-            if not (holding.may_force(self._settings.min_interval) and renewing.can_start()):
+            if not (holding.may_force(verdicts.interval, probe=verdicts.stopped) and renewing.can_start()):
                 return None
             holding.refuse(used)
             renewing.start("unauthorized")
@@ -149,6 +165,21 @@ class Broker:
         await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
 
+    def accepted(self, token: Token) -> None:
+        """Take note that an upstream took *token* for a request; cheap, on every request's way."""
+        verdicts, now = self.verdicts, self._clock.monotonic()
+        if token is not verdicts.token or now - verdicts.used_at > QUIET:
+            verdicts.took(token, now)
+        verdicts.used_at = now
+
+    def refused(self, token: Token) -> None:
+        """Take note that a token which `after_unauthorized` gave for a request was answered 401 as well."""
+        self.verdicts.refused(token)
+
+    def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do *work* until it ends, or the broker is closed."""
+        self._tasks.spawn(work, name)
+
     async def renew(self) -> Token:
         """Get a new token now, whatever the state, and return it; an attempt under way is joined.
 
@@ -157,10 +188,10 @@ class Broker:
         """
         holding, renewing = self._holding, self._renewing
         before, failures = holding.held, renewing.failures
-        generation = before.token.generation if before else 0
+        generation = before.token.granted if before else 0
 
         def newer() -> Token | None:
-            return holding.token if holding.token and holding.token.generation > generation else None
+            return holding.token if holding.token and holding.token.granted > generation else None
 
         renewing.force()
         await self._changes.until(
@@ -188,45 +219,18 @@ class Broker:
 
     def status(self) -> BrokerStatus:
         """Return where the credential stands; starts nothing."""
-        holding, token = self._holding, self._holding.token
-        return BrokerStatus(
-            state="rejected" if self._renewing.rejected else holding.state(),
-            usable=holding.usable() is not None,
-            attempted=self._renewing.last is not None or holding.usable() is not None,
-            expires_at=token.expires_at if token else None,
-            lifetime=token.lifetime if token else None,
-            generation=holding.generation,
-            by=token.by if token else None,
-            last=self._renewing.last,
-        )
+        return status_of(self._holding, self._renewing, self.verdicts)
 
     async def aclose(self) -> None:
-        """Wait for an attempt under way, at most `renew.timeout`, store its token, then stop; issuer included.
+        """Wait for an attempt under way, as long as a call may take, store its token, then stop; issuer included.
 
         Waiters without a token get Refusal shutting_down. The store is shared and stays open. Twice does no harm.
         """
         self._closing = True
-        await self._renewing.stop(self._settings.timeout)
+        await self._renewing.stop(self._settings.timeout + _TO_STORE)
         self._changes.changed()
         await self._tasks.aclose()
         await self._issuer.aclose()
-
-    async def _watch(self) -> None:
-        """Renew when due, and look at the store now and then; the one timer of the credential."""
-        while True:
-            if not self._holding.fresh():
-                self._renewing.start("due")
-            await self._rest()
-
-    async def _rest(self) -> None:
-        """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
-        held, soon = self._holding.held, self._holding.unsaved or self._renewing.rejected or self._shared
-        longest = min(self._settings.check_every, _SOON) if soon else self._settings.check_every
-        left = held.due - held.now(self._clock) if held else 0.0
-        pause = min(left, longest) if left > 0 else longest
-        moved = await self._changes.until(lambda: self._holding.held is not held, self._clock.monotonic() + pause)
-        if not moved and (self._holding.fresh() or self._renewing.rejected):
-            await self._holding.reread()
 
     def _supplied(self) -> bool:
         """Tell whether a token can be handed out; if not, see to it that one is got."""
@@ -237,14 +241,3 @@ class Broker:
             if self._closing and not self._renewing.running:
                 raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping")
         return self._holding.usable() is not None
-
-    async def _look(self, deadline: float) -> None:
-        """Look for a newer record in the store: one look for all who ask, at most one a second.
-
-        In a task of its own, so that a client that leaves does not cut a store's conversation in two.
-        """
-        if self._lookup is None or (self._lookup.done() and self._clock.monotonic() - self._looked_at >= _LOOK):
-            self._looked_at = self._clock.monotonic()
-            self._lookup = self._tasks.spawn(self._holding.reread(), "look")
-            self._lookup.add_done_callback(lambda _: self._changes.changed())
-        await self._changes.until(self._lookup.done, deadline)

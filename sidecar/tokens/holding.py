@@ -3,6 +3,7 @@
 While the store is in trouble memory goes on; what it holds is published when the store is back.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from sidecar.clock import Clock
@@ -76,32 +77,39 @@ class Holding:
         held = self.held
         return held is not None and held.now(self._clock) < held.due and not held.token.refused
 
-    def in_last_minutes(self) -> bool:
-        """Tell whether the token is over or refused, or has at most two minutes or a tenth of its lifetime left."""
+    def until_last_minutes(self) -> float:
+        """Return the seconds until the token has two minutes, or a tenth of its lifetime, left; 0 from then on.
+
+        They are here for a token that was refused, and without one.
+        """
         held = self.held
         if held is None or not self.lasts() or held.token.refused:
-            return True
-        return held.token.expires_at - held.now(self._clock) <= min(_LAST_SECONDS, _LAST_SHARE * held.token.lifetime)
+            return 0.0
+        last = min(_LAST_SECONDS, _LAST_SHARE * held.token.lifetime)
+        return max(0.0, held.token.expires_at - held.now(self._clock) - last)
 
     def newer_than(self, used: Token) -> Token | None:
-        """Return the token if it can be handed out and is a newer one than *used*."""
+        """Return the token if it can be handed out and its access token is a newer one than that of *used*."""
         token = self.usable()
-        return token if token is not None and token.generation > used.generation else None
+        return token if token is not None and token.granted > used.granted else None
 
     def refuse(self, used: Token) -> None:
         """Note that an upstream refused *used*, and withhold it for now.
 
         Does nothing for one that is no longer the newest, nor the second time: it was withheld once, in vain.
         """
-        if self.held is not None and self.held.token.generation == used.generation and not self.held.token.refused:
+        if self.held is not None and self.held.token.granted == used.granted and not self.held.token.refused:
             self.held = replace(self.held, token=replace(self.held.token, refused=True))
             self.withheld = True
 
-    def may_force(self, min_interval: float) -> bool:
-        """Tell whether a 401 may force a renewal of the token now; False without one."""
+    def may_force(self, interval: float, *, probe: bool = False) -> bool:
+        """Tell whether a 401 may force a renewal of the token now; False without one.
+
+        *interval*: least seconds since the last one, of any instance; *probe*: however short the token's life is.
+        """
         token = self.token
         return token is not None and forced_renewal_allowed(
-            self._clock.now(), token.forced_at, min_interval, token.lifetime
+            self._clock.now(), token.forced_at, interval, math.inf if probe else token.lifetime
         )
 
     def state(self) -> str:

@@ -23,6 +23,11 @@ class Keys:
         self._ring = read()
         self._read_at = -_LOOK
 
+    @property
+    def fingerprint_key(self) -> bytes:
+        """A key for fingerprints that go into sealed records; all who have the newest key have it too."""
+        return self._ring.fingerprint_key
+
     def seal(self, name: str, data: bytes) -> bytes:
         """Return *data* sealed under *name* with the newest key."""
         return self._ring.seal(name, data)

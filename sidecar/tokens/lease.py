@@ -12,14 +12,16 @@ TTL = 10.0
 """Seconds after its last sign of life that a holder's lease is over."""
 _SIGN = 3.0
 _MOMENT = 1.0
-_MAX_PAUSE = 300.0
+_MAX_PAUSE = 3600.0
+"""As long as a campaign of ours would wait: more is a mistake of the issuer's."""
 
 
 class Lease:
     """The lease of the credential *identity*, for *owner*, which names this instance and no other.
 
     *cap*: seconds after which it is over, whatever the holder waits for. It keeps others from starting, no more:
-    a holder that slept through its end is stopped by the generation of its record.
+    a holder that slept through its end is stopped by the generation of its record. `paused`: the last `take` found
+    that another instance has asked all to wait.
     """
 
     def __init__(self, store: TokenStore, identity: str, owner: str, *, cap: float, clock: Clock, spawn: Spawn) -> None:
@@ -31,20 +33,22 @@ class Lease:
         self._clock = clock
         self._spawn = spawn
         self._keeper: asyncio.Task[None] | None = None
+        self.paused = False
 
     async def take(self) -> bool:
         """Take the lease; False when another instance has it, or has asked all to pause. Raises StoreError."""
         end = self._clock.monotonic() + self._cap
+        self.paused = False
         if not await self._store.acquire(self._key, self._owner, min(TTL, self._cap)):
             return False
         try:
             # A pause is a lease too: whoever gets it for a moment knows that no other instance asked for one.
-            paused = not await self._store.acquire(self._pause, self._owner, _MOMENT)
-            await self._store.release(self._key if paused else self._pause, self._owner)
+            self.paused = not await self._store.acquire(self._pause, self._owner, _MOMENT)
+            await self._store.release(self._key if self.paused else self._pause, self._owner)
         except BaseException:
             await self.give_back()
             raise
-        if paused:
+        if self.paused:
             return False
         self._stop_keeping()
         self._keeper = self._spawn(self._keep(end), "lease")
@@ -57,7 +61,7 @@ class Lease:
             await self._store.release(self._key, self._owner)
 
     async def pause(self, seconds: float) -> None:
-        """Keep every other instance from the issuer for *seconds*, at most five minutes; ours knows by itself."""
+        """Keep every other instance from the issuer for *seconds*, at most an hour; ours knows by itself."""
         with contextlib.suppress(StoreError):
             await self._store.acquire(self._pause, self._owner, min(seconds, _MAX_PAUSE))
 

@@ -61,7 +61,8 @@ class BrokerStatus:
 
     *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer said
     no to the credential). *usable*: a token can be handed out now, whatever the state. *attempted*: a call to
-    the issuer has ended, or none was needed yet. *by*: the instance that got the token.
+    the issuer has ended, or none was needed yet. *by*: the instance that got the token. *forced_renewals*: what
+    a 401 does: allowed, or stopped, because too many renewed tokens were refused.
     """
 
     state: str
@@ -72,3 +73,4 @@ class BrokerStatus:
     generation: int
     by: str | None
     last: LastRenewal | None
+    forced_renewals: str = "allowed"

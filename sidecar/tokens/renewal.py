@@ -6,21 +6,21 @@ from collections.abc import Callable
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from sidecar.clock import Clock
-from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
+from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable
 from sidecar.events import Emit, Renewal
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lifetimes import difference
-from sidecar.tokens.obtaining import Obtaining
-from sidecar.tokens.ports import Issuer, LastRenewal, Spawn
+from sidecar.tokens.obtaining import KeptBack, Obtaining
+from sidecar.tokens.ports import LastRenewal, Spawn
+from sidecar.tokens.rejection import ASK_AGAIN, AlreadyRejected, Rejection
 from sidecar.tokens.token import Token
 
 _BASE = 1.0
 _CAP = 30.0
 _MAX_RETRY_AFTER = 3600.0
 """An issuer that asks for more silence than this is asked again anyway: a day off is a mistake of its."""
-
-_LOOK = 1.0
-"""Seconds between two looks at a rejected credential."""
+_MOMENT = 0.1
+"""Seconds, so that what is waited for has come about when it is looked at."""
 
 
 class Renewing:
@@ -33,9 +33,9 @@ class Renewing:
     def __init__(
         self,
         name: str,
-        issuer: Issuer,
         holding: Holding,
         obtaining: Obtaining,
+        rejection: Rejection,
         configured_lifetime: float | None,
         *,
         clock: Clock,
@@ -44,9 +44,9 @@ class Renewing:
         changed: Callable[[], None],
     ) -> None:
         self._name = name
-        self._issuer = issuer
         self._holding = holding
         self._obtaining = obtaining
+        self._rejection = rejection
         self._configured_lifetime = configured_lifetime
         self._clock = clock
         self._emit = emit
@@ -55,8 +55,7 @@ class Renewing:
         self._trigger = ""
         self._task: asyncio.Task[None] | None = None
         self._pause: asyncio.Task[None] | None = None
-        self._rejected_as: str | None = None
-        self._looked_at = 0.0
+        self._quiet_until = 0.0
         self._differences: set[tuple[float, float]] = set()
         self.running = False
         self.barred = False
@@ -67,8 +66,9 @@ class Renewing:
 
     @property
     def rejected(self) -> bool:
-        """Whether the credential was rejected, as far as is known without a look."""
-        return self._rejected_as is not None
+        """Whether the credential was rejected, as far as is known without a look, and nobody had a token since."""
+        newer = self._holding.generation > self._rejection.generation and self._holding.fresh()
+        return self._rejection.latched and not newer
 
     @property
     def attempting(self) -> bool:
@@ -76,17 +76,11 @@ class Renewing:
         return self.running and self._pause is None
 
     def can_start(self) -> bool:
-        """Tell whether `start` would start; at most once a second this looks whether a rejected credential changed."""
-        if self.running or self.barred:
-            return False
-        if self._rejected_as is not None and self._clock.monotonic() - self._looked_at >= _LOOK:
-            self._looked_at = self._clock.monotonic()
-            if self._fingerprint() != self._rejected_as:
-                self._rejected_as = None
-        return self._rejected_as is None
+        """Tell whether `start` would start."""
+        return not (self.running or self.barred or self._rejection.stands())
 
     def start(self, trigger: str) -> None:
-        """Start a campaign; does nothing while one runs, and for a rejected credential."""
+        """Start a campaign; does nothing while one runs, nor for a rejected credential but now and then."""
         if self.can_start():
             # First this, then the task: an eager one runs to its first await before spawn returns.
             self.running = True
@@ -95,11 +89,17 @@ class Renewing:
 
     def force(self) -> None:
         """Start an operator's renewal, rejected or not; one that waits to try again tries now."""
-        self._rejected_as = None
+        self._rejection.lift()
+        self._quiet_until = 0.0
         if self._pause is None:
             self.start("forced")
         else:
             self._trigger = "forced"
+            self._pause.cancel()
+
+    def settle(self) -> None:
+        """End a campaign that waits to try again if there is a fresh token: another instance got one."""
+        if self._pause is not None and self._holding.fresh():
             self._pause.cancel()
 
     async def stop(self, patience: float) -> None:
@@ -123,6 +123,8 @@ class Renewing:
             reraise=True,
         )
         try:
+            if (left := self._quiet_until - self._clock.monotonic()) > 0:
+                await self._wait(left)
             await retrying(self._attempt)
         except IssuerError:
             pass  # reported and kept by _attempt
@@ -151,18 +153,22 @@ class Renewing:
             self._changed()
 
     async def _renew(self, needed: Callable[[], bool]) -> None:
-        fingerprint = self._fingerprint()
+        secrets = self._rejection.fingerprint()
         try:
             obtained = await self._obtaining.obtain(self._trigger, needed)
         except IssuerUnavailable as error:
             self._report("unavailable", str(error))
             raise
         except (CredentialRejected, ConfigurationError) as error:
+            generation = self._holding.generation
             await self._holding.reread()
             if not needed():  # another instance was faster, or has another secret
                 return
-            self._rejected_as = fingerprint
-            self._looked_at = self._clock.monotonic()
+            if self._holding.generation > generation:
+                self._report("unavailable", "another instance exchanged the refresh token meanwhile")
+                raise IssuerUnavailable("another instance exchanged the refresh token meanwhile") from error
+            left = error.left if isinstance(error, AlreadyRejected) else ASK_AGAIN
+            self._rejection.latch(secrets, generation, left)
             self._report("rejected", str(error))
             if isinstance(error, ConfigurationError):
                 raise CredentialRejected("configuration", str(error)) from error
@@ -176,6 +182,7 @@ class Renewing:
             raise IssuerUnavailable(detail) from error
         if obtained is None:
             return
+        self._rejection.lift()
         self._report("ok", "", obtained.token)
         differs = difference(self._name, self._configured_lifetime, obtained.grant)
         if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._differences:
@@ -185,24 +192,28 @@ class Renewing:
     def _delay(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, IssuerUnavailable) else None
-        return backoff(state.attempt_number, asked, self._clock.jitter())
+        wait = backoff(state.attempt_number, asked, self._clock.jitter())
+        if isinstance(error, KeptBack) and (left := self._holding.until_last_minutes()) > 0:
+            wait = min(wait, left + _MOMENT)  # they may be shorter than a backoff
+        return wait
 
     async def _back_off(self, seconds: float) -> None:
+        if isinstance(self.failure, IssuerUnavailable) and self.failure.retry_after:
+            self._quiet_until = self._clock.monotonic() + seconds
+            await self._wait(seconds, for_all=True)
+        else:
+            await self._wait(seconds)
+
+    async def _wait(self, seconds: float, *, for_all: bool = False) -> None:
         self.next_at = self._clock.monotonic() + seconds
         self._pause = self._spawn(self._clock.sleep(seconds), "backoff")
         try:
-            if isinstance(self.failure, IssuerUnavailable) and self.failure.retry_after:
+            if for_all:
                 await self._obtaining.pause(seconds)
             await asyncio.wait({self._pause})
         finally:
             self._pause.cancel()
             self._pause = None
-
-    def _fingerprint(self) -> str:
-        try:
-            return self._issuer.fingerprint()
-        except SidecarError:
-            return "unreadable"
 
     def _report(self, result: str, detail: str, token: Token | None = None) -> None:
         seconds = self._clock.monotonic() - self._obtaining.called_at

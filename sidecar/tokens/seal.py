@@ -28,7 +28,8 @@ class KeyRing:
 
     Layout: schema version (1 byte), key id (8, a hash of the key), nonce (12, random), ciphertext and tag.
     Version, key id and name are authenticated, so that a record cannot be moved to another name. Random
-    nonces are safe for 2**32 records under one key. Raises ConfigurationError for no key or a bad one.
+    nonces are safe for 2**32 records under one key. `fingerprint_key`: a key for fingerprints that go into sealed
+    records, made from the newest. Raises ConfigurationError for no key or a bad one.
     """
 
     def __init__(self, keys: Sequence[Secret]) -> None:
@@ -37,6 +38,7 @@ class KeyRing:
         raw = [_key_bytes(key, f"store key {number}") for number, key in enumerate(keys, 1)]
         self._ciphers = {_key_id(key): AESGCM(key) for key in raw}
         self._newest = _key_id(raw[0])
+        self.fingerprint_key = sha256(b"auth-sidecar fingerprint key\0" + raw[0]).digest()
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Return *data* sealed under *name*, with the newest key; never twice the same."""

@@ -20,7 +20,8 @@ class Token:
     *issued_at*: when it was asked for. *generation* only grows per credential. *grant*: what gave it.
     *trigger*: why (start, due, demand, unauthorized, forced). *forced_at*: when a 401 last forced a renewal,
     carried over from older records. *refused*: an upstream said 401 to it and no renewal has succeeded since.
-    *by*: the instance that got it.
+    *by*: the instance that got it. *access_generation*: that of the record which first had its access token, where
+    this one has another refresh token only; else None.
     """
 
     access_token: Secret
@@ -35,6 +36,12 @@ class Token:
     forced_at: float | None
     refused: bool = False
     by: str = "?"
+    access_generation: int | None = None
+
+    @property
+    def granted(self) -> int:
+        """The generation that the access token came with."""
+        return self.access_generation or self.generation
 
     @property
     def lifetime(self) -> float:
@@ -57,6 +64,7 @@ class Token:
             "forced_at": self.forced_at,
             "refused": self.refused,
             "by": self.by,
+            "access_generation": self.access_generation,
         }
         return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
 
@@ -93,6 +101,9 @@ class Token:
             forced_at=None if plain.get("forced_at") is None else _field(plain, "forced_at", _time),
             refused=_field(plain, "refused", _flag),
             by=_field(plain, "by", _text) if "by" in plain else "?",
+            access_generation=None
+            if plain.get("access_generation") is None
+            else _field(plain, "access_generation", _generation),
         )
 
 

@@ -41,7 +41,7 @@ async def test_sigterm_with_everything_under_way(tmp_path: Path, outputs: Path) 
 
     async def script(seen: Seen, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if b"/busy" in seen.line:
-            writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: 20\r\n\r\n")
+            writer.write(b"HTTP/1.1 502 Busy\r\nContent-Length: 0\r\nRetry-After: 20\r\n\r\n")
         else:
             await release.wait()
             writer.write(OK)

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import math
+import socket
 
 import aiohttp
 import h11
@@ -187,6 +189,20 @@ def test_http_layer_hands_events_to_the_client_side() -> None:
 def test_aiohttp_is_the_minor_version_we_know() -> None:
     """The pin in pyproject.toml and these contracts belong together."""
     assert aiohttp.__version__.startswith("3.14.")
+
+
+async def test_connector_bounds_the_making_of_a_connection() -> None:
+    """Its time-out covers the TLS handshake too, is exact with a high threshold, and ends in TimeoutError."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connector = aiohttp.TCPConnector(limit=0)
+        target = ClientRequest("GET", URL(f"https://127.0.0.1:{silent.getsockname()[1]}"), loop=loop)
+        began = loop.time()
+        with pytest.raises(TimeoutError):
+            await connector.connect(target, [], aiohttp.ClientTimeout(connect=0.3, ceil_threshold=math.inf))
+        await connector.close()
+
+    assert loop.time() - began >= 0.3
 
 
 async def test_connector_and_protocol_serve_without_a_session() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from sidecar.emulator import Emulator, Switches
-from sidecar.errors import CredentialRejected, IssuerUnavailable, Refusal, StoreError
+from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusal, StoreError
 from sidecar.tokens import lease
 from sidecar.tokens.seal import new_key
+from tests.canary import canary
 from tests.fleet import Fleet, Node, Relay, by_password, by_refresh_token, fleet, relay, until
 from tests.redis_servers import Server, redis_of_session, redis_server, server, watched
 
@@ -367,6 +368,37 @@ async def test_instance_whose_credential_was_refused_takes_what_another_got(rota
     await asyncio.sleep(3)
 
     assert await late.get(1) == token
+
+
+async def test_refused_secret_is_shown_to_the_issuer_once(
+    redis_server: Server, plm: Emulator, issuer: Relay, tmp_path: Path
+) -> None:
+    """A crowd that starts with a wrong secret does not get the account locked; with the right one it starts at once."""
+    oauth2 = by_password(plm) | {"client_secret": {"value": canary("wrong")}}
+    async with fleet(over(redis_server), issuer.url, tmp_path, **oauth2) as wrong:
+        nodes = [await wrong.node() for _ in range(12)]
+        await until(lambda: all(node.renewals("rejected") for node in nodes), "the refusals", 20)
+        assert issuer.arrived == 1
+        for node in nodes:
+            with pytest.raises(Refusal) as refusal:
+                await node.get(1)
+            assert refusal.value.reason is Reason.CREDENTIAL_REJECTED
+    async with fleet(over(redis_server), issuer.url, tmp_path, **by_password(plm)) as right:
+        assert await (await right.node()).get(10)
+
+
+async def test_next_refresh_token_of_a_useless_grant_is_used(bound: Fleet, issuer: Relay, plm: Emulator) -> None:
+    """The issuer rotates, but its token is over already: the spent refresh token is not presented again."""
+    node = await bound.node()
+    await node.get()
+    plm.switches.lifetime = 0
+    with pytest.raises(IssuerUnavailable, match="already expired"):
+        await node.broker.renew()
+    plm.switches.lifetime = 600
+    await node.broker.renew()
+
+    assert issuer.reused == []
+    assert not node.renewals("rejected")
 
 
 async def test_revoked_token_does_not_come_back_by_a_look_at_the_store(rotating: Fleet) -> None:

@@ -17,6 +17,7 @@ import trustme
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, StoreError
 from sidecar.secret import Secret
+from sidecar.settings import SecretReference
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD, store_key
 from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES
 from sidecar.tokens.stores.redis_store import INSTANCES, RedisStore
@@ -644,6 +645,65 @@ async def test_a_user_with_the_documented_permissions_can_do_all(redis_server: S
                 await opened.read("other:key")
     finally:
         redis_server.command("ACL", "DELUSER", "auth-sidecar")
+
+
+@pytest.mark.parametrize("server_first", [True, False])
+async def test_a_password_that_was_rotated_is_read_again(
+    redis_server: Server, tmp_path: Path, server_first: bool
+) -> None:
+    """Whichever changes first, server or file: the store is back as soon as both have, without a restart."""
+    file, later = tmp_path / "password", PASSWORD + "-2"
+    reference = SecretReference(file=file)
+
+    def at_the_server() -> None:
+        redis_server.command("CONFIG", "SET", "requirepass", later)
+        redis_server.admin["password"] = later
+        redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    steps = [at_the_server, lambda: file.write_text(later)]
+    file.write_text(PASSWORD)
+    redis_server.command("CONFIG", "SET", "requirepass", PASSWORD)
+    redis_server.admin["password"] = PASSWORD
+    try:
+        async with store(redis_server.url, password=reference.read) as opened:
+            assert await opened.write(KEY, 1, b"x")
+            for step in steps if server_first else steps[::-1]:
+                step()
+                with contextlib.suppress(StoreError):
+                    await opened.read(KEY)
+            async with asyncio.timeout(20):
+                while True:
+                    with contextlib.suppress(StoreError):
+                        assert await opened.read(KEY) == (1, b"x")
+                        break
+                    await asyncio.sleep(0.05)
+    finally:
+        redis_server.command("CONFIG", "SET", "requirepass", "")
+        redis_server.admin.clear()
+
+
+async def test_a_password_that_cannot_be_read_for_a_moment_changes_nothing(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    """A file that is being replaced: new connections use the last one; the first must be there."""
+    file = tmp_path / "password"
+    reference = SecretReference(file=file)
+    with pytest.raises(ConfigurationError):
+        RedisStore(redis_server.url, timeout=TIMEOUT, password=reference.read)
+    file.write_text(PASSWORD)
+    redis_server.command("CONFIG", "SET", "requirepass", PASSWORD)
+    redis_server.admin["password"] = PASSWORD
+    try:
+        async with store(redis_server.url, password=reference.read) as opened:
+            assert await opened.write(KEY, 1, b"x")
+            file.unlink()
+            redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            with contextlib.suppress(StoreError):
+                await opened.read(KEY)
+            assert await opened.read(KEY) == (1, b"x")
+    finally:
+        redis_server.command("CONFIG", "SET", "requirepass", "")
+        redis_server.admin.clear()
 
 
 @pytest.mark.parametrize("user", ["", "nobody"])

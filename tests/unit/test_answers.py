@@ -73,6 +73,8 @@ WIRE = {
     Reason.PROXY_AUTH_REQUIRED: (407, "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: (502, "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: (503, "proxy_internal_error"),
+    Reason.CIRCUIT_OPEN: (503, "destination_unavailable"),
+    Reason.QUOTA_EXHAUSTED: (503, "destination_unavailable"),
     Reason.UPSTREAM_UNREACHABLE: (502, "destination_unavailable"),
     Reason.UPSTREAM_TIMEOUT: (504, "connection_timeout"),
     Reason.TOO_MANY_CONNECTIONS: (503, "connection_limit_reached"),
@@ -197,8 +199,10 @@ class Recorder:
     def __init__(self) -> None:
         self.got: list[object] = []
 
-    async def start(self, status: int, reason: bytes, fields, *, chunked: bool, empty: bool) -> None:
-        self.got.append((status, reason, fields, chunked, empty))
+    async def start(
+        self, status: int, reason: bytes, fields, *, chunked: bool, data: bytes = b"", end: bool = False
+    ) -> None:
+        self.got.append((status, reason, fields, chunked, data, end))
 
     async def send(self, data: bytes) -> None:
         self.got.append(data)
@@ -211,13 +215,13 @@ class Recorder:
 
 
 async def test_client_gets_it_whole() -> None:
-    """Head with a length, body, end: in this order, once."""
+    """Head with a length, body and end, at once."""
     client = Recorder()
     refusal = Refusal(Reason.NO_ROUTE, "x")
     await send_own(client, refusal)
     answer = own_answer(refusal)
 
-    assert client.got == [(403, answer.reason, answer.fields, False, False), answer.body, "end"]
+    assert client.got == [(403, answer.reason, answer.fields, False, answer.body, True)]
 
 
 def test_an_answer_cannot_change() -> None:

@@ -112,13 +112,24 @@ def test_wait_grows_and_is_spread(attempts: int, jitter: float, delay: float) ->
 
 
 @pytest.mark.parametrize(
-    ("asked", "delay"), [(None, 0.1), (0.0, 0.1), (0.05, 0.1), (2.0, 2.0), (29.9, 29.9), (30.0, 30.0)]
+    ("asked", "jitter", "delay"),
+    [
+        (None, 0.5, 0.1),
+        (0.0, 0.0, 0.1),
+        (0.0, 0.5, 0.1125),
+        (0.05, 0.0, 0.1),
+        (1.0, 0.5, 1.125),
+        (2.0, 0.0, 2.0),
+        (2.0, 0.999, 2.4995),
+        (29.9, 0.5, 30.15),
+        (30.0, 0.0, 30.0),
+    ],
 )
-def test_wait_is_at_least_what_the_upstream_asks(asked: float | None, delay: float) -> None:
-    """Retry-After bounds the wait from below; it may be over the cap, but not over its own limit."""
+def test_wait_is_what_the_upstream_asks_and_a_little_more(asked: float | None, jitter: float, delay: float) -> None:
+    """At least Retry-After, at least the base, and spread by a quarter but no more than half a second."""
     made = Attempt(status=429, method="GET", retry_after=asked)
 
-    assert decide(made, POLICY, JITTER) == Backoff(delay, "429")
+    assert decide(made, POLICY, jitter) == Backoff(pytest.approx(delay), "429")
 
 
 def test_answer_with_a_long_retry_after_is_passed_on_at_once() -> None:
@@ -131,8 +142,8 @@ def test_wait_must_end_before_the_deadline() -> None:
     """An attempt that could only begin at the deadline is none."""
     made = {"status": 503, "method": "GET", "retry_after": 2.0}
 
-    assert decide(Attempt(**made, deadline_left=2.001), POLICY, JITTER) == Backoff(2.0, "503")
-    assert decide(Attempt(**made, deadline_left=2.0), POLICY, JITTER) == Pass("deadline")
+    assert decide(Attempt(**made, deadline_left=2.001), POLICY, 0.0) == Backoff(2.0, "503")
+    assert decide(Attempt(**made, deadline_left=2.0), POLICY, 0.0) == Pass("deadline")
 
 
 def test_policy_is_the_operators() -> None:

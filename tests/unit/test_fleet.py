@@ -1,11 +1,13 @@
 """Several instances of one credential: one renews, all use it, and none is taken down by another's end."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from sidecar.auth.token_answer import Unusable
 from sidecar.auth.token_endpoint import BrokenOff
 from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusal, StoreError
 from sidecar.secret import Secret
@@ -215,6 +217,105 @@ async def test_pause_that_the_issuer_asked_for_is_for_all(rig: Rig) -> None:
     assert {broker.status().by for broker in (first, second, third)} == {"test/1"}
 
 
+async def test_pause_is_there_before_the_next_one_may_ask(rig: Rig) -> None:
+    """Many wait for the lease of the one that is told to wait, and look for it all the time."""
+    rig.issuer.default = IssuerUnavailable("slow down", retry_after=20)
+    rig.issuer.gate.clear()
+    acquire = rig.store.acquire
+
+    async def slow(key: str, owner: str, ttl: float) -> bool:
+        if key == store_key(IDENTITY, "pause") and ttl > 1:
+            await rig.clock.sleep(0.5)
+        return await acquire(key, owner, ttl)
+
+    rig.store.acquire = slow  # type: ignore[method-assign]
+    for _ in range(10):
+        await rig.broker().start()
+    await rig.clock.advance(1)
+    rig.issuer.gate.set()
+    await rig.clock.advance(15)
+
+    assert len(rig.issuer.calls) == 1
+
+
+async def test_long_pause_is_for_all_and_costs_the_store_little(rig: Rig) -> None:
+    """20 minutes: nobody asks before, and who waits looks at the store about once a second, not ten times."""
+    rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=1200))
+    first, second = rig.broker(), rig.broker()
+    await first.start()
+    await second.start()
+    counted = Counter[str]()
+    acquire = rig.store.acquire
+
+    async def counting(key: str, owner: str, ttl: float) -> bool:
+        counted[owner] += 1
+        return await acquire(key, owner, ttl)
+
+    rig.store.acquire = counting  # type: ignore[method-assign]
+    await rig.clock.advance(1199)
+    assert len(rig.issuer.calls) == 1
+    assert 800 < counted["test/2"] < 2400
+
+    rig.issuer.gate.clear()
+    await rig.clock.advance(3)
+    before = counted["test/2"]
+    await rig.clock.advance(5)
+    assert counted["test/2"] > before + 20  # the pause is over: somebody asks, and is nearly done
+    rig.issuer.gate.set()
+    await rig.clock.advance(1)
+    assert len(rig.issuer.calls) == 2
+    assert first.current() == second.current() is not None
+
+
+async def test_pause_outlives_the_campaign_that_was_asked_for_it(rig: Rig) -> None:
+    """A token that somebody put into the store ends the wait, not the pause: the next renewal comes after it."""
+    rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=600))
+    broker = rig.broker(check_every=5)
+    await broker.start()
+    await rig.clock.advance(10)
+    await rig.put(token(3))
+    await rig.clock.advance(10)
+    used = await broker.token(0)
+    assert used == token(3)
+    asked = rig.later(broker.after_unauthorized(used, rig.after(5)))
+    await rig.clock.advance(560)
+    assert await asked is None
+    assert len(rig.issuer.calls) == 1
+    await rig.clock.advance(30)
+
+    assert len(rig.issuer.calls) == 2
+
+
+async def test_operator_does_not_wait_out_a_pause(rig: Rig) -> None:
+    """Not even one that outlived its campaign."""
+    rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=600))
+    broker = rig.broker(check_every=5)
+    await broker.start()
+    await rig.clock.advance(10)
+    await rig.put(token(3))
+    await rig.clock.advance(10)
+    forced = rig.later(broker.renew())
+    await rig.clock.advance(1)
+
+    assert forced.done()
+    assert (await forced).generation == 4
+
+
+async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
+    """Requests that wait for a token get it at the next look at the store, not when the issuer may be asked again."""
+    rig.issuer.default = IssuerUnavailable("slow down", retry_after=1000)
+    broker = rig.broker(check_every=5)
+    await broker.start()
+    waiter = rig.later(broker.token(rig.after(900)))
+    await rig.clock.advance(20)
+    await rig.put(token(3))
+    await rig.clock.advance(6)
+
+    assert waiter.done()
+    assert await waiter == token(3)
+    assert not broker._renewing.running
+
+
 async def test_closing_does_not_wait_for_another_instance(rig: Rig) -> None:
     """An instance that waits for the one with the lease has nothing to finish."""
     rig.issuer.gate.clear()
@@ -235,6 +336,7 @@ async def test_lease_is_given_back(rig: Rig) -> None:
     first, second = rig.broker(), rig.broker()
     await first.start()
     await settle()
+    rig.issuer.secret = "secret-2"
     await second.start()
     await settle()
 
@@ -323,6 +425,21 @@ async def test_refresh_token_is_kept_while_the_store_is_down(rig: Rig) -> None:
     assert rig.issuer.calls == [REFRESH.reveal()]
 
 
+async def test_backoff_does_not_jump_over_the_last_minutes(rig: Rig) -> None:
+    """They may be shorter than a backoff: ten seconds of a token of a hundred."""
+    rig.issuer.starts_anew, rig.clock.chance = False, 0.99
+    await holding_refresh_token(rig)
+    broker = await rig.started(margin="50s")
+    store_of(rig).down = True
+    await rig.clock.advance(0.9 * LIFETIME - 0.1)
+    assert rig.issuer.calls == []
+    assert any("is kept for the last minutes" in event.detail for event in rig.renewals())
+    await rig.clock.advance(0.3)
+
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    assert broker.current() is not None
+
+
 async def test_refresh_token_is_left_where_another_grant_will_do(rig: Rig) -> None:
     """With the store down a new start is safer than a second use."""
     await holding_refresh_token(rig)
@@ -334,6 +451,19 @@ async def test_refresh_token_is_left_where_another_grant_will_do(rig: Rig) -> No
 
 
 # A refresh token is used once.
+
+
+async def test_refresh_token_that_was_left_aside_is_gone(rig: Rig) -> None:
+    """Where it was in doubt and another grant gave a token without one, no later renewal takes it for a good one."""
+    await holding_refresh_token(rig)
+    await rig.store.write(NOTE, 7, rig.ring.seal(NOTE, b"dead/1"))
+    broker = await rig.started()
+    await rig.clock.advance(DUE)
+    assert rig.issuer.calls == [None]
+    await broker.renew()
+
+    assert rig.issuer.calls == [None, None]
+    assert (await rig.stored()).refresh_token is None
 
 
 async def test_refresh_token_is_noted_before_it_is_used(rig: Rig) -> None:
@@ -385,6 +515,25 @@ async def test_refresh_token_of_a_dead_instance_is_tried_at_last(rig: Rig) -> No
     assert rig.issuer.calls == [REFRESH.reveal()] * 2
 
 
+@pytest.mark.parametrize(("left", "calls"), [(LIFETIME, []), (-1.0, [None])])
+async def test_new_credential_is_tried_where_the_refresh_token_is_lost(
+    rig: Rig, left: float, calls: list[str | None]
+) -> None:
+    """Two others tried it and are gone: when its token is over what is configured is used, by then perhaps another."""
+    rig.issuer.starts_anew = False
+    await holding_refresh_token(rig, left=left)
+    for key, owner in ((NOTE, b"dead/1"), (store_key(IDENTITY, "last"), b"dead/2")):
+        await rig.store.write(key, 7, rig.ring.seal(key, owner))
+    broker = rig.broker(check_every=5)
+    await broker.start()
+    await rig.clock.advance(DUE + 6)
+    assert rig.issuer.calls[:1] == calls
+    await rig.clock.advance(30)
+
+    assert rig.issuer.calls[0] is None
+    assert broker.status().state == "valid"
+
+
 async def test_note_is_taken_back_when_the_issuer_was_only_busy(rig: Rig) -> None:
     """It said so, and gave nothing: the refresh token is as good as before, for every instance."""
     rig.issuer.answers.append(IssuerUnavailable("busy"))
@@ -408,6 +557,125 @@ async def test_note_stays_when_the_answer_was_lost(rig: Rig, anew: bool, then: s
     await rig.clock.advance(3)
 
     assert rig.issuer.calls == [REFRESH.reveal(), then]
+
+
+# A grant whose access token cannot be used.
+
+NEXT = Secret(canary("next-refresh"))
+
+
+def useless(refresh_token: Secret | None = NEXT) -> Unusable:
+    return Unusable("the issuer granted a token that cannot be used", refresh_token)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_next_refresh_token_is_kept_without_its_access_token(rig: Rig, anew: bool) -> None:
+    """The one that was presented is spent; the old access token serves on, and the next call has the new one."""
+    rig.issuer.starts_anew = anew
+    rig.issuer.answers.append(useless())
+    await holding_refresh_token(rig)
+    broker = await rig.started()
+    await rig.clock.advance(DUE)
+    stored = await rig.stored()
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    assert (stored.refresh_token, stored.access_token) == (NEXT, token(7).access_token)
+    assert (stored.generation, stored.granted, stored.by) == (8, 7, "test/1")
+    assert (stored.issued_at, stored.expires_at) == (token(7).issued_at, token(7).expires_at)
+    assert broker.current() == stored
+    await rig.clock.advance(2)
+
+    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
+    assert (await rig.stored()).granted == 9
+    assert (await rig.stored()).refresh_token == NEXT
+
+
+async def test_next_refresh_token_is_for_every_instance(rig: Rig) -> None:
+    """The one who got it may die: the others use it, and never the spent one."""
+    rig.issuer.starts_anew = False
+    rig.issuer.answers.append(useless())
+    await holding_refresh_token(rig)
+    first = await rig.started()
+    second = await rig.started()
+    await rig.clock.advance(DUE)
+    await kill(first)
+    await rig.clock.advance(TTL + 5)
+
+    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
+    assert second.status().by == "test/2"
+
+
+async def test_next_refresh_token_is_kept_without_any_access_token(rig: Rig) -> None:
+    """Of the first grant of all: it is stored alone, and nothing is handed out."""
+    rig.issuer.starts_anew = False
+    rig.issuer.answers.append(useless())
+    broker = rig.broker()
+    await broker.start()
+    await settle()
+    assert (await rig.stored()).refresh_token == NEXT
+    assert broker.current() is None
+    assert (broker.status().state, broker.status().usable) == ("expired", False)
+    await rig.clock.advance(1)
+
+    assert rig.issuer.calls == [None, NEXT.reveal()]
+    assert (await broker.token(0)).access_token == access(2)
+
+
+async def test_useless_grant_of_an_issuer_that_starts_anew_leaves_nothing(rig: Rig) -> None:
+    """Without a token there is nothing to keep it with, and no need."""
+    rig.issuer.answers.append(useless())
+    broker = rig.broker()
+    await broker.start()
+    await settle()
+    assert await rig.store.read(KEY) is None
+    await rig.clock.advance(1)
+
+    assert rig.issuer.calls == [None, None]
+    assert broker.current() is not None
+
+
+async def test_useless_grant_without_a_refresh_token_spends_none(rig: Rig) -> None:
+    """RFC 6749 section 6: the old one stays good; the note of its use is taken back."""
+    rig.issuer.answers.append(useless(None))
+    await holding_refresh_token(rig)
+    await rig.started()
+    await rig.clock.advance(DUE)
+    assert await rig.store.read(NOTE) is None
+    await rig.clock.advance(1)
+
+    assert rig.issuer.calls == [REFRESH.reveal(), REFRESH.reveal()]
+
+
+async def test_same_access_token_is_no_newer_one(rig: Rig) -> None:
+    """With another refresh token beside it it is not sent again after a 401, nor is an operator told that it is new."""
+    await holding_refresh_token(rig)
+    broker = await rig.started()
+    used = await broker.token(0)
+    rig.issuer.answers.append(useless())
+    with pytest.raises(IssuerUnavailable, match="cannot be used"):
+        await broker.renew()
+    assert (await broker.token(0)).generation == 8
+    rig.issuer.default = useless()
+    waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    await rig.clock.advance(15)
+
+    assert waiter.done()
+    assert await waiter is None
+    assert broker.status().state == "refused"
+
+
+async def test_refusal_of_a_spent_refresh_token_is_not_the_last_word(rig: Rig) -> None:
+    """Another instance exchanged it meanwhile, and its token is due as well: the next attempt has that one's."""
+    await holding_refresh_token(rig)
+    rig.issuer.gate.clear()
+    rig.issuer.answers.append(CredentialRejected("invalid_grant", "it was used already"))
+    broker = await rig.started()
+    await rig.clock.advance(DUE)
+    await rig.put(replace(token(8), refresh_token=NEXT))
+    rig.issuer.gate.set()
+    await rig.clock.advance(2)
+
+    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
+    assert broker.status().state == "valid"
 
 
 # What others leave in the store.

@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.errors import ConfigurationError, UpstreamFailure
-from sidecar.events import Event, LifetimeDiffers, Ready, Renewal, RequestDone, StoreTrouble, Trouble, WorkerReplaced
+from sidecar.events import (
+    BreakerChanged,
+    Event,
+    LifetimeDiffers,
+    Ready,
+    Renewal,
+    RequestDone,
+    StoreTrouble,
+    Trouble,
+    WorkerReplaced,
+)
+from sidecar.exchange import rounds
 from sidecar.exchange.attempt import Answer
 from sidecar.exchange.tally import RETRY_REFUSED, Tally, measured
 from sidecar.observe.metrics import METRICS, Metrics
@@ -253,8 +264,8 @@ def test_metrics_page_is_the_code() -> None:
 
 def test_reasons_of_the_decision_are_all_sorted() -> None:
     """Each reason to pass an outcome on either refuses a retry or does not; a new one must be put on a side."""
-    tree = ast.parse(Path(decide.__file__).read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    trees = [ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")) for module in (decide, rounds)]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     reasons = {
         call.args[0].value
         for call in calls
@@ -348,6 +359,38 @@ async def _run(work: Any, tally: Tally, clock: Hands) -> None:
 
 
 STANDING = Standing(expires_at=1_000_060.0, lifetime=90.0, in_flight=2)
+
+
+def breaker(state: str) -> BreakerChanged:
+    return BreakerChanged(upstream="plm", state=state, attempts=20, failures=10, wait=1.0)
+
+
+def test_breaker_is_closed_until_it_is_told_of() -> None:
+    """Then it is what was told last, in numbers on the page and in words for the status."""
+    metrics = make({"plm": Status(None, None)})
+    assert numbers(metrics)[("breaker_state", "plm")] == 0
+    assert metrics.breakers() == {}
+    for state, number in [("open", 2), ("half_open", 1), ("closed", 0), ("open", 2)]:
+        metrics.observe(breaker(state))
+        assert numbers(metrics)[("breaker_state", "plm")] == number
+        assert metrics.breakers() == {"plm": state}
+
+
+def test_breaker_of_an_upstream_that_is_gone_is_not_shown() -> None:
+    """The gauges speak of what is configured now."""
+    metrics = make()
+    metrics.observe(breaker("open"))
+    assert numbers(metrics) == {}
+
+
+def test_the_breaker_that_is_most_open_speaks_for_all(tmp_path: Path) -> None:
+    """Of several processes, each has its own."""
+    Slot(tmp_path, 1).publish({"plm": STANDING._replace(breaker=2)}, now=100.0)
+    Slot(tmp_path, 2).publish({"plm": STANDING}, now=100.0)
+    status = {"plm": Status(1_000_060.0, 90.0)}
+    metrics = Metrics(status=lambda: status, in_flight=dict, clock=Hands(), slot=Slot(tmp_path, 3))
+    (family,) = [each for each in metrics._gauges() if each.name == "auth_sidecar_breaker_state"]
+    assert [sample.value for sample in family.samples] == [2]
 
 
 def test_a_standing_is_believed_for_five_seconds(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 from sidecar.auth.lifetimes import MAX_LIFETIME, granted_lifetime
 from sidecar.auth.oauth2 import Grant, OAuth2Issuer
 from sidecar.auth.tls import Material, client_context
-from sidecar.auth.token_endpoint import Answer, open_client
+from sidecar.auth.token_answer import Unusable
+from sidecar.auth.token_endpoint import Answer, BrokenOff, open_client
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, Tls
@@ -185,9 +186,16 @@ def issuer_of(
     tls: Tls | None = None,
     timeout: float = 5.0,
     clock: StillClock | None = None,
+    fingerprint_key: bytes | None = None,
     **values: Any,
 ) -> OAuth2Issuer:
-    return OAuth2Issuer(settings(url, **values), tls=tls or Tls(), timeout=timeout, clock=clock or StillClock())
+    return OAuth2Issuer(
+        settings(url, **values),
+        tls=tls or Tls(),
+        timeout=timeout,
+        clock=clock or StillClock(),
+        fingerprint_key=fingerprint_key,
+    )
 
 
 PASSWORD = {"grant": "password", "username": "svc", "password": {"value": "CANARY-pass&word"}}
@@ -887,6 +895,67 @@ async def test_a_lost_answer_to_a_refresh_is_asked_for_once_more(lost: Step, val
     assert grant.refresh_token == THIRD
 
 
+GARBLED = [raw(b"", 500), raw(b"<html>", 502), raw(b"", 504), raw(b"<html>sorry</html>", 200), raw(b'{"access', 200)]
+
+
+@pytest.mark.parametrize("garbled", GARBLED, ids=["500", "502", "504", "page", "cut"])
+async def test_an_answer_that_leaves_doubt_is_as_good_as_lost(garbled: Step) -> None:
+    """A gateway's error, an issuer that failed half-way, a page: the refresh token may have been exchanged."""
+    async with endpoint(garbled, answer({**TOKEN, "refresh_token": THIRD.reveal()})) as server:
+        grant = await issuer_of(server.url).obtain(SECOND)
+    assert sent(server) == ["refresh_token second", "refresh_token second"]
+    assert grant.refresh_token == THIRD
+    async with endpoint(garbled, garbled) as server:
+        await failure(BrokenOff, issuer_of(server.url), SECOND)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_issuer_that_is_busy_has_not_acted(status: int) -> None:
+    """It says so itself: the refresh token is as good as before, and not sent again at once."""
+    async with endpoint(raw(b"", status)) as server:
+        error = await failure(IssuerUnavailable, issuer_of(server.url), SECOND)
+
+    assert not isinstance(error, BrokenOff)
+    assert len(server.calls) == 1
+
+
+async def test_an_error_in_words_leaves_no_doubt() -> None:
+    """An issuer that says server_error did not act, whatever its status."""
+    async with endpoint(answer({"error": "server_error"}, 500)) as server:
+        error = await failure(IssuerUnavailable, issuer_of(server.url), SECOND)
+
+    assert not isinstance(error, BrokenOff)
+    assert len(server.calls) == 1
+
+
+USELESS = [{"token_type": "mac"}, {"access_token": ""}, {"expires_in": 0}]
+
+
+@pytest.mark.parametrize("fields", USELESS, ids=str)
+async def test_the_refresh_token_of_a_useless_grant_is_not_lost(fields: dict[str, object]) -> None:
+    """The one that was presented is spent, whatever is wrong with the access token: the failure carries the next."""
+    whole = {**TOKEN, "refresh_token": THIRD.reveal(), **fields}
+    async with endpoint(answer(whole)) as server:
+        error = await failure(Unusable, issuer_of(server.url), SECOND)
+    assert error.refresh_token == THIRD
+    assert THIRD.reveal() not in f"{error!r} {error}"
+
+    async with endpoint(answer({**TOKEN, **fields})) as server:
+        error = await failure(Unusable, issuer_of(server.url), SECOND)
+    assert error.refresh_token is None
+
+
+async def test_the_refresh_token_of_a_useless_grant_counts_after_a_lost_answer() -> None:
+    """It is the newest there is; without one the lost answer may have had it."""
+    whole = {**TOKEN, "refresh_token": THIRD.reveal(), "token_type": "mac"}
+    async with endpoint(reset, answer(whole)) as server:
+        error = await failure(Unusable, issuer_of(server.url), SECOND)
+    assert error.refresh_token == THIRD
+
+    async with endpoint(reset, answer({**TOKEN, "token_type": "mac"})) as server:
+        await failure(BrokenOff, issuer_of(server.url), SECOND)
+
+
 async def test_two_lost_answers_are_weather() -> None:
     """A refresh is repeated once, no more; then the issuer is unavailable."""
     async with endpoint(reset, reset) as server:
@@ -1291,6 +1360,15 @@ def test_the_fingerprint_helps_nobody_to_guess() -> None:
 
     assert issuer.fingerprint() == issuer.fingerprint()
     assert issuer_of().fingerprint() != issuer.fingerprint()
+
+
+def test_with_one_key_the_fingerprint_compares_between_processes() -> None:
+    """Instances that share a key see whether their secrets are the same, and sign in the same way."""
+    one, other = issuer_of(fingerprint_key=b"k" * 32), issuer_of(fingerprint_key=b"k" * 32)
+    assert one.fingerprint() == other.fingerprint()
+    assert one.fingerprint() != issuer_of(fingerprint_key=b"l" * 32).fingerprint()
+    for difference in ({"client_secret": {"value": "other"}}, {"key_id": "two"}, {"algorithm": "ES256"}):
+        assert one.fingerprint() != issuer_of(fingerprint_key=b"k" * 32, **difference).fingerprint()
 
 
 def test_the_token_is_presented_as_bearer() -> None:

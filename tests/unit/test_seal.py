@@ -1,5 +1,6 @@
 """Seals, keys and the record of a token: what goes in comes out, and nothing else does."""
 
+import base64
 import os
 import stat
 import string
@@ -325,3 +326,14 @@ def test_a_token_without_an_end_is_not_written() -> None:
     """What could not be read back is not encoded."""
     with pytest.raises(ValueError, match="JSON"):
         replace(TOKEN, expires_at=float("inf")).encode()
+
+
+def test_the_newest_key_makes_the_key_of_fingerprints() -> None:
+    """Those who have it agree, whatever older keys they have, and it gives nothing of the key away."""
+    newest, older = Secret(new_key()), Secret(new_key())
+    made = KeyRing([newest]).fingerprint_key
+
+    assert KeyRing([newest, older]).fingerprint_key == made
+    assert KeyRing([older, newest]).fingerprint_key != made
+    assert made not in base64.urlsafe_b64decode(newest.reveal() + "=")
+    assert KeyRing([newest]).seal("name", b"")[1:9] not in made

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings import HostPort, SecretReference, Settings, default_paths, effective, load
-from sidecar.settings.values import Margin, parse_address, parse_duration, parse_margin, parse_size
+from sidecar.settings.values import Margin, parse_address, parse_duration, parse_margin, parse_share, parse_size
 from tests.canary import WORD, canary
 
 MINIMAL = """\
@@ -110,8 +110,11 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "listen": None,
         "renew": {"margin": "20%", "min_interval": 60.0, "check_every": 300.0, "timeout": 10.0, "startup": "required"},
         "strip": {"headers": [], "cookies": [], "query": [], "keep": []},
-        "retry": {"attempts": 3, "base": 0.1, "cap": 20.0, "max_retry_after": 30.0},
+        "retry": {"attempts": 3, "base": 0.1, "cap": 20.0, "max_retry_after": 30.0, "budget": "20%"},
         "timeout": {"total": 60.0, "connect": 5.0, "first_byte": 25.0, "idle": 60.0},
+        "breaker": {"failures": "50%", "min_requests": 20, "window": 10.0, "open_for": 15.0, "unauthorized": 5},
+        "sessions": {"pool": 1, "max_in_flight": 0},
+        "keepalive": None,
         "replay": {"memory": 1 << 20, "spool": 256 << 20},
         "tls": {"ca": None, "client_cert": None, "client_key": None},
         "addresses": [],
@@ -121,7 +124,11 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
 
 def test_effective_configuration_loads_again(file: Path, tmp_path: Path) -> None:
     """What `check` prints is a configuration with the same meaning, odd shares and sizes included."""
-    first = load(file, overrides=[f"{PLM}.renew.margin=12.5%", f"{PLM}.replay.memory=3KiB"], environ={})
+    first = load(
+        file,
+        overrides=[f"{PLM}.renew.margin=12.5%", f"{PLM}.replay.memory=3KiB", f"{PLM}.retry.budget=7.5%"],
+        environ={},
+    )
     again = tmp_path / "again.yaml"
     with again.open("w") as stream:
         YAML(typ="safe", pure=True).dump(effective(first), stream)
@@ -155,8 +162,9 @@ UNKNOWN = [
     "listen.proxxy",
     "store.ttl",
     "log.file",
-    *(f"{PLM}.{key}" for key in ("preset", "recipe", "credential", "keepalive", "breaker", "sessions", "proxy", "x")),
-    f"{PLM}.retry.budget",
+    *(f"{PLM}.{key}" for key in ("preset", "recipe", "credential", "proxy", "x")),
+    f"{PLM}.breaker.threshold",
+    f"{PLM}.sessions.size",
     f"{PLM}.renew.jitter",
     f"{PLM}.timeout.read",
     f"{PLM}.replay.disk",
@@ -281,6 +289,25 @@ ERRORS = [
     (f"{PLM}.retry.statuses=[399]", f"{PLM}.retry.statuses.0: Input should be greater than or equal to 400"),
     (f"{PLM}.retry.statuses=[600]", f"{PLM}.retry.statuses.0: Input should be less than or equal to 599"),
     (f"{PLM}.retry.methods=['A B']", f"{PLM}.retry.methods.0: expected an HTTP method"),
+    (f"{PLM}.retry.budget=0.2", f"{PLM}.retry.budget: expected a share such as 20%, at most 100%"),
+    (f"{PLM}.retry.budget=101%", f"{PLM}.retry.budget: expected a share such as 20%, at most 100%"),
+    (f"{PLM}.breaker.failures=0%", f"{PLM}.breaker.failures: Input should be greater than 0"),
+    (f"{PLM}.breaker.min_requests=0", f"{PLM}.breaker.min_requests: Input should be greater than or equal to 1"),
+    (f"{PLM}.breaker.window=0", f"{PLM}.breaker.window: Input should be greater than 0"),
+    (f"{PLM}.breaker.open_for=0", f"{PLM}.breaker.open_for: Input should be greater than 0"),
+    (f"{PLM}.breaker.unauthorized=0", f"{PLM}.breaker.unauthorized: Input should be greater than or equal to 1"),
+    (f"{PLM}.sessions.pool=2", f"{PLM}.sessions.pool: expected 1: this version keeps one session for each upstream"),
+    (f"{PLM}.sessions.max_in_flight=-1", f"{PLM}.sessions.max_in_flight: Input should be greater than or equal to 0"),
+    (
+        f"{PLM}.keepalive={{path: /x, method: HEAD}}",
+        f"{PLM}.keepalive.method: unknown key; expected one of: path, every",
+    ),
+    (f"{PLM}.keepalive={{every: 5m}}", f"{PLM}.keepalive.path: missing; expected a value"),
+    (f"{PLM}.keepalive={{path: /x, every: 0}}", f"{PLM}.keepalive.every: Input should be greater than 0"),
+    *(
+        (f"{PLM}.keepalive.path={path}", f"{PLM}.keepalive.path: expected a path such as /api/v1/health")
+        for path in ("health", "https://x/health", "//x/health", "/a b", "/a#b", "/ä")
+    ),
     (f"{PLM}.replay.memory=1MB", f"{PLM}.replay.memory: expected a size such as 64KiB, 1MiB, or bytes"),
     (f"{PLM}.strip.headers=['a:b']", f"{PLM}.strip.headers.0: expected a header, cookie or parameter name"),
     (f"{PLM}.strip.cookies=['a;b']", f"{PLM}.strip.cookies.0: expected a header, cookie or parameter name"),
@@ -873,6 +900,19 @@ def test_margin(value: object, margin: Margin, of_100: float) -> None:
     """A share of the lifetime or a duration; never more than half of the lifetime."""
     assert parse_margin(value) == margin
     assert parse_margin(value).of(100.0) == pytest.approx(of_100)
+
+
+@pytest.mark.parametrize(("value", "share"), [("20%", 0.2), ("0%", 0.0), ("100 %", 1.0), (" 12.5% ", 0.125)])
+def test_share(value: object, share: float) -> None:
+    """A part of a whole."""
+    assert parse_share(value) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("value", ["", "%", "100.1%", "-1%", "20", 20, 0.2, 1, True, None, [], "٣%", "9" * 400 + "%"])
+def test_no_share(value: object) -> None:
+    """A plain number could be meant either way."""
+    with pytest.raises(ValueError, match=r"^expected a share such as 20%, at most 100%$"):
+        parse_share(value)
 
 
 @pytest.mark.parametrize("value", ["", "%", "-5%", "x%", "20 percent", "٣%", True, None, [], -1])

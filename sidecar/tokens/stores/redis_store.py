@@ -1,13 +1,14 @@
 """The shared token store in Redis."""
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sidecar.clock import Clock, SystemClock
-from sidecar.errors import StoreError
+from sidecar.errors import ConfigurationError, StoreError
 from sidecar.secret import Secret
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
 from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES, checked, checked_name
@@ -43,6 +44,8 @@ _SKEW = 1.0
 class RedisStore:
     """Records, leases and instances in Redis; *url*, *username* and *password* as `parse_url` has them.
 
+    A *password* that is a function is read again for each set of connections, so that it may change; if it cannot be
+    read then, the last one serves.
     *timeout*: seconds that a call may take, connecting included. No call is tried again. After two failures in
     a row calls fail at once, but for a probe now and then. Any failure gives up the connections it met, so that no
     late answer is taken for another's, and the next call looks for the master anew. A cancelled call goes on by
@@ -56,11 +59,13 @@ class RedisStore:
         *,
         timeout: float,
         username: str | None = None,
-        password: Secret | None = None,
+        password: Secret | Callable[[], Secret] | None = None,
         ca: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._target = parse_url(url, username=username, password=password)
+        self._read_password = password if callable(password) else None
+        given = password() if callable(password) else password
+        self._target = parse_url(url, username=username, password=given)
         self._options = options(self._target, timeout, ca)
         self._timeout = timeout
         self._clock = clock or SystemClock()
@@ -188,11 +193,19 @@ class RedisStore:
         if self._line is not None and (idle or old):
             self._retire(self._line)
         if self._line is None:
+            self._read_password_again()
             self._line = Line(self._target, self._options, self._first)
             self._made_at = now
         self._line.users += 1
         self._used_at = now
         return self._line
+
+    def _read_password_again(self) -> None:
+        """Take the password as it is now for new connections: the one before may have been refused as outdated."""
+        if self._read_password is not None:
+            # One that cannot be read is half-way through a change; the next connection sees the rest of it.
+            with contextlib.suppress(ConfigurationError):
+                self._options["password"] = self._read_password().reveal()
 
     def _give_back(self, line: Line, *, keep: bool) -> None:
         line.users -= 1

@@ -1,0 +1,103 @@
+"""The pause that an upstream asked for, shared by all instances through the store.
+
+The store is never on a request's way: it is told and looked at beside them, and its trouble changes nothing. A
+later end wins, because the record's generation is the end of the pause in milliseconds of the store's clock.
+"""
+
+import asyncio
+import contextlib
+
+from sidecar.clock import Clock
+from sidecar.errors import SealError, StoreError, UnknownSeal
+from sidecar.events import Emit
+from sidecar.tokens.keys import Keys
+from sidecar.tokens.store import TokenStore, store_key
+from sidecar.tokens.tasks import Tasks
+
+_LOOK = 1.0
+"""Seconds between two looks at the store, while there are requests."""
+_WORTH_TELLING = 500
+"""Milliseconds by which a pause must be longer than the one all know of: a burst of 429s is told of once."""
+_WRITES = 3
+_ABSURD = 86400.0
+"""Seconds that nobody waits, whatever is configured: the clock of the instance that wrote it was wrong."""
+
+
+class SharedPause:
+    """Until when requests to one upstream wait; *identity* is the upstream's, with the credential's.
+
+    *longest*: no pause is believed to last longer, in seconds from when we heard of it. `until` and `look_at` are on
+    the monotonic clock: the end of the pause, and when `look` is worth calling.
+    """
+
+    def __init__(
+        self, name: str, identity: str, store: TokenStore, keys: Keys, *, longest: float, clock: Clock, emit: Emit
+    ) -> None:
+        self._key = store_key(identity, "pause-upstream")
+        self._store = store
+        self._keys = keys
+        self._longest = longest
+        self._clock = clock
+        self._tasks = Tasks(name, emit)
+        self._telling: asyncio.Task[None] | None = None
+        self._end = 0
+        self._known = 0
+        self.until = 0.0
+        self.look_at = 0.0
+
+    def extend(self, seconds: float) -> None:
+        """Pause for *seconds* from now, here at once, elsewhere as soon as the store is read there."""
+        self.until = max(self.until, self._clock.monotonic() + seconds)
+        self._end = max(self._end, int((self._clock.now() + self._store.offset + seconds) * 1000))
+        if self._is_news() and (self._telling is None or self._telling.done()):
+            self._telling = self._tasks.spawn(self._tell(), "pause")
+
+    def look(self) -> None:
+        """Look at the store beside the request that asks; at most once a second, whoever asks."""
+        now = self._clock.monotonic()
+        if now >= self.look_at:
+            self.look_at = now + _LOOK
+            self._tasks.spawn(self._look(), "pause")
+
+    async def aclose(self) -> None:
+        """End what is under way; twice does no harm."""
+        await self._tasks.aclose()
+
+    def _is_news(self) -> bool:
+        return self._end > self._known + _WORTH_TELLING
+
+    async def _tell(self) -> None:
+        with contextlib.suppress(StoreError):
+            for _ in range(_WRITES):
+                if not self._is_news():
+                    return
+                end = self._end
+                if await self._store.write(self._key, end, self._keys.seal(self._key, b"%d" % end)):
+                    self._known = max(self._known, end)
+                else:
+                    await self._read()
+
+    async def _look(self) -> None:
+        with contextlib.suppress(StoreError):
+            await self._read()
+
+    async def _read(self) -> None:
+        """Take over a pause that we do not know of yet: each one once, so that it ends even if its record is wrong."""
+        record = await self._store.read(self._key)
+        if record is None or record[0] <= self._known:
+            return
+        end, sealed = record
+        left = end / 1000 - (self._clock.now() + self._store.offset)
+        try:
+            if left > _ABSURD:
+                raise SealError("a pause of more than a day")
+            # The number beside the seal is not authenticated.
+            if self._keys.open(self._key, sealed) != b"%d" % end:
+                raise SealError("a pause under an end that is not its own")
+        except UnknownSeal:
+            return
+        except SealError:
+            await self._store.delete(self._key)  # it would keep every honest one out
+            return
+        self._known = end
+        self.until = max(self.until, self._clock.monotonic() + min(left, self._longest))

@@ -1,0 +1,38 @@
+"""The one timer of a credential: it renews when due, and looks at the store now and then."""
+
+from sidecar.clock import Clock
+from sidecar.settings import Renew
+from sidecar.tokens.holding import Holding
+from sidecar.tokens.renewal import Renewing
+from sidecar.tokens.waiting import Changes
+
+_SOON = 5.0
+"""Seconds between two looks at a store that may lack our token, or have one that we lack."""
+
+
+async def watch(
+    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+) -> None:
+    """Renew whenever the token is due, until cancelled; *shared*: the store may forget, so look at it often."""
+    while True:
+        if holding.fresh():
+            renewing.settle()
+        else:
+            renewing.start("due")
+        await _rest(holding, renewing, changes, settings, clock, shared=shared)
+
+
+async def _rest(
+    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+) -> None:
+    """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
+    held, rejected = holding.held, renewing.rejected
+    often = holding.unsaved or rejected or shared
+    longest = min(settings.check_every, _SOON) if often else settings.check_every
+    left = held.due - held.now(clock) if held else 0.0
+    pause = min(left, longest) if left > 0 else longest
+    moved = await changes.until(
+        lambda: holding.held is not held or renewing.rejected != rejected, clock.monotonic() + pause
+    )
+    if not moved and not renewing.attempting and (holding.fresh() or renewing.running or renewing.rejected):
+        await holding.reread()

@@ -1,0 +1,12 @@
+"""The machines of tests/properties, longer and different every time: for nights, not for every change."""
+
+import pytest
+
+from tests.properties.test_fleet_machine import FleetMachine, SqliteFleetMachine, check_machine
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("machine", "examples"), [(FleetMachine, 600), (SqliteFleetMachine, 60)])
+def test_invariants_hold_for_long(machine: type[FleetMachine], examples: int) -> None:
+    """Steps that no run had before; what fails prints the steps that led to it."""
+    check_machine(machine, examples=examples, steps=60, derandomize=False)
