@@ -95,6 +95,8 @@ def strip_target(target: bytes, strips: StripSet) -> bytes:
     Some servers take `;` for `&`, and most do not tell `Access_Token` or `%61ccess_token` from the plain name.
     """
     path, mark, query = target.partition(b"?")
+    if not query:
+        return target
     first, *others = _PARAMETER_END.split(query)
     parts = [(b"", first), *zip(others[::2], others[1::2], strict=True)]
     kept = [part for part in parts if _parameter_name(part[1]) not in strips.query]
