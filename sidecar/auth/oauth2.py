@@ -124,7 +124,12 @@ class OAuth2Issuer:
                 raise refusal from None
             if configured == given:
                 raise
-        return await self._refresh(client, configured)
+            first = refusal
+        try:
+            return await self._refresh(client, configured)
+        except CredentialRejected as refusal:
+            both = f"{refusal}; so was the newer one that was stored: {first}"
+            raise CredentialRejected(refusal.error, both) from None
 
     async def _refresh_or_primary(self, client: httpx.AsyncClient, given: Secret | None) -> Grant:
         if given:

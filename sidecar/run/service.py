@@ -6,7 +6,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sidecar.clock import SystemClock
@@ -20,6 +22,11 @@ from sidecar.run.state import open_exec_log, prepare
 from sidecar.run.supervisor import inherited
 from sidecar.settings import Settings, check_secrets, load
 from sidecar.tokens.tasks import Tasks
+
+_THREADS = 64
+_THREAD = "work"
+_LOOKS = 10
+_LOOK_SECONDS = 0.05
 
 
 def from_file(path: Path | None) -> Callable[[Dispatch], contextlib.AbstractAsyncContextManager[App]]:
@@ -55,6 +62,9 @@ def serve(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         loop.set_task_factory(asyncio.eager_task_factory)
+        # Names are resolved there: a name server that does not answer must not hold up all the others.
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=_THREAD)
+        loop.set_default_executor(threads)
         stop = asyncio.Event()
 
         def ask_to_stop() -> None:
@@ -87,8 +97,21 @@ def serve(
             tasks.spawn(reloader.watch(), "watch")
             await stop.wait()
             await tasks.aclose()
+        await _leave(threads)
 
     asyncio.run(main())
+
+
+async def _leave(threads: ThreadPoolExecutor) -> None:
+    """End the process if a name server holds up a thread: all is done, and Python would wait for it."""
+    threads.shutdown(wait=False, cancel_futures=True)
+    for _ in range(_LOOKS):
+        if not any(thread.name.startswith(_THREAD) for thread in threading.enumerate()):
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _whenever(asked: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

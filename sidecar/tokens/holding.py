@@ -170,6 +170,10 @@ class Holding:
             self.held = None
             self.generation = mark
 
+    def report(self, operation: str, error: Exception) -> None:
+        """Tell of trouble with the store."""
+        self._record.report(operation, error)
+
     def store_forgot(self) -> bool:
         """Tell whether the store came back empty or older a moment ago, perhaps without the lease of one who lives."""
         return self._clock.monotonic() - self._lost_at < _FORGOTTEN_SECONDS

@@ -115,6 +115,7 @@ class Obtaining:
                     failures += 1
                     waits = error.silent and self._clock.monotonic() < give_up
                     if failures >= _STORE_TRIES and not waits:
+                        self._holding.report("lease", error)
                         return False
                     if waits:
                         await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())

@@ -17,6 +17,8 @@ from sidecar.tokens.token import Token
 
 _BASE = 1.0
 _CAP = 30.0
+_CAP_WITHOUT = 8.0
+"""The longest wait while there is no token to serve with: the issuer's return is to be noticed within ten seconds."""
 _MAX_RETRY_AFTER = 3600.0
 """An issuer that asks for more silence than this is asked again anyway: a day off is a mistake of its."""
 _MOMENT = 0.1
@@ -192,7 +194,8 @@ class Renewing:
     def _delay(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, IssuerUnavailable) else None
-        wait = backoff(state.attempt_number, asked, self._clock.jitter())
+        cap = _CAP if self._holding.usable() else _CAP_WITHOUT
+        wait = backoff(state.attempt_number, asked, self._clock.jitter(), cap)
         if isinstance(error, KeptBack) and (left := self._holding.until_last_minutes()) > 0:
             wait = min(wait, left + _MOMENT)  # they may be shorter than a backoff
         return wait
@@ -234,7 +237,7 @@ class Renewing:
         )
 
 
-def backoff(attempts: int, retry_after: float | None, jitter: float) -> float:
-    """Return the seconds to wait after so many *attempts*: full jitter, but at least what the issuer asked for."""
-    wait = min(_CAP, _BASE * 2.0 ** min(attempts - 1, 10)) * jitter
+def backoff(attempts: int, retry_after: float | None, jitter: float, cap: float = _CAP) -> float:
+    """Return the seconds to wait after so many *attempts*: full jitter up to *cap*, or what the issuer asked for."""
+    wait = min(cap, _BASE * 2.0 ** min(attempts - 1, 10)) * jitter
     return wait if retry_after is None else max(wait, min(retry_after, _MAX_RETRY_AFTER))

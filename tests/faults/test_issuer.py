@@ -429,16 +429,19 @@ async def test_flt_as_12_name_that_does_not_resolve_holds_up_no_other(
     names = [str(Path(__file__).with_name("names")), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, names)))
     unresolved = {"nxdomain": "nxdomain.test", "servfail": "servfail.test", "silent": "silent.test"}
+    unresolved |= {f"silent{number}": "silent.test" for number in range(8)}  # more than a pool of threads has
     async with issuer(granting("good")) as good:
         port = good.record.port
-        for name, host in {**unresolved, "blackhole": "blackhole.test", "other": "127.0.0.1"}.items():
+        for name, host in {**unresolved, "blackhole": "blackhole.test", "other": "localhost"}.items():
             url = f"http://{host}:{port}/token"
             settings = {"renew": {"timeout": "1s"}} if name in unresolved else {}
             total = "1s" if name in unresolved else "20s"
             instances.upstreams[name] = plain(f"{api.url}/{name}", url, timeout={"total": total}, **settings)
         with blackhole(port):
             async with instances.start() as sidecar:
+                began = time.monotonic()
                 assert await statuses(sidecar, "blackhole", "other") == {200}
+                assert time.monotonic() < began + 3
                 began = time.monotonic()
                 answers = await asyncio.gather(*(get(sidecar, name) for name in unresolved))
                 assert time.monotonic() < began + 3.5

@@ -498,7 +498,7 @@ async def test_flt_rd_13_client_that_leaves_mixes_nothing_up(
 
 async def test_flt_rd_14_crowd_that_starts_makes_one_call(instances: Instances, plm: Emulator, redis: Server) -> None:
     """One asks the token endpoint, all others find its token in Redis, and every request is served."""
-    plm.switches.token_delay = 3
+    plm.switches.token_delay = 2
     oauth2 = by_client(plm)
     instances.upstreams["plm"] = plain(plm.base_url, plm.token_url, oauth2, renew={"timeout": "10s"})
     async with contextlib.AsyncExitStack() as stack:

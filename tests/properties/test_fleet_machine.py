@@ -205,16 +205,14 @@ class FleetMachine(RuleBasedStateMachine):
         for instance in world.instances.values():
             instance.view.cut = False
         self.owner_has_a_new_secret()  # a refusal may be on its way still
-        world.advance(LOOK)
-        done = self.all_ask(BACK)
+        done = self.all_ask_soon()
         if not world.authority.anew and not _served(done, {200, 401}):
             # What came after the owner's refresh token is lost, or in doubt: an operator has it dropped, where most
             # is known of it.
             self.owner_has_a_new_secret()
             newest = max(world.instances.values(), key=lambda one: one.broker.status().generation)
             world.run(newest.broker.revoke())
-            world.advance(LOOK)
-            done = self.all_ask(BACK)
+            done = self.all_ask_soon()
         # A 401 may be passed on: of two tokens that were got apart both were revoked, or a renewal was forced just now.
         assert _served(done, {200, 401}), f"I10: {done}"
         world.advance(SETTINGS.renew.min_interval)
@@ -224,6 +222,12 @@ class FleetMachine(RuleBasedStateMachine):
     def owner_has_a_new_secret(self) -> None:
         self.world.authority.secret += "x"
         self.world.authority.live_refresh.add(FIRST)
+
+    def all_ask_soon(self) -> list[Done]:
+        """Ask, and once more after the longest backoff: a credential that was refused is not waited for."""
+        self.world.advance(LOOK)
+        done = self.all_ask(BACK)
+        return done if _served(done, {200, 401}) else self.all_ask(BACK)
 
     def all_ask(self, patience: float) -> list[Done]:
         tasks = [self.world.request(instance, patience=patience) for instance in self.world.instances.values()]

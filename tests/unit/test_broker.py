@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -1801,3 +1801,16 @@ async def test_on_the_machines_own_clock(rig: Rig) -> None:
     newer = await broker.after_unauthorized(used, clock.monotonic() + 5)
     assert (used.generation, (newer or used).generation) == (1, 2)
     await broker.aclose()
+
+
+async def test_without_a_token_the_end_of_an_outage_is_noticed_soon(rig: Rig) -> None:
+    """While nothing can serve, the issuer is asked every eight seconds at least."""
+    rig.clock.chance = 1.0
+    rig.issuer.default = IssuerUnavailable("down")
+    broker = rig.broker()
+    await broker.start()
+    await rig.clock.advance(120)
+
+    waits = [later - before for before, later in pairwise(rig.issuer.at)]
+    assert waits[:5] == [1.0, 2.0, 4.0, 8.0, 8.0]
+    assert set(waits[5:]) == {8.0}

@@ -10,6 +10,7 @@ import pytest
 from sidecar.auth.token_answer import Unusable
 from sidecar.auth.token_endpoint import BrokenOff
 from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusal, StoreError
+from sidecar.events import StoreTrouble
 from sidecar.secret import Secret
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import KeyRing, new_key
@@ -385,6 +386,7 @@ async def test_silent_store_is_not_waited_for_long(rig: Rig) -> None:
 
     assert broker.current() is not None
     assert len(rig.issuer.calls) == 1
+    assert "lease" in {event.operation for event in rig.events if isinstance(event, StoreTrouble)}
 
 
 async def test_silent_store_is_not_waited_for_after_a_401(rig: Rig) -> None:

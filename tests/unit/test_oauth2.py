@@ -864,6 +864,15 @@ async def test_the_way_out_is_tried_once(
     assert expected == sent(server)
 
 
+async def test_two_refused_refresh_tokens_are_both_told_of() -> None:
+    """Why the newer one was refused is what the operator needs: the first is often spent anyway."""
+    async with endpoint(refused("invalid_grant"), refused("invalid_grant")) as server:
+        error = await failure(CredentialRejected, issuer_of(server.url, **REFRESH), SECOND)
+
+    assert str(error).count("invalid_grant") == 2
+    assert "so was the newer one that was stored" in str(error)
+
+
 async def test_weather_is_no_refusal() -> None:
     """A refresh that meets a 503 does not fall back: the refresh token is still good."""
     async with endpoint(raw(b"", 503)) as server:
