@@ -54,6 +54,7 @@ class Holding:
         self._clock = clock
         self._foreign = False
         self._lost_at = float("-inf")
+        self._lost = False
         self.unsaved = False
         self.held: Held | None = None
         self.generation = 0
@@ -129,11 +130,10 @@ class Holding:
         """
         found = await self._record.read()
         self._foreign = found.foreign
+        self._note_loss(found)
         if found.generation > self.generation and (found.token is not None or found.revoked):
             self._follow(found)
         elif not (found.broken or found.foreign) and (found.generation < self.generation or self.unsaved):
-            if found.generation < self.generation and not self.unsaved:
-                self._lost_at = self._clock.monotonic()
             await self._publish(found)
         elif found.damaged and self.token is not None and self.lasts():
             await self._record.mend(self.token)
@@ -185,6 +185,15 @@ class Holding:
     async def withdraw(self) -> None:
         """Take the note back."""
         await self._record.withdraw()
+
+    def _note_loss(self, found: Found) -> None:
+        """Note when the store came back empty or older: once, for what was looked at again is not lost again."""
+        if found.broken or found.foreign:
+            return
+        lost = found.generation < self.generation and not self.unsaved
+        if lost and not self._lost:
+            self._lost_at = self._clock.monotonic()
+        self._lost = lost
 
     async def _publish(self, found: Found) -> None:
         """Write ours; if another was first since with one as new, that one is for all."""

@@ -50,8 +50,8 @@ from tests.properties.world import Done, Instance, World, upstream_settings
 MOST = 3
 LOOK = 6.0
 """Seconds until an instance has looked at the store again, and at a secret that was refused."""
-BACK = 30.0
-"""Seconds that the longest backoff of a renewal takes, and more than a dead holder's lease lasts."""
+BACK = 12.0
+"""Seconds that the longest backoff takes where there is no token, and more than a dead holder's lease lasts."""
 SETTINGS = upstream_settings(min_interval="60s")
 MOMENTS = st.sampled_from([0.0, 0.003, 0.011, 0.05, 0.4, 1.0])
 SPANS = st.sampled_from([0.5, 3.0, 11.0, 31.0, 61.0, 200.0, 700.0, 850.0, 3600.0])
@@ -313,3 +313,20 @@ def test_invariants_hold_after_every_step() -> None:
 def test_invariants_hold_on_a_file_too() -> None:
     """The embedded store, whose calls run on a thread and meet each other's locks."""
     check_machine(SqliteFleetMachine, examples=10, steps=25)
+
+
+def test_an_empty_store_does_not_keep_a_token_that_is_over_from_being_renewed() -> None:
+    """An issuer that was down for longer than a token lasts, and a store that came back empty meanwhile."""
+    world = World(1, upstream_settings())
+    world.authority.lifetime = 60.0
+    instance = world.start()
+    try:
+        world.advance(10.0)
+        world.authority.fault = "down"
+        world.advance(120.0)
+        world.wipe()
+        world.authority.fault = "none"
+        world.advance(60.0)
+        assert instance.broker.current() is not None
+    finally:
+        world.end()
