@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer
@@ -25,6 +26,8 @@ from sidecar.proxy.head import MAX_HEAD
 from sidecar.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
+    from h11._receivebuffer import ReceiveBuffer
+
     from sidecar.proxy.connection import ClientConnection
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -149,6 +152,14 @@ def answer_connect(link: "ClientConnection", request: Request) -> layer.Layer:
     else:
         raise Refusal(Reason.NO_ROUTE, "no upstream is configured for this host and port")
     return link.layer
+
+
+def take_over(inside: layer.Layer, buffer: "ReceiveBuffer", client: Connection) -> layer.CommandGenerator[None]:
+    """Start *inside* in the place of the first layer, with what *client* sent already, which is in *buffer*."""
+    sent = buffer.maybe_extract_at_most(len(buffer))
+    yield from inside.handle_event(events.Start())
+    if sent:
+        yield from inside.handle_event(events.DataReceived(client, bytes(sent)))
 
 
 def _inside(link: "ClientConnection", *, tls: bool) -> layer.Layer:

@@ -19,7 +19,7 @@ from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.exchange.body import RequestBody
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
-from sidecar.proxy.connect import answer_connect
+from sidecar.proxy.connect import answer_connect, take_over
 from sidecar.proxy.head import Connect, Head, take_head
 from sidecar.proxy.reply import Reply
 
@@ -114,10 +114,7 @@ class DirectHttp(layer.Layer):
             yield from self._refuse(refusal, request)
             return
         self._awaited = _Await.NOTHING
-        sent = self._buffer.maybe_extract_at_most(len(self._buffer))
-        yield from inside.handle_event(events.Start())
-        if sent:
-            yield from inside.handle_event(events.DataReceived(self.context.client, bytes(sent)))
+        yield from take_over(inside, self._buffer, self.context.client)
 
     def _begin(self, head: Head) -> layer.CommandGenerator[None]:
         """Start an exchange, with what came of the body already: a small one goes out in one write with its head."""

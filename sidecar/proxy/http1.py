@@ -29,7 +29,7 @@ from sidecar.errors import Reason, Refusal
 from sidecar.exchange.answers import FAULT, own_answer
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import Origin
-from sidecar.proxy.connect import answer_connect
+from sidecar.proxy.connect import answer_connect, take_over
 from sidecar.proxy.head import Connect, Head, take_head
 
 if TYPE_CHECKING:
@@ -127,10 +127,7 @@ class ClientHttp1(Http1Server):
             yield from self._refuse(refusal, request)
             return
         self.state = self.done
-        sent = self.buf.maybe_extract_at_most(len(self.buf))
-        yield from inside.handle_event(events.Start())
-        if sent:
-            yield from inside.handle_event(events.DataReceived(self.conn, bytes(sent)))
+        yield from take_over(inside, self.buf, self.conn)
 
     def _begin(self, request: Request) -> layer.CommandGenerator[None]:
         """Let mitmproxy see *request*; the exchange takes its own from the head."""
