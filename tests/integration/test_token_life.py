@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,13 @@ from tests.rig import (
     TokenServer,
     configuration,
     raw,
-    recorder,
     sidecar,
     status_of,
-    token_server,
 )
 
 REFUSED = b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer error="invalid_token"\r\nContent-Length: 2\r\n\r\nno'
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 EVERY = 0.3
-
-
-@pytest.fixture
-async def tokens() -> AsyncIterator[TokenServer]:
-    async with token_server() as made:
-        yield made
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Recorder]:
-    async with recorder() as made:
-        yield made
 
 
 def answering(upstream: Recorder, choose: Callable[[Seen], bytes]) -> None:
