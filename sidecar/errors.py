@@ -124,17 +124,26 @@ class UpstreamFailure(SidecarError):
     """The upstream gave no answer.
 
     *sent*: at least one byte of the request left on an established connection. *reused*: the connection was
-    an idle one from the pool. *timeout*: a deadline of ours passed. *prohibited*: we refused the address.
+    an idle one from the pool, and ended before any byte of an answer. *timeout*: a limit of ours passed.
+    *prohibited*: we refused the address. *invalid*: there was an answer, and it cannot be passed on.
     """
 
     def __init__(
-        self, message: str, *, sent: bool, reused: bool = False, timeout: bool = False, prohibited: bool = False
+        self,
+        message: str,
+        *,
+        sent: bool,
+        reused: bool = False,
+        timeout: bool = False,
+        prohibited: bool = False,
+        invalid: bool = False,
     ) -> None:
         super().__init__(message)
         self.sent = sent
         self.reused = reused
         self.timeout = timeout
         self.prohibited = prohibited
+        self.invalid = invalid
 
 
 class StoreError(SidecarError):
