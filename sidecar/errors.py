@@ -32,7 +32,7 @@ class Reason(StrEnum):
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
     CIRCUIT_OPEN = "circuit_open"
-    QUOTA_EXHAUSTED = "quota_exhausted"
+    UPSTREAM_PAUSED = "upstream_paused"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     TOO_MANY_CONNECTIONS = "too_many_connections"
@@ -60,7 +60,7 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
     Reason.CIRCUIT_OPEN: ReasonFacts(503, "Upstream in trouble", "destination_unavailable"),
-    Reason.QUOTA_EXHAUSTED: ReasonFacts(503, "Upstream asked for a pause", "destination_unavailable"),
+    Reason.UPSTREAM_PAUSED: ReasonFacts(503, "Upstream asked for a pause", "destination_unavailable"),
     Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),
     Reason.UPSTREAM_TIMEOUT: ReasonFacts(504, "Upstream timeout", "connection_timeout"),
     Reason.TOO_MANY_CONNECTIONS: ReasonFacts(503, "Too many connections", "connection_limit_reached"),
@@ -80,7 +80,8 @@ class ConfigurationError(SidecarError):
 class Refusal(SidecarError):
     """Answer the client ourselves, with *reason*; *detail* is a sentence it may read, without secrets.
 
-    *status* None: the reason's own. *retry_after* in seconds. *allow*: the methods a 405 names.
+    *status* None: the reason's own. *retry_after* in seconds. *allow*: the methods a 405 names. *unknown*: whether the
+    request was applied is not known, and the answer says so.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Refusal(SidecarError):
         status: int | None = None,
         retry_after: int | None = None,
         allow: str = "",
+        unknown: bool = False,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
@@ -98,6 +100,7 @@ class Refusal(SidecarError):
         self.status = status
         self.retry_after = retry_after
         self.allow = allow
+        self.unknown = unknown
 
 
 class IssuerError(SidecarError):

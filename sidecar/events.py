@@ -49,8 +49,9 @@ class RequestDone:
     """One request of a client ended; *outcome* is `passed`, a Reason, or `client_gone`; *path* has no query.
 
     *overhead*: seconds of our own work on it, None when not measured. *verdicts*: what was decided after each
-    attempt: `pass`, `renew`, or the cause of a retry (a status, connect, stale, reset or timeout). *unauthorized*:
-    how many attempts got a 401. *refused*: why an outcome that calls for a retry got none, empty when none did.
+    attempt: `pass`, `fail` (no answer that could be passed on), `renew`, or the cause of a retry (a status, connect,
+    stale or reset). *unauthorized*: how many attempts got a 401. *refused*: why an outcome that calls for a retry or a
+    newer token got none, empty when none did. *applied*: `unknown` when the client was told so, else empty.
     """
 
     upstream: str
@@ -66,6 +67,7 @@ class RequestDone:
     verdicts: tuple[str, ...]
     unauthorized: int
     refused: str
+    applied: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +90,12 @@ class StoreTrouble(Trouble):
 class BreakerChanged:
     """The breaker of an upstream changed its *state*: closed, half_open (a probe is under way) or open.
 
-    *attempts* and *failures* of the window that opened it. *wait*: seconds to the next probe; 0 unless it is open.
+    *requests* and *failures* of the window that opened it. *wait*: seconds to the next probe; 0 unless it is open.
     """
 
     upstream: str
     state: str
-    attempts: int
+    requests: int
     failures: int
     wait: float
 

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal
 from sidecar.events import BreakerChanged, Emit
-from sidecar.exchange.patience import Deadline
 from sidecar.exchange.tally import Tally
 from sidecar.exchange.turns import Turns
 from sidecar.policy.breaker import Breaker, State
@@ -54,68 +53,69 @@ class Admission:
 
     def free(self, now: float, tally: Tally) -> bool:
         """Tell whether the request of *tally* may go on at once, with a turn if there is a cap."""
-        if self._blocked(now):
+        if self._blocked(now, tally):
             return False
         if self._turns is not None and not tally.in_turn:
             tally.in_turn = self._turns.take_now()
             return tally.in_turn
         return True
 
-    async def wait(self, deadline: Deadline, tally: Tally, rest: Rest) -> None:
+    async def wait(self, tally: Tally, rest: Rest) -> None:
         """Wait until the request of *tally* may go on, with a turn if there is a cap.
 
-        Raises Refusal: circuit_open at once; quota_exhausted at once when the pause would be too long;
+        Raises Refusal: circuit_open at once; upstream_paused at once when the pause would be too long;
         too_many_connections when its turn did not come; and what *rest* raises.
         """
-        limit = min(deadline.at, self._clock.monotonic() + self._longest)
+        began = self._clock.monotonic()
+        limit = began + self._longest - tally.paused
         while not self.free(now := self._clock.monotonic(), tally):
-            self._refuse_if_open(now)
+            self._refuse_if_open(now, tally)
             if (left := self.pause.until - now) > 0:
                 if self.pause.until >= limit:
                     detail = "the upstream asked for a pause, which is too long to wait for"
-                    raise Refusal(Reason.QUOTA_EXHAUSTED, detail, retry_after=math.ceil(left))
+                    raise Refusal(Reason.UPSTREAM_PAUSED, detail, retry_after=math.ceil(left))
                 await rest(min(spread(left, self._clock.jitter()), (left + limit - now) / 2))
+                tally.paused += self._clock.monotonic() - now
             elif self._turns is not None and not tally.in_turn:
-                tally.in_turn = await self._turns.take(min(self._patience, deadline.at - now))
+                tally.in_turn = await self._turns.take(self._patience)
                 if not tally.in_turn:
                     detail = "too many requests to this upstream are under way (sessions.max_in_flight)"
                     raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail)
-                if self._blocked(self._clock.monotonic()):
+                if self._blocked(self._clock.monotonic(), tally):
                     self.leave(tally)
 
-    def permit(self, now: float) -> int:
-        """Return the breaker's permit for one attempt, for `succeeded`, `failed` or `abandoned`.
+    def permit(self, tally: Tally, now: float) -> int:
+        """Return the breaker's permit for the request of *tally*, for `ended` or `abandoned`.
 
         Raises Refusal, circuit_open, when there is none.
         """
-        before = self.breaker.state
-        permit = self.breaker.ask(now, 0.0 if before is State.CLOSED else self._clock.jitter())
+        breaker = self.breaker
+        if breaker.closed:
+            return breaker.ask(tally.endpoint, now, 0.0)
+        before = breaker.state
+        permit = breaker.ask(tally.endpoint, now, self._clock.jitter())
         if not permit:
-            self._refuse_if_open(now)
-        if self.breaker.state is not before:
-            self._tell(now)
+            raise _open(breaker.not_before(tally.endpoint) - now)
+        self._tell_change(before, now)
         return permit
 
-    def succeeded(self, permit: int, now: float) -> None:
-        """Count an answer of an upstream that can serve, whatever it says."""
+    def ended(self, tally: Tally, permit: int, *, ok: bool, now: float) -> None:
+        """Count how the request of *tally* ended, whatever the answer says; *ok*: at an upstream that can serve."""
         before = self.breaker.state
-        self.breaker.record(permit, ok=True, now=now, jitter=0.0)
-        if self.breaker.state is not before:
-            self._tell(now)
+        jitter = 0.0 if ok else self._clock.jitter()
+        self.breaker.record(permit, tally.endpoint, ok=ok, now=now, jitter=jitter)
+        self._tell_change(before, now)
 
-    def failed(self, permit: int, now: float) -> None:
-        """Count no answer, or that of an upstream that cannot serve."""
+    def abandoned(self, tally: Tally, permit: int, now: float) -> None:
+        """Give back the permit of a request that says nothing of the upstream."""
         before = self.breaker.state
-        self.breaker.record(permit, ok=False, now=now, jitter=self._clock.jitter())
-        if self.breaker.state is not before:
-            self._tell(now)
+        self.breaker.give_back(permit, tally.endpoint, now=now, jitter=self._clock.jitter())
+        self._tell_change(before, now)
 
-    def abandoned(self, permit: int, now: float) -> None:
-        """Give back the permit of an attempt that says nothing of the upstream."""
-        before = self.breaker.state
-        self.breaker.give_back(permit, now=now, jitter=self._clock.jitter())
-        if self.breaker.state is not before:
-            self._tell(now)
+    def check_closed(self, tally: Tally, now: float) -> None:
+        """Raise Refusal, circuit_open, when the breaker has opened: a request that failed already is no probe."""
+        if not self.breaker.closed:
+            raise _open(self.breaker.not_before(tally.endpoint) - now)
 
     def leave(self, tally: Tally) -> None:
         """Give back the turn that the request of *tally* has, if it has one."""
@@ -126,36 +126,39 @@ class Admission:
     def retire(self) -> None:
         """Say that the breaker is closed, and then no more of it: another one takes its place, and begins anew."""
         self._retired = True
-        if self.breaker.state is not State.CLOSED:
-            self._emit(BreakerChanged(upstream=self._name, state="closed", attempts=0, failures=0, wait=0.0))
+        if not self.breaker.closed:
+            self._emit(BreakerChanged(upstream=self._name, state="closed", requests=0, failures=0, wait=0.0))
 
-    def _blocked(self, now: float) -> bool:
+    def _blocked(self, now: float, tally: Tally) -> bool:
         pause = self.pause
         if now >= pause.look_at:
             pause.look()
-        if now < self.breaker.not_before:
+        if not self.breaker.closed and now < self.breaker.not_before(tally.endpoint):
             return True
         return now < pause.until
 
-    def _refuse_if_open(self, now: float) -> None:
+    def _refuse_if_open(self, now: float, tally: Tally) -> None:
         """Raise Refusal while nothing may go because of the breaker; a probe that must wait out a pause is not due."""
-        left = max(self.breaker.not_before, self.pause.until) - now
-        if self.breaker.state is not State.CLOSED and left > 0:
-            detail = "most requests to this upstream have failed of late; it is tried again now and then"
-            raise Refusal(Reason.CIRCUIT_OPEN, detail, retry_after=math.ceil(left))
+        left = max(self.breaker.not_before(tally.endpoint), self.pause.until) - now
+        if not self.breaker.closed and left > 0:
+            raise _open(left)
 
-    def _tell(self, now: float) -> None:
-        if self._retired:
-            return
+    def _tell_change(self, before: State, now: float) -> None:
         breaker = self.breaker
-        attempts, failures = breaker.counts(now)
-        wait = max(0.0, breaker.not_before - now) if breaker.state is State.OPEN else 0.0
+        if breaker.state is before or self._retired:
+            return
+        requests, failures = breaker.counts(now)
         self._emit(
             BreakerChanged(
                 upstream=self._name,
                 state=breaker.state.name.lower(),
-                attempts=attempts,
+                requests=requests,
                 failures=failures,
-                wait=round(wait, 3),
+                wait=round(max(0.0, breaker.next_at - now), 3) if breaker.state is State.OPEN else 0.0,
             )
         )
+
+
+def _open(left: float) -> Refusal:
+    detail = "most requests to this upstream have failed of late, and none got through; it is tried again now and then"
+    return Refusal(Reason.CIRCUIT_OPEN, detail, retry_after=max(1, math.ceil(left)))

@@ -9,7 +9,7 @@ from sidecar.errors import REASONS, Reason, Refusal
 from sidecar.policy.message import Fields
 
 if TYPE_CHECKING:
-    from sidecar.exchange.ports import Client
+    from sidecar.exchange.destination import Client
 
 FAULT = "a fault of the sidecar; see its log"
 _RETRY_SECONDS = 5
@@ -42,6 +42,8 @@ def own_answer(refusal: Refusal) -> OwnAnswer:
         "detail": refusal.detail,
         "reason": refusal.reason.value,
     }
+    if refusal.unknown:
+        problem["outcome"] = "unknown"
     body = json.dumps(problem).encode()
     fields = [
         (b"Content-Type", b"application/problem+json"),

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.errors import UpstreamFailure
 from sidecar.exchange.body import RequestBody
-from sidecar.exchange.patience import Deadline, Patience
+from sidecar.exchange.patience import Patience
 from sidecar.policy.message import Fields
 
 _READ_BUFFER = 64 << 10
@@ -122,7 +122,7 @@ class Attempt:
         self.message: aiohttp.http_parser.RawResponseMessage
         self.payload: aiohttp.StreamReader
 
-    async def run(self, method: bytes, head: bytes, body: RequestBody, deadline: Deadline) -> Answer:
+    async def run(self, method: bytes, head: bytes, body: RequestBody) -> Answer:
         """Send the request and return the answer's head."""
         loop = asyncio.get_running_loop()
         self._protocol.set_response_params(
@@ -142,10 +142,10 @@ class Attempt:
                 if whole is not None:
                     self._transport.write(head + _framed(whole, body.length))
                     self._uploaded = True
-                    limit.reschedule(min(started + self._patience.first_byte, deadline.at))
+                    limit.reschedule(started + self._patience.first_byte)
                 else:
                     self._transport.write(head)
-                    self._upload = loop.create_task(self._send_body(body, started, deadline))
+                    self._upload = loop.create_task(self._send_body(body))
                 await self._read_head()
                 self._limit = None
         except TimeoutError:
@@ -176,15 +176,15 @@ class Attempt:
             if self.message.code == _SWITCHING_PROTOCOLS or not 100 <= self.message.code <= 199:  # noqa: PLR2004
                 return
 
-    async def _send_body(self, body: RequestBody, started: float, deadline: Deadline) -> None:
+    async def _send_body(self, body: RequestBody) -> None:
         """Copy the body; a peer that no longer reads is not an error here, its answer may be on the way."""
         loop = asyncio.get_running_loop()
         try:
-            self._progress(loop.time() + self._patience.idle)
             async for data in body.chunks():
                 self._transport.write(_chunk(data) if body.length is None else data)
-                await self._protocol._drain_helper()  # noqa: SLF001  aiohttp's own writer does the same
                 self._progress(loop.time() + self._patience.idle)
+                await self._protocol._drain_helper()  # noqa: SLF001  aiohttp's own writer does the same
+                self._progress(None)
             if body.length is None:
                 self._transport.write(b"0\r\n\r\n")
         except (aiohttp.ClientError, OSError):
@@ -194,10 +194,9 @@ class Attempt:
             self._protocol.set_exception(aiohttp.ClientConnectionError("the request ended early"))
             return
         self._uploaded = True
-        deadline.at += loop.time() - started
-        self._progress(min(loop.time() + self._patience.first_byte, deadline.at))
+        self._progress(loop.time() + self._patience.first_byte)
 
-    def _progress(self, when: float) -> None:
+    def _progress(self, when: float | None) -> None:
         """Move the time-out on, unless the head of the answer is there or it has passed."""
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(when)

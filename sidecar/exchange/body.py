@@ -12,15 +12,21 @@ from sidecar.exchange.spool import OpenSpool, Spool
 
 _HIGH_WATER = 256 << 10
 _PIECE = 64 << 10
+_PATIENCE = 3600.0
 
 
 class ClientGone(Exception):
     """The client left before its request or its answer was complete."""
 
 
+class ClientStalled(Exception):
+    """The client sent nothing of its body for too long; the message is one that it may read."""
+
+
 class RequestBody:
     """One request's body.
 
+    `patience`: seconds that the client may send nothing while the next part is waited for.
     *length*: what the client declared, None when chunked. *wanted* is called once, when the body is first
     asked for (to send 100 Continue). Until `keep` says how much, nothing is kept. An attempt that is cancelled
     loses nothing: the next one starts from the first byte.
@@ -28,6 +34,7 @@ class RequestBody:
 
     def __init__(self, length: int | None, *, open_spool: OpenSpool, wanted: Callable[[], None]) -> None:
         self.length = length
+        self.patience = _PATIENCE
         self.complete = length == 0
         self.kept_whole = length == 0
         self._memory_limit = 0
@@ -117,7 +124,8 @@ class RequestBody:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body from its first byte, kept part first, then as it comes in.
 
-        Raises ClientGone when the client left, and RuntimeError when it cannot be sent (again).
+        Raises ClientGone when the client left, ClientStalled when it sends no more, and RuntimeError when the body
+        cannot be sent (again).
         """
         self._check()
         if not self.replayable:
@@ -136,13 +144,20 @@ class RequestBody:
             while not self._live:
                 if self.complete:
                     return
-                self._changed.clear()
-                await self._changed.wait()
+                await self._more()
                 self._check()
             data = self._take()
             self._keep(data)
             yield data
             self._check()
+
+    async def _more(self) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._changed.wait()
+        except TimeoutError:
+            raise ClientStalled(f"the client sent no more of its request for {self.patience:.0f} s") from None
 
     def _check(self) -> None:
         """Refuse to read on when what was held has been given up."""

@@ -11,14 +11,16 @@ from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
 from sidecar.exchange.answers import FAULT, send_own
 from sidecar.exchange.attempt import Answer
-from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.body import ClientGone, ClientStalled, RequestBody
+from sidecar.exchange.destination import Client, Destination
+from sidecar.exchange.errand import Errand
 from sidecar.exchange.passthrough import Passthrough
-from sidecar.exchange.patience import Deadline
-from sidecar.exchange.ports import Client, Destination
 from sidecar.exchange.relay import relay
 from sidecar.exchange.rounds import Rounds
 from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
+from sidecar.policy.breaker import endpoint_of
+from sidecar.policy.decide import SAFE
 from sidecar.policy.message import Request, value_of
 from sidecar.policy.routing import Route, rewrite_location, route
 
@@ -28,7 +30,8 @@ _READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 class Exchange:
     """Carries requests to their upstreams, and those that are none of our business *beside* them.
 
-    *identity* is our name in Via, unique to this process. `busy`: how many are under way; *in_flight*: by upstream.
+    *identity* is our name in Via, unique to this process. `rounds`: the way to upstreams. `busy`: how many are under
+    way; *in_flight*: by upstream.
     """
 
     def __init__(
@@ -47,13 +50,13 @@ class Exchange:
         self._via = f"1.1 auth-sidecar ({identity})".encode()
         self._clock = clock
         self._emit = emit
-        self._rounds = Rounds(self._via, clock)
+        self.rounds = Rounds(self._via, clock)
         self.busy = 0
         self._in_flight: Counter[str] = Counter() if in_flight is None else in_flight
 
     def stop(self) -> None:
         """Let no request wait to be tried again, or for the end of a pause: the sidecar is about to end."""
-        self._rounds.stop()
+        self.rounds.stop()
 
     async def run(self, request: Request, body: RequestBody, client: Client) -> None:
         """Answer *request*; returns when the client has the whole answer.
@@ -67,11 +70,14 @@ class Exchange:
             await measured(self._forward(request, body, client, tally), tally, self._clock.monotonic)
         except Refusal as refusal:
             await self._refuse(refusal, client, tally)
+        except ClientStalled as stalled:
+            await self._refuse(Refusal(Reason.REQUEST_TIMEOUT, str(stalled)), client, tally)
         except ClientGone:
             tally.outcome = "client_gone"
         except Exception as error:  # noqa: BLE001  fail closed, whatever it is
             self._emit(Trouble(where="exchange", detail=f"bug: {type(error).__name__} at {where(error)}"))
-            await self._refuse(Refusal(Reason.INTERNAL, FAULT), client, tally)
+            unknown = tally.attempts > 0 and request.method.decode("latin-1") not in SAFE
+            await self._refuse(Refusal(Reason.INTERNAL, FAULT, unknown=unknown), client, tally)
         except BaseException:
             tally.outcome = "client_gone"
             raise
@@ -96,8 +102,9 @@ class Exchange:
         destination = self._destinations[way.upstream]
         _check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
-        deadline = Deadline(self._clock.monotonic() + destination.total_timeout)
-        answer = await self._rounds.run(request, way, destination, body, deadline, tally)
+        body.patience = client.patience = destination.idle_timeout
+        tally.endpoint = endpoint_of(way.target)
+        answer = await self.rounds.run(Errand(request, way, destination, body, tally))
         try:
             await self._pass_on(answer, request, way, client, tally)
         finally:
@@ -119,6 +126,7 @@ class Exchange:
 
     async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:
         tally.outcome = refusal.reason
+        tally.applied = "unknown" if refusal.unknown else ""
         if tally.begun:
             await client.abort()
             return

@@ -1,4 +1,4 @@
-"""How long the upstream side may take: the time-outs of an attempt, and the one deadline of a request."""
+"""How long the upstream side may take."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,3 @@ class Patience:
     connect: float
     first_byte: float
     idle: float
-
-
-class Deadline:
-    """When the first byte of the final answer is due, on the loop's clock; an upload moves it on."""
-
-    __slots__ = ("at",)
-
-    def __init__(self, at: float) -> None:
-        self.at = at

@@ -1,4 +1,4 @@
-"""The rounds of one request: attempt, classify, decide, and Renew or Backoff go round until an answer is passed on.
+"""The rounds of one request: attempt, classify, decide, and Renew or Backoff go round until something is passed on.
 
 Nothing has reached the client yet. What may be decided is in `policy`; here it is only carried out.
 """
@@ -8,22 +8,18 @@ import asyncio
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.exchange.attempt import Answer
-from sidecar.exchange.body import RequestBody
-from sidecar.exchange.patience import Deadline
-from sidecar.exchange.ports import Destination
-from sidecar.exchange.tally import Tally
+from sidecar.exchange.errand import Errand
 from sidecar.policy import headers
-from sidecar.policy.breaker import FAILED, State
+from sidecar.policy.breaker import FAILED
 from sidecar.policy.classify import Challenge, classify_unauthorized, retry_after
-from sidecar.policy.decide import STALE, Attempt, Backoff, Decision, Pass, Renew, decide
-from sidecar.policy.message import Request, value_of
-from sidecar.policy.routing import Route
+from sidecar.policy.decide import STALE, Attempt, Backoff, Pass, Past, Renew, Told, after, decide, pauses, stop
+from sidecar.policy.message import value_of
 from sidecar.tokens.token import Token
 
 _UNAUTHORIZED = 401
 _ERRORS = 400
-_PAUSING = frozenset({429, 503})
-"""Answers whose Retry-After is meant for all requests, not for this one (RFC 6585 section 4, RFC 9110 15.6.4)."""
+_NOT_RENEWED = "not_renewed"
+_NOTHING = Past()
 
 
 class Rounds:
@@ -38,107 +34,95 @@ class Rounds:
         """Let no request wait to be tried again, or for the end of a pause: the sidecar is about to end."""
         self._stopping.set()
 
-    async def run(
-        self,
-        request: Request,
-        way: Route,
-        destination: Destination,
-        body: RequestBody,
-        deadline: Deadline,
-        tally: Tally,
-    ) -> Answer:
-        """Return the answer to pass on; raises Refusal when there is none at all.
+    async def run(self, errand: Errand) -> Answer:
+        """Return the answer to pass on; raises Refusal when there is none that may be told.
 
-        Whatever happens, the turn that *tally* may have is for the caller to give back.
+        Whatever happens, the turn that the tally may have is for the caller to give back.
         """
-        broker, admission, monotonic = destination.broker, destination.admission, self._clock.monotonic
-        last: Answer | None = None
-        token: Token | None = None
+        tally, admission, monotonic = errand.tally, errand.destination.admission, self._clock.monotonic
+        admission.budget.deposit(monotonic())
+        token = await self._ready(errand)
+        permit = admission.permit(tally, monotonic())
+        brought = _Brought()
+        try:
+            told, refusal = await self._go_round(errand, token, brought)
+        except BaseException:
+            brought.close()
+            admission.abandoned(tally, permit, monotonic())
+            raise
+        if brought.serves is None:
+            admission.abandoned(tally, permit, monotonic())
+        else:
+            admission.ended(tally, permit, ok=brought.serves, now=monotonic())
+        return brought.tell(told, refusal)
+
+    async def _go_round(self, errand: Errand, token: Token, brought: "_Brought") -> tuple[Told, Refusal | None]:
+        """Make attempts until one is the last; return what the client is told, and what kept us from another one."""
+        destination, tally = errand.destination, errand.tally
         renewed: Token | None = None
         fresh = False
-        admission.budget.deposit(monotonic())
-        try:
-            while True:
-                if not admission.free(monotonic(), tally):
-                    await admission.wait(deadline, tally, self._rest)
-                    token = None
-                if token is None:
-                    token = broker.current() or await broker.token(deadline.at)
-                outcome = await self._attempt(request, way, destination, token, body, deadline, tally, fresh=fresh)
+        while True:
+            outcome = brought.last = await self._attempt(errand, token, fresh=fresh)
+            if isinstance(outcome, Answer):
+                if outcome.status < _ERRORS:
+                    destination.broker.accepted(token, own=errand.own)
+                    tally.passed()
+                    return Told.THIS, None
+                _tell_broker(errand, token, outcome, again=token is renewed)
+            attempt = self._described(errand, outcome)
+            decision = decide(attempt, brought.past, destination.retry, self._clock.jitter())
+            refusal: Refusal | None = None
+            if isinstance(decision, Backoff) and decision.why != STALE:
+                destination.admission.budget.withdraw(self._clock.monotonic())
+            if not isinstance(decision, Pass):
                 if isinstance(outcome, Answer):
-                    if last is not None:
-                        last.close()
-                    last = outcome
-                    if outcome.status < _ERRORS:
-                        broker.accepted(token)
-                        tally.passed()
-                        return outcome
-                    _tell_broker(destination, token, outcome, again=token is renewed)
-                decision = self._decide(request, outcome, destination, body, deadline, tally)
-                tally.decided(decision, outcome)
-                if isinstance(decision, Pass):
-                    return _final(outcome, last)
-                if last is not None:
-                    await last.settle()
-                if isinstance(decision, Renew):
-                    token = renewed = await broker.after_unauthorized(token, deadline.at)
-                    if token is None:
-                        return _final(outcome, last)
-                    tally.renewals += 1
+                    await outcome.settle()
+                try:
+                    newer = await self._onward(errand, decision, token)
+                except Refusal as error:
+                    newer, refusal = None, error
+                if newer is not None:
+                    token = newer
+                    renewed = newer if isinstance(decision, Renew) else renewed
+                    fresh = isinstance(decision, Backoff) and decision.fresh
                 else:
-                    admission.leave(tally)
-                    tally.retries += 1
-                    fresh = decision.fresh
-                    await self._rest(decision.delay)
-                    token = None
-        except Refusal as refusal:
-            if last is None:
-                raise
-            if refusal.reason is Reason.SHUTTING_DOWN:
-                last.close()
-                raise
-            tally.not_retried(refusal.reason)
-            return last
-        except BaseException:
-            if last is not None:
-                last.close()
-            raise
+                    decision = stop(attempt, brought.past, refusal.reason if refusal else _NOT_RENEWED)
+            tally.decided(decision, attempt)
+            if isinstance(decision, Pass):
+                return decision.told, refusal
+            brought.go_on(attempt)
 
-    async def _attempt(
-        self,
-        request: Request,
-        way: Route,
-        destination: Destination,
-        token: Token,
-        body: RequestBody,
-        deadline: Deadline,
-        tally: Tally,
-        *,
-        fresh: bool,
-    ) -> Answer | UpstreamFailure:
-        """Make one attempt, with the breaker's leave, and let it know how that ended."""
-        admission, monotonic = destination.admission, self._clock.monotonic
-        permit = admission.permit(monotonic())
-        tally.attempts += 1
+    async def _ready(self, errand: Errand, token: Token | None = None) -> Token:
+        """Return *token*, or the usable one, once the gates are open; raises Refusal."""
+        destination = errand.destination
+        if not destination.admission.free(self._clock.monotonic(), errand.tally):
+            await destination.admission.wait(errand.tally, self._rest)
+            token = None
+        if token is None:
+            token = destination.broker.current()
+        return token or await destination.broker.token(self._clock.monotonic() + destination.token_timeout)
+
+    async def _onward(self, errand: Errand, decision: Renew | Backoff, used: Token) -> Token | None:
+        """Return the token for the next attempt, when it may be made; None: there is no newer one. Raises Refusal."""
+        destination, tally, monotonic = errand.destination, errand.tally, self._clock.monotonic
+        if isinstance(decision, Renew):
+            newer = await destination.broker.after_unauthorized(used, monotonic() + destination.token_timeout)
+            return await self._ready(errand, newer) if newer else None
+        destination.admission.leave(tally)
+        await self._rest(decision.delay)
+        destination.admission.check_closed(tally, monotonic())
+        return await self._ready(errand)
+
+    async def _attempt(self, errand: Errand, token: Token, *, fresh: bool) -> Answer | UpstreamFailure:
+        destination = errand.destination
+        errand.tally.attempts += 1
+        # A probe that went to a kept connection could meet one that ended with the outage.
+        fresh = fresh or not destination.admission.breaker.closed
+        head = self._head(errand, token)
         try:
-            head = self._head(request, way, destination, token)
-            # A probe that went to a kept connection could meet one that ended with the outage.
-            fresh = fresh or admission.breaker.state is not State.CLOSED
-            answer = await destination.pool.send(request.method, head, body, deadline, fresh=fresh)
+            return await destination.pool.send(errand.request.method, head, errand.body, fresh=fresh)
         except UpstreamFailure as failure:
-            if failure.reused or failure.prohibited:  # the pool's affair, and ours: neither says how the upstream is
-                admission.abandoned(permit, monotonic())
-            else:
-                admission.failed(permit, monotonic())
             return failure
-        except BaseException:
-            admission.abandoned(permit, monotonic())
-            raise
-        if answer.status in FAILED:
-            admission.failed(permit, monotonic())
-        else:
-            admission.succeeded(permit, monotonic())
-        return answer
 
     async def _rest(self, seconds: float) -> None:
         """Sleep, but not into a shutdown."""
@@ -149,7 +133,8 @@ class Rounds:
             return
         raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping; this request still waited to be sent")
 
-    def _head(self, request: Request, way: Route, destination: Destination, token: Token) -> bytes:
+    def _head(self, errand: Errand, token: Token) -> bytes:
+        request, way, destination = errand.request, errand.way, errand.destination
         fields = headers.outgoing(
             request.fields,
             destination.strips,
@@ -162,58 +147,92 @@ class Rounds:
         lines = [b"%b %b HTTP/1.1" % (request.method, target), *(b"%b: %b" % pair for pair in fields)]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _decide(
-        self,
-        request: Request,
-        outcome: Answer | UpstreamFailure,
-        destination: Destination,
-        body: RequestBody,
-        deadline: Deadline,
-        tally: Tally,
-    ) -> Decision:
-        """Return what to do after *outcome*, once breaker and budget were asked; a pause that it asks for begins."""
+    def _described(self, errand: Errand, outcome: Answer | UpstreamFailure) -> Attempt:
+        """Return *outcome* as plain values; a pause that it asks for begins."""
+        request, tally, admission = errand.request, errand.tally, errand.destination.admission
         answer = outcome if isinstance(outcome, Answer) else None
         failure = outcome if isinstance(outcome, UpstreamFailure) else None
-        challenge = classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None
         asked = retry_after(answer.fields, self._clock.now()) if answer else None
-        now, policy = self._clock.monotonic(), destination.retry
-        attempt = Attempt(
+        if answer and asked and pauses(answer.status, asked, errand.destination.retry):
+            admission.pause.extend(asked)
+        return Attempt(
             method=request.method.decode("latin-1"),
             status=answer.status if answer else None,
-            challenge=challenge,
+            challenge=classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None,
             sent=failure.sent if failure else True,
             stale=failure.reused if failure else False,
+            timeout=failure.timeout if failure else False,
+            invalid=failure.invalid if failure else False,
             prohibited=failure.prohibited if failure else False,
             retry_after=asked,
-            replayable=body.replayable,
+            replayable=errand.body.replayable,
             keyed=value_of(request.fields, b"idempotency-key") is not None,
+            conditional=headers.conditional(request.fields),
             attempts=tally.attempts - tally.renewals,
             renewals=tally.renewals,
-            deadline_left=deadline.at - now,
+            closed=admission.breaker.closed,
+            budget=admission.budget.left(self._clock.monotonic()),
         )
-        decision = decide(attempt, policy, self._clock.jitter())
-        if answer and asked and asked <= policy.max_retry_after and answer.status in _PAUSING & policy.statuses:
-            destination.admission.pause.extend(asked)
-        if isinstance(decision, Backoff) and decision.why != STALE:
-            if destination.admission.breaker.state is not State.CLOSED:
-                return Pass("circuit_open")
-            if not destination.admission.budget.try_withdraw(now):
-                return Pass("budget")
-        return decision
 
 
-def _tell_broker(destination: Destination, token: Token, answer: Answer, *, again: bool) -> None:
+class _Brought:
+    """What the attempts of one request brought, as far as its client may still be told of it."""
+
+    def __init__(self) -> None:
+        self.past = _NOTHING
+        self.last: Answer | UpstreamFailure | None = None
+        self._kept: Answer | None = None
+
+    @property
+    def serves(self) -> bool | None:
+        """Whether the upstream can serve, by what the last attempt brought; None: that says nothing of it."""
+        if isinstance(self.last, Answer):
+            return self.last.status not in FAILED
+        # What is stale is the pool's affair, what is prohibited ours.
+        return None if self.last is None or self.last.reused or self.last.prohibited else False
+
+    def go_on(self, attempt: Attempt) -> None:
+        """Make ready for another attempt after *attempt*: only an answer that may stand in for its failure is kept."""
+        self.past = after(self.past, attempt)
+        if isinstance(self.last, Answer):
+            self._drop(self._kept)
+            self._kept, self.last = self.last, None
+        if self.past.answer is None:
+            self._drop(self._kept)
+            self._kept = None
+
+    def tell(self, told: Told, refusal: Refusal | None) -> Answer:
+        """Return the answer to pass on, or raise the Refusal that is told; nothing else stays open."""
+        last, kept = self.last, self._kept
+        if told is Told.THIS and isinstance(last, Answer):
+            self._drop(kept)
+            return last
+        if told is Told.EARLIER and kept is not None:
+            return kept
+        self.close()
+        if told is Told.REFUSAL and refusal is not None:
+            raise refusal
+        if isinstance(last, UpstreamFailure):
+            reason = Reason.UPSTREAM_TIMEOUT if last.timeout else Reason.UPSTREAM_UNREACHABLE
+            raise Refusal(reason, str(last), unknown=told is Told.UNKNOWN) from last
+        said = last.status if last else 0
+        detail = f"no answer says that this request was applied, and it may have been; the last one was {said}"
+        raise Refusal(Reason.UPSTREAM_UNREACHABLE, detail, unknown=True)
+
+    def close(self) -> None:
+        """Give up what is still held; twice does no harm."""
+        self._drop(self._kept)
+        self._drop(self.last)
+
+    @staticmethod
+    def _drop(held: Answer | UpstreamFailure | None) -> None:
+        if isinstance(held, Answer):
+            held.close()
+
+
+def _tell_broker(errand: Errand, token: Token, answer: Answer, *, again: bool) -> None:
     """Let the broker know what the upstream made of *token*; *again*: it was already the newer one of this request."""
     if answer.status != _UNAUTHORIZED or classify_unauthorized(answer.fields) is not Challenge.TOKEN:
-        destination.broker.accepted(token)
+        errand.destination.broker.accepted(token, own=errand.own)
     elif again:
-        destination.broker.refused(token)
-
-
-def _final(outcome: Answer | UpstreamFailure, last: Answer | None) -> Answer:
-    """Return the upstream's own last answer whenever there is one."""
-    if last is not None:
-        return last
-    if isinstance(outcome, UpstreamFailure) and outcome.timeout:
-        raise Refusal(Reason.UPSTREAM_TIMEOUT, str(outcome)) from outcome
-    raise Refusal(Reason.UPSTREAM_UNREACHABLE, str(outcome))
+        errand.destination.broker.refused(token)

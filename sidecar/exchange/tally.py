@@ -5,32 +5,22 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.errors import UpstreamFailure
 from sidecar.events import RequestDone
-from sidecar.exchange.attempt import Answer
-from sidecar.policy.decide import Backoff, Decision, Pass, Renew
+from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Renew
 from sidecar.policy.message import Request
 
 _UNAUTHORIZED = 401
-
-RETRY_REFUSED = frozenset(
-    {
-        *("attempts", "deadline", "not_idempotent", "not_replayable", "repeated", "retry_after"),
-        *("budget", "circuit_open"),
-    }
-)
-"""Why an outcome is passed on that could be tried again; the other reasons to pass refuse nothing.
-
-Beside them a Reason, when the retry was on its way and was stopped.
-"""
+_REFUSES_NOTHING = frozenset({"answer", "prohibited", "challenge", "renewed"})
+"""Why an outcome is passed on that calls for no other attempt."""
 
 
 @dataclass(slots=True)
 class Tally:
     """The counts of one request; *started* is on the monotonic clock, *begun*: the client has the answer's head.
 
-    *overhead*, *verdicts*, *unauthorized* and *refused* as in the event RequestDone. *in_turn*: it has one of the turns
-    that `sessions.max_in_flight` leaves, which is to be given back.
+    *overhead*, *verdicts*, *unauthorized*, *refused* and *applied* as in the event RequestDone. *endpoint*: what
+    evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one of the
+    turns that `sessions.max_in_flight` leaves, which is to be given back.
     """
 
     started: float
@@ -45,36 +35,29 @@ class Tally:
     verdicts: tuple[str, ...] = ()
     unauthorized: int = 0
     refused: str = ""
+    applied: str = ""
+    endpoint: bytes = b""
+    paused: float = 0.0
     in_turn: bool = False
 
     def passed(self) -> None:
         """Note that an answer was passed on which no rule looks at."""
         self.verdicts += ("pass",)
 
-    def not_retried(self, reason: str) -> None:
-        """Note that after all nothing came of the retry or the replay decided last, because of *reason*."""
-        if self.verdicts[-1] == "renew":
-            self.renewals -= 1
-        else:
-            self.retries -= 1
-        self.verdicts = (*self.verdicts[:-1], "pass")
-        self.refused = reason
-
-    def decided(self, decision: Decision, outcome: Answer | UpstreamFailure) -> None:
-        """Note what was decided after the *outcome* of an attempt."""
-        if isinstance(outcome, Answer) and outcome.status == _UNAUTHORIZED:
+    def decided(self, decision: Decision, attempt: Attempt) -> None:
+        """Note what was decided after *attempt*, once it is clear that nothing stops it."""
+        if attempt.status == _UNAUTHORIZED:
             self.unauthorized += 1
         match decision:
             case Pass(why):
-                self.verdicts += ("pass",)
-                self.refused = why if why in RETRY_REFUSED else ""
+                self.verdicts += ("pass" if attempt.status else "fail",)
+                self.refused = "" if why in _REFUSES_NOTHING else why
             case Renew():
+                self.renewals += 1
                 self.verdicts += ("renew",)
-            case Backoff(why="failure"):
-                timeout = isinstance(outcome, UpstreamFailure) and outcome.timeout
-                self.verdicts += ("timeout" if timeout else "reset",)
             case Backoff(why=why):
-                self.verdicts += (why,)
+                self.retries += 1
+                self.verdicts += ("reset" if why == "failure" else why,)
 
     def done(self, request: Request | None, now: float) -> RequestDone:
         """Return the event for the end of *request*, None: one whose head could not be read."""
@@ -93,6 +76,7 @@ class Tally:
             verdicts=self.verdicts,
             unauthorized=self.unauthorized,
             refused=self.refused,
+            applied=self.applied,
         )
 
 

@@ -21,15 +21,13 @@ from sidecar.errors import UpstreamFailure
 from sidecar.exchange.addresses import AddressProhibited, checked_socket
 from sidecar.exchange.attempt import Answer, Attempt, describe
 from sidecar.exchange.body import RequestBody
-from sidecar.exchange.patience import Deadline, Patience
+from sidecar.exchange.patience import Patience
 from sidecar.policy.routing import Origin
 
 _KEEP_IDLE = 4.0
 """Seconds a connection may idle: below the shortest keep-alive time-out in wide use, the 5 s of Node and uvicorn."""
 _RETIRE_AFTER = 60.0
 """Seconds until a connection is replaced, so that a change of address in DNS is seen."""
-_MOMENT = 0.001
-"""Seconds for a connection where none are left; 0 would be no limit to aiohttp."""
 
 
 class Pool:
@@ -64,32 +62,26 @@ class Pool:
         self._timeout = _within(patience.connect)
         self._since: weakref.WeakKeyDictionary[ResponseHandler, float] = weakref.WeakKeyDictionary()
 
-    async def send(
-        self, method: bytes, head: bytes, body: RequestBody, deadline: Deadline, *, fresh: bool = False
-    ) -> Answer:
+    async def send(self, method: bytes, head: bytes, body: RequestBody, *, fresh: bool = False) -> Answer:
         """Make one attempt, *fresh*: on a new connection, and return the head of the final answer; 1xx are skipped.
 
-        *deadline* is moved on by the time the client took to send its body. Raises UpstreamFailure, which says
-        whether anything was sent, and ClientGone when the client left. Cancelled: the connection is given up.
+        Raises UpstreamFailure, which says whether anything was sent, and what *body* raises. Cancelled: the connection
+        is given up.
         """
-        connection, reused = await self._connect(deadline, fresh=fresh)
+        connection, reused = await self._connect(fresh=fresh)
         attempt = Attempt(connection, reused=reused, peer=self.origin.authority, patience=self._patience)
         try:
-            return await attempt.run(method, head, body, deadline)
+            return await attempt.run(method, head, body)
         except BaseException:
             attempt.abandon()
             raise
 
-    async def _connect(self, deadline: Deadline, *, fresh: bool) -> tuple[Connection, bool]:
+    async def _connect(self, *, fresh: bool) -> tuple[Connection, bool]:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        limit, timeout = self._patience.connect, self._timeout
-        if deadline.at - now < limit:
-            limit = max(_MOMENT, deadline.at - now)
-            timeout = _within(limit)
         try:
             while True:
-                connection = await self._connector.connect(self._target, [], timeout)
+                connection = await self._connector.connect(self._target, [], self._timeout)
                 protocol = connection.protocol
                 born = None if protocol is None else self._since.get(protocol)
                 if protocol is None or protocol.should_close or not protocol.is_connected():
@@ -102,7 +94,7 @@ class Pool:
                 else:
                     return connection, True
         except TimeoutError:
-            message = f"no connection to {self.origin.authority} within {limit:.1f} s"
+            message = f"no connection to {self.origin.authority} within {self._patience.connect:.1f} s"
             raise UpstreamFailure(message, sent=False, timeout=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             message = f"no connection to {self.origin.authority}: {describe(error)}"

@@ -14,7 +14,7 @@ from sidecar.observe.slots import PUBLISH_SECONDS, Slot, Standing
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _OTHER = "other"
-_NO_RETRY = frozenset({"pass", "renew"})
+_NO_RETRY = frozenset({"pass", "fail", "renew"})
 _UNAUTHORIZED = 401
 
 _BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}

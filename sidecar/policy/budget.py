@@ -28,9 +28,10 @@ class Budget:
         """Take note of a request of a client; *now* in seconds that do not go back."""
         self._requests.add(now)
 
-    def try_withdraw(self, now: float) -> bool:
-        """Take a retry out of the budget, if there is one left in it."""
-        if self._retries.total(now) + 1 > max(FLOOR, self._share * self._requests.total(now)):
-            return False
+    def left(self, now: float) -> bool:
+        """Tell whether there is a retry left in the budget."""
+        return self._retries.total(now) + 1 <= max(FLOOR, self._share * self._requests.total(now))
+
+    def withdraw(self, now: float) -> None:
+        """Take a retry out of the budget."""
         self._retries.add(now)
-        return True

@@ -19,7 +19,7 @@ class Challenge(Enum):
 
     TOKEN = "token"  # noqa: S105  a name
     SCOPE = "insufficient_scope"
-    FOREIGN = "foreign"
+    NONCE = "use_dpop_nonce"
 
 
 def challenges(fields: Fields) -> list[tuple[str, dict[str, str]]]:
@@ -38,14 +38,14 @@ def challenges(fields: Fields) -> list[tuple[str, dict[str, str]]]:
 def classify_unauthorized(fields: Fields) -> Challenge:
     """Return what a 401 asks for.
 
-    A Bearer challenge, none, or one that cannot be read: a new token may help. Bearer with
-    `insufficient_scope`: it cannot (RFC 6750 section 3.1). Only other schemes, DPoP among them: not ours.
+    Whatever schemes are named, or none, it was our credential that was refused: a new one may help. It cannot where
+    Bearer says `insufficient_scope` (RFC 6750 section 3.1), or DPoP alone asks for a nonce (RFC 9449 section 9).
     """
     found = challenges(fields)
-    bearer = [parameters for scheme, parameters in found if scheme == "bearer"]
-    if any(parameters.get("error", "").lower() == "insufficient_scope" for parameters in bearer):
+    errors = {(scheme, parameters.get("error", "").lower()) for scheme, parameters in found}
+    if ("bearer", "insufficient_scope") in errors:
         return Challenge.SCOPE
-    return Challenge.FOREIGN if found and not bearer else Challenge.TOKEN
+    return Challenge.NONCE if errors == {("dpop", "use_dpop_nonce")} else Challenge.TOKEN
 
 
 def retry_after(fields: Fields, now: float) -> float | None:

@@ -1,18 +1,29 @@
-"""The decision after an attempt: pass its outcome on, renew the token, or back off and try again.
+"""The decision after an attempt: renew the token, back off and try again, or pass, and what the client is told then.
 
 A pure function of plain values. Its branches are the R-table of docs/how-it-works.md, in its order; a test
-holds the two together. What may never happen: a second renewal for one request, a non-idempotent request
-repeated after it may have been applied, a wait that does not fit the deadline.
+holds the two together. What may never happen: a second renewal for one request, a request repeated after it may
+have been applied unless that does no harm, and a client that is told something untrue of what became of it.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sidecar.policy.classify import Challenge
 
-UNAPPLIED = frozenset({421, 425})
-"""Answers that say the request was not applied (RFC 9110 section 15.5.20, RFC 8470): safe for any method."""
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""Methods that change nothing (RFC 9110 section 9.2.1): it does not matter how often one was applied."""
+MISDIRECTED = frozenset({421, 425})
+"""Answers of a server that should not have been asked, or not so early (RFC 9110 section 15.5.20, RFC 8470)."""
+ABSORBED = MISDIRECTED | {401}
+"""Answers that are between us and the upstream: once another attempt was made, nobody is told of them."""
+STALE = "stale"
+"""Why a Backoff is no retry but the pool's own affair: it counts against no budget."""
+STOPPING = "shutting_down"
 _SPREAD_SECONDS = 0.5
 _SPREAD_SHARE = 0.25
+_ERRORS = 400
+_SERVER_ERRORS = 500
+_UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +32,8 @@ class RetryPolicy:
 
     attempts: int = 3
     statuses: frozenset[int] = frozenset({429, 502, 503, 504})
-    methods: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+    methods: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS", "PUT"})
+    unapplied: frozenset[int] = frozenset({421, 425, 429})
     base: float = 0.1
     cap: float = 20.0
     max_retry_after: float = 30.0
@@ -29,11 +41,12 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What happened; *status* None means a failure without an answer.
+    """What happened; *status* None means a failure without an answer that could be passed on.
 
     *attempts* counts this one. *sent*: a byte left on an established connection. *stale*: the connection came
-    from the pool and was closed before any byte of an answer. *prohibited*: we refused the address.
-    *replayable*: the body can be sent again. *keyed*: the client gave an Idempotency-Key.
+    from the pool and was closed before any byte of an answer. *timeout*: we ended it. *invalid*: there was an answer.
+    *prohibited*: we refused the address. *replayable*: the body can be sent again. *keyed*: the client gave an
+    Idempotency-Key. *conditional*: it gave a precondition. *closed*: the breaker is. *budget*: a retry is left in it.
     """
 
     method: str
@@ -41,20 +54,50 @@ class Attempt:
     challenge: Challenge | None = None
     sent: bool = True
     stale: bool = False
+    timeout: bool = False
+    invalid: bool = False
     prohibited: bool = False
     retry_after: float | None = None
     replayable: bool = True
     keyed: bool = False
+    conditional: bool = False
     attempts: int = 1
     renewals: int = 0
-    deadline_left: float = 60.0
+    closed: bool = True
+    budget: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the attempts before leave to be told.
+
+    *answer*: the status of one that may stand in for a later failure, None: none may. *unknown*: one of them may have
+    been applied, and no answer since has said that the request is done.
+    """
+
+    answer: int | None = None
+    unknown: bool = False
+
+
+class Told(StrEnum):
+    """What the client is told."""
+
+    THIS = "this"
+    """What this attempt brought: its answer, or its failure as an answer of ours."""
+    EARLIER = "earlier"
+    """The answer of `Past`."""
+    UNKNOWN = "unknown"
+    """An answer of ours that says that nobody knows whether the request was applied."""
+    REFUSAL = "refusal"
+    """Why no other attempt could be made, as an answer of ours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Give the client this outcome; *why* is a word for the log."""
+    """Tell the client; *why* is a word for the log."""
 
     why: str
+    told: Told = Told.THIS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,38 +116,35 @@ class Backoff:
 
 
 Decision = Pass | Renew | Backoff
-STALE = "stale"
-"""Why a Backoff is no retry but the pool's own affair: it counts against no budget."""
 
 
-def decide(attempt: Attempt, policy: RetryPolicy, jitter: float) -> Decision:
-    """Return what to do after *attempt*; *jitter* in [0, 1) spreads the waits."""
-    idempotent = attempt.method in policy.methods or attempt.keyed
-    left = attempt.deadline_left > 0
-    match attempt.status:
-        case None if attempt.prohibited:
-            return Pass("prohibited")
-        case None if not attempt.sent:
-            return _again(attempt, policy, jitter, "connect")
-        case None if attempt.stale and attempt.attempts == 1 and idempotent and attempt.replayable and left:
-            return Backoff(0.0, STALE, fresh=True)
-        case None if idempotent:
-            return _again(attempt, policy, jitter, "failure")
-        case None:
-            return Pass("not_idempotent")
-        case 401 if attempt.challenge is not Challenge.TOKEN:
-            return Pass("challenge")
-        case 401 if attempt.renewals:
-            return Pass("renewed")
-        case 401:
-            return Renew() if attempt.replayable else Pass("not_replayable")
-        case status if status in UNAPPLIED:
-            first = attempt.attempts == 1
-            return _again(attempt, policy, jitter, str(status), fresh=True) if first else Pass("repeated")
-        case status if status in policy.statuses:
-            return _again(attempt, policy, jitter, str(status)) if idempotent else Pass("not_idempotent")
-        case _:
-            return Pass("answer")
+def decide(attempt: Attempt, past: Past, policy: RetryPolicy, jitter: float) -> Decision:
+    """Return what to do after *attempt*, which followed *past*; *jitter* in [0, 1) spreads the waits."""
+    found = _next(attempt, policy, jitter)
+    return Pass(found, _told(attempt, past)) if isinstance(found, str) else found
+
+
+def stop(attempt: Attempt, past: Past, why: str) -> Pass:
+    """Return what is told when the attempt that was to follow cannot be made; *why* is a Reason, or a word."""
+    return Pass(why, _told(attempt, past, why))
+
+
+def after(past: Past, attempt: Attempt) -> Past:
+    """Return what is left to be told once *attempt* has followed *past*, whatever was decided."""
+    status = attempt.status
+    if attempt.method in SAFE:
+        return past if status is None else Past(None if status in ABSORBED else status)
+    if status is None:
+        return Past(None, unknown=True) if attempt.sent else past
+    if _denies(status):
+        return Past(None if status in ABSORBED or past.unknown else status, past.unknown)
+    return Past(status, status >= _ERRORS)
+
+
+def pauses(status: int, asked: float | None, policy: RetryPolicy) -> bool:
+    """Tell whether the Retry-After of an answer is a pause for all requests (RFC 6585 section 4, RFC 9110 15.6.4)."""
+    ours = status in policy.statuses | policy.unapplied
+    return status in (429, _UNAVAILABLE) and ours and bool(asked) and (asked or 0.0) <= policy.max_retry_after
 
 
 def spread(wait: float, jitter: float) -> float:
@@ -112,15 +152,73 @@ def spread(wait: float, jitter: float) -> float:
     return wait + min(_SPREAD_SECONDS, wait * _SPREAD_SHARE) * jitter
 
 
-def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fresh: bool = False) -> Decision:
-    """Back off if attempts, body and deadline allow it: full jitter, or what Retry-After asks and a little more."""
+def _denies(status: int) -> bool:
+    """Tell whether an answer says, in effect, that nothing was done; another 5xx leaves that open."""
+    return _ERRORS <= status < _SERVER_ERRORS or status == _UNAVAILABLE
+
+
+def _told(attempt: Attempt, past: Past, stopped: str = "") -> Told:
+    """Return what may be told: nothing that denies what may have been done, no answer that a later attempt undid."""
+    now, status = after(past, attempt), attempt.status
+    if stopped == STOPPING and not now.unknown:
+        return Told.REFUSAL
+    if status is not None and not (now.unknown and _denies(status)):
+        return Told.THIS
+    if now.answer is not None:
+        return Told.EARLIER
+    if now.unknown:
+        return Told.UNKNOWN
+    return Told.REFUSAL if stopped else Told.THIS
+
+
+def _next(attempt: Attempt, policy: RetryPolicy, jitter: float) -> str | Renew | Backoff:
+    """Return the next step, or the word why there is none."""
+    safe = attempt.method in SAFE
+    wanted = attempt.keyed or attempt.method in policy.methods
+    # Sent again after it was applied it would be told that its condition no longer holds (412).
+    repeatable = wanted and (safe or not attempt.conditional)
+    never = "conditional" if wanted and not repeatable else "method"
+    match attempt.status:
+        case None if attempt.prohibited:
+            return "prohibited"
+        case None if not attempt.sent:
+            return _again(attempt, policy, jitter, "connect")
+        case None if attempt.invalid:
+            return "invalid"
+        case None if attempt.timeout:
+            return "timeout"
+        case None if attempt.stale and attempt.attempts == 1 and repeatable and attempt.replayable:
+            return Backoff(0.0, STALE, fresh=True)
+        case None:
+            return _again(attempt, policy, jitter, "failure") if repeatable else never
+        case 401 if attempt.challenge is not Challenge.TOKEN:
+            return "challenge"
+        case 401 if attempt.renewals:
+            return "renewed"
+        case 401:
+            return Renew() if attempt.replayable else "not_replayable"
+        case status if status in policy.unapplied & MISDIRECTED:
+            first = attempt.attempts == 1
+            return _again(attempt, policy, jitter, str(status), fresh=True) if first else "repeated"
+        case status if status in policy.unapplied:
+            return _again(attempt, policy, jitter, str(status))
+        case status if status in policy.statuses:
+            return _again(attempt, policy, jitter, str(status)) if repeatable else never
+        case _:
+            return "answer"
+
+
+def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fresh: bool = False) -> str | Backoff:
+    """Back off if all that bounds retries allows it: full jitter, or what Retry-After asks and a little more."""
     if attempt.attempts >= policy.attempts:
-        return Pass("attempts")
+        return "attempts"
     if attempt.sent and not attempt.replayable:
-        return Pass("not_replayable")
+        return "not_replayable"
     wait = min(policy.cap, policy.base * 2**attempt.attempts) * jitter
     if attempt.retry_after is not None:
         if attempt.retry_after > policy.max_retry_after:
-            return Pass("retry_after")
+            return "retry_after"
         wait = spread(max(policy.base, attempt.retry_after), jitter)
-    return Backoff(wait, why, fresh) if wait < attempt.deadline_left else Pass("deadline")
+    if not attempt.closed:
+        return "circuit_open"
+    return Backoff(wait, why, fresh) if attempt.budget else "budget"

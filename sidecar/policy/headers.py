@@ -29,6 +29,7 @@ HOP_BY_HOP = frozenset(
 CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"x-api-key"})
 CREDENTIAL_PARAMETERS = frozenset({b"access-token"})
 _NEVER_NOMINATED = frozenset({b"host", b"content-length"})
+_PRECONDITION = re.compile(rb"if(-(none-)?match|-(un)?modified-since|-range|-schedule-tag-match)?")
 _PARAMETER_END = re.compile(rb"([&;])")
 
 
@@ -78,6 +79,11 @@ def nominated(fields: Fields) -> frozenset[bytes]:
 def wants_close(fields: Fields) -> bool:
     """Tell whether a Connection field asks to close, in any case (RFC 9112 section 9.6)."""
     return b"close" in nominated(fields)
+
+
+def conditional(fields: Fields) -> bool:
+    """Tell whether a request has a precondition (RFC 9110 section 13.1, RFC 4918 section 10.4)."""
+    return any(name[:2].lower() == b"if" and _PRECONDITION.fullmatch(normal_name(name)) for name, _ in fields)
 
 
 def strip(fields: Fields, strips: StripSet) -> Fields:

@@ -141,6 +141,7 @@ class BridgedReply:
         self._stream = stream_id
         self._head = head
         self._body = body
+        self.patience = 3600.0
         self._framing: Framing
 
     async def start(

@@ -13,7 +13,7 @@ from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.exchange.ports import Client
+from sidecar.exchange.destination import Client
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin

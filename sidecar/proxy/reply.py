@@ -61,6 +61,7 @@ class Reply:
         self._http = http
         self._head = head
         self._body = body
+        self.patience = 3600.0
         self._framing = _CUT
 
     async def start(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from sidecar.exchange.destination import Destination
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.keepalive import keep_alive
 from sidecar.exchange.passthrough import Own, Passthrough
-from sidecar.exchange.ports import Destination
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.message import Request
@@ -24,7 +25,6 @@ from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
-from sidecar.run.keepalive import keep_alive
 from sidecar.run.trust import Trust
 from sidecar.settings import ListenAddress, Settings, files_of
 from sidecar.tokens.broker import Broker
@@ -161,7 +161,7 @@ async def assemble(
         if name not in kept:
             await destination.broker.start()
             if (wanted := settings.upstreams[name].keepalive) is not None:
-                work = keep_alive(name, wanted, destination, shared.clock, shared.emit)
+                work = keep_alive(name, wanted, destination, made.proxy.exchange.rounds, shared.clock, shared.emit)
                 destination.broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import client_context, read_material
 from sidecar.exchange.admission import Admission
+from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
-from sidecar.exchange.ports import Destination
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.breaker import Breaker, BreakerPolicy
@@ -47,11 +47,13 @@ async def make_destination(
             attempts=retry.attempts,
             statuses=frozenset(retry.statuses),
             methods=frozenset(retry.methods),
+            unapplied=frozenset(retry.unapplied),
             base=retry.base,
             cap=retry.cap,
             max_retry_after=retry.max_retry_after,
         ),
-        total_timeout=upstream.timeout.total,
+        token_timeout=upstream.timeout.token,
+        idle_timeout=upstream.timeout.idle,
         replay_memory=upstream.replay.memory,
         replay_spool=upstream.replay.spool,
         read_only=upstream.read_only,

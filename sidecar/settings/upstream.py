@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -99,7 +99,8 @@ class Strip(Model):
 class Retry(Model):
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
-    methods: tuple[Method, ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
+    methods: tuple[Method, ...] = ("GET", "HEAD", "OPTIONS", "PUT")
+    unapplied: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (421, 425, 429)
     base: Annotated[Duration, Field(gt=0)] = 0.1
     cap: Duration = 20.0
     max_retry_after: Duration = 30.0
@@ -107,10 +108,19 @@ class Retry(Model):
 
 
 class Timeouts(Model):
-    total: Annotated[Duration, Field(gt=0)] = 60.0
+    token: Annotated[Duration, Field(gt=0)] = 30.0
     connect: Annotated[Duration, Field(gt=0)] = 5.0
-    first_byte: Annotated[Duration, Field(gt=0)] = 25.0
-    idle: Annotated[Duration, Field(gt=0)] = 60.0
+    first_byte: Annotated[Duration, Field(gt=0)] = 3600.0
+    idle: Annotated[Duration, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_total(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "total" in data:
+            raise ValueError(
+                "total is gone: no time bounds a whole request; the wait for a credential has its own, token"
+            )
+        return data
 
 
 class Breaker(Model):

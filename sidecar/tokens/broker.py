@@ -165,9 +165,15 @@ class Broker:
         await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
 
-    def accepted(self, token: Token) -> None:
-        """Take note that an upstream took *token* for a request; cheap, on every request's way."""
+    def accepted(self, token: Token, *, own: bool = False) -> None:
+        """Take note that an upstream took *token* for a request; cheap, on every request's way.
+
+        *own*: the request was ours, for the token's sake.
+        """
         verdicts, now = self.verdicts, self._clock.monotonic()
+        if own:
+            verdicts.kept(token, now)
+            return
         if token is not verdicts.token or now - verdicts.used_at > QUIET:
             verdicts.took(token, now)
         verdicts.used_at = now

@@ -93,7 +93,7 @@ async def test_flt_as_01_token_at_hand_serves_to_its_end(instances: Instances, a
         api,
         {"plm": granting("plm", expires_in=5)},
         renew={"timeout": "1s", "margin": "2.5s"},
-        timeout={"total": "1s"},
+        timeout={"token": "1s"},
     ) as (sidecar, issuers):
         await until(lambda: issuers["plm"].calls == 1, "the first token")
         issuers["plm"].says = never
@@ -117,7 +117,7 @@ async def test_flt_as_02_no_token_is_a_503_in_time(instances: Instances, api: Up
     of all instances one at a time waits for the token endpoint."""
     instances.in_redis(redis_server)
     async with issuer(never) as silent:
-        instances.upstreams["plm"] = plain(api.url, silent.url, renew={"timeout": "1s"}, timeout={"total": "2s"})
+        instances.upstreams["plm"] = plain(api.url, silent.url, renew={"timeout": "1s"}, timeout={"token": "2s"})
         async with instances.pair() as pair:
             began = time.monotonic()
             answers = await asyncio.gather(*(get(sidecar) for sidecar in pair for _ in range(5)))
@@ -142,7 +142,7 @@ async def test_flt_as_03_burst_of_errors_is_waited_out(instances: Instances, api
         writer.write(message(next(codes), b"<html>sorry</html>"))
 
     async with each_with(
-        instances, api, {"plm": granting("plm", expires_in=4)}, renew={"margin": "2s"}, timeout={"total": "60s"}
+        instances, api, {"plm": granting("plm", expires_in=4)}, renew={"margin": "2s"}, timeout={"token": "60s"}
     ) as (sidecar, issuers):
         endpoint = issuers["plm"]
         await until(lambda: endpoint.calls == 1, "the first token")
@@ -169,7 +169,7 @@ async def test_flt_as_04_asked_for_silence_is_kept_by_all(
     """No instance asks before that time is over, the token at hand serves, and then one asks for all."""
     instances.in_redis(redis_server)
     async with issuer(granting("plm", expires_in=4)) as endpoint:
-        instances.upstreams["plm"] = plain(api.url, endpoint.url, renew={"margin": "2s"}, timeout={"total": "60s"})
+        instances.upstreams["plm"] = plain(api.url, endpoint.url, renew={"margin": "2s"}, timeout={"token": "60s"})
         async with instances.pair() as pair:
             assert {await status(each) for each in pair} == {200}
             assert endpoint.calls == 1
@@ -242,7 +242,7 @@ async def test_flt_as_06_refused_client_waits_for_its_secret(
     variants = {"as_400": "400 Bad Request", "as_401": "401 Unauthorized"}
     oauth2 = {"client_id": "rig", "client_secret": {"file": str(file)}}
     says = {name: known(right, answer) for name, answer in variants.items()}
-    async with each_with(instances, api, says, oauth2=oauth2, timeout={"total": "5s"}) as (sidecar, issuers):
+    async with each_with(instances, api, says, oauth2=oauth2, timeout={"token": "5s"}) as (sidecar, issuers):
         await until(lambda: all(each.calls for each in issuers.values()), "the first refusal")
         async with instances.start("b") as other:
             for _ in range(5):
@@ -280,7 +280,7 @@ GARBAGE: dict[str, Script] = {
 async def test_flt_as_07_answer_that_is_none_is_weather(instances: Instances, api: Upstream) -> None:
     """None of it is taken for a token, at most 64 KiB of it are read, nothing is unpacked, and requests get 503
     `token_unavailable` until a real answer comes."""
-    async with each_with(instances, api, GARBAGE, timeout={"total": "1s"}) as (sidecar, issuers):
+    async with each_with(instances, api, GARBAGE, timeout={"token": "1s"}) as (sidecar, issuers):
         async with sidecar.peak() as samples:
             answers = await asyncio.gather(*(get(sidecar, name) for name in issuers))
         assert all(is_refused(answer, 503, "token_unavailable") for answer in answers)
@@ -311,7 +311,7 @@ async def test_flt_as_08_lifetime_is_believed_if_it_can_be(instances: Instances,
     `oauth2.lifetime`."""
     says = {name: granting(name, expires_in=value) for name, (value, _) in LIFETIMES.items()}
     usable = {name for name, (_, lifetime) in LIFETIMES.items() if lifetime}
-    async with each_with(instances, api, says, timeout={"total": "2s"}) as (sidecar, issuers):
+    async with each_with(instances, api, says, timeout={"token": "2s"}) as (sidecar, issuers):
         answers = await asyncio.gather(*(get(sidecar, name) for name in set(LIFETIMES) - usable))
         assert all(is_refused(answer, 503, "token_unavailable") for answer in answers)
         for name, (_, lifetime) in LIFETIMES.items():
@@ -339,7 +339,7 @@ async def test_flt_as_09_unusable_token_is_not_used(instances: Instances, api: U
     """It never reaches the upstream, is not stored, and requests get 503 `token_unavailable` until there is one that
     can be used."""
     says = {name: granting(name, **fields) for name, fields in UNUSABLE.items()}
-    async with each_with(instances, api, says, timeout={"total": "2s"}) as (sidecar, issuers):
+    async with each_with(instances, api, says, timeout={"token": "2s"}) as (sidecar, issuers):
         answers = await asyncio.gather(*(get(sidecar, name) for name in issuers))
         assert all(is_refused(answer, 503, "token_unavailable") for answer in answers)
         assert api.seen == {}
@@ -355,7 +355,7 @@ async def test_flt_as_10_drip_ends_at_the_time_out(instances: Instances, api: Up
     that another instance need not wait for the lease to run out."""
     instances.in_redis(redis_server)
     async with issuer(dripping) as endpoint:
-        instances.upstreams["plm"] = plain(api.url, endpoint.url, renew={"timeout": "1s"}, timeout={"total": "2s"})
+        instances.upstreams["plm"] = plain(api.url, endpoint.url, renew={"timeout": "1s"}, timeout={"token": "2s"})
         async with instances.pair() as pair:
             await until(lambda: redis_server.command("KEYS", "auth-sidecar:lease:*"), "the lease")
             await until(lambda: endpoint.now == 0 and endpoint.calls, "the end of the call", LONG)
@@ -381,11 +381,11 @@ async def test_flt_as_11_broken_connection_is_tried_again_with_care(
         for name, each in relays.items():
             instances.upstreams[name] = plain(f"{api.url}/{name}", each.url, grants[name])
         broken = await stack.enter_async_context(issuer(reset))
-        instances.upstreams["broken"] = plain(f"{api.url}/broken", broken.url, timeout={"total": "30s"})
+        instances.upstreams["broken"] = plain(f"{api.url}/broken", broken.url, timeout={"token": "30s"})
         with socket.create_server(("127.0.0.1", 0)) as closed:
             port = closed.getsockname()[1]
         instances.upstreams["closed"] = plain(
-            f"{api.url}/closed", f"http://127.0.0.1:{port}/token", timeout={"total": "1s"}
+            f"{api.url}/closed", f"http://127.0.0.1:{port}/token", timeout={"token": "1s"}
         )
         relays["bound"].fates = ["dropped"]
         sidecar = await stack.enter_async_context(instances.start())
@@ -436,7 +436,7 @@ async def test_flt_as_12_name_that_does_not_resolve_holds_up_no_other(
             url = f"http://{host}:{port}/token"
             settings = {"renew": {"timeout": "1s"}} if name in unresolved else {}
             total = "1s" if name in unresolved else "20s"
-            instances.upstreams[name] = plain(f"{api.url}/{name}", url, timeout={"total": total}, **settings)
+            instances.upstreams[name] = plain(f"{api.url}/{name}", url, timeout={"token": total}, **settings)
         with blackhole(port):
             async with instances.start() as sidecar:
                 began = time.monotonic()
@@ -499,7 +499,7 @@ async def test_flt_as_14_redirect_is_not_followed(instances: Instances, api: Ups
     set."""
     async with issuer(granting("other")) as other:
         lead = saying(message("307 Temporary Redirect", b"", f"Location: {other.url}"))
-        async with each_with(instances, api, {"plm": lead}, timeout={"total": "1s"}) as (sidecar, issuers):
+        async with each_with(instances, api, {"plm": lead}, timeout={"token": "1s"}) as (sidecar, issuers):
             assert is_refused(await get(sidecar), 503, "token_unavailable")
             assert "set token_url to the final address" in (await state(sidecar))["last_renewal"]["detail"]
             assert issuers["plm"].calls >= 1

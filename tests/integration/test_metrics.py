@@ -45,7 +45,7 @@ slot = Slot(Path(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 1 else None
 metrics = Metrics(status=lambda: upstreams, in_flight=lambda: in_flight, clock=clock, slot=slot)
 done = RequestDone(
     upstream="plm", method="GET", path="/", status=200, outcome="passed", attempts=1, renewals=0, retries=0,
-    seconds=0.02, overhead=0.0007, verdicts=("pass",), unauthorized=0, refused="",
+    seconds=0.02, overhead=0.0007, verdicts=("pass",), unauthorized=0, refused="", applied="",
 )
 
 def forever():
@@ -270,10 +270,10 @@ EXPIRED = answer(401, 'WWW-Authenticate: Bearer error="invalid_token"')
         ([EXPIRED, EXPIRED], "GET", ("renew", "pass"), 2, "", 401),
         ([answer(503), answer(429)], "GET", ("503", "429", "pass"), 0, "", 200),
         ([answer(503)] * 3, "GET", ("503", "503", "pass"), 0, "attempts", 503),
-        ([answer(503)], "POST", ("pass",), 0, "not_idempotent", 503),
+        ([answer(503)], "POST", ("pass",), 0, "method", 503),
         ([answer(503, "Retry-After: 3000")], "GET", ("pass",), 0, "retry_after", 503),
         ([b""], "GET", ("reset", "pass"), 0, "", 200),
-        ([b""], "POST", ("pass",), 0, "not_idempotent", 502),
+        ([b""], "POST", ("fail",), 0, "method", 502),
     ],
 )
 async def test_a_request_tells_what_became_of_each_attempt(
@@ -295,20 +295,16 @@ async def test_a_request_tells_what_became_of_each_attempt(
 
 
 async def test_a_silent_upstream_is_a_timeout(tmp_path: Path) -> None:
-    """Told apart from one that breaks off."""
-    silent = True
+    """Told apart from one that breaks off, and not asked again."""
 
-    async def play(_: Seen, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal silent
-        if silent:
-            silent = False
-            await asyncio.sleep(1)
-        writer.write(OK)
+    async def play(_: Seen, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await reader.read()
 
     async with recorder(play) as upstream, rig(tmp_path, upstream, timeout={"first_byte": "0.2s"}) as running:
         await get(running)
         (event,) = done(running)
-    assert event.verdicts == ("timeout", "pass")
+    assert (event.verdicts, event.refused, event.outcome) == (("fail",), "timeout", "upstream_timeout")
+    assert len(upstream.seen) == 1
 
 
 async def test_our_share_holds_none_of_the_waits(tmp_path: Path) -> None:

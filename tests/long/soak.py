@@ -44,7 +44,7 @@ LONGEST = 90.0
 """Seconds after which a request counts as never answered; the sidecar has 20."""
 BACK = 10.0
 REVOKE_SECONDS = 4.0
-OWN = ("quota_exhausted", "circuit_open", "token_unavailable", "upstream_unreachable", "upstream_timeout")
+OWN = ("upstream_paused", "circuit_open", "token_unavailable", "upstream_unreachable", "upstream_timeout")
 
 
 @dataclass

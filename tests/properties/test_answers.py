@@ -176,5 +176,5 @@ def test_challenges_mean_the_same_in_one_field_or_in_several(
     assert challenges(together) == challenges(apart) == [(scheme.lower(), rest) for scheme, rest in wanted]
     bearers = [rest for scheme, rest in wanted if scheme.lower() == "bearer"]
     scope = any(rest.get("error") == "insufficient_scope" for rest in bearers)
-    expected = Challenge.SCOPE if scope else Challenge.TOKEN if bearers else Challenge.FOREIGN
+    expected = Challenge.SCOPE if scope else Challenge.TOKEN
     assert classify_unauthorized(together) is expected

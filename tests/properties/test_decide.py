@@ -6,7 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.policy.classify import Challenge
-from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Renew, RetryPolicy, decide
+from sidecar.policy.decide import SAFE, Attempt, Backoff, Decision, Pass, Past, Renew, RetryPolicy, decide
+
+NOTHING = Past()
 
 STATUSES = st.one_of(st.none(), st.integers(100, 599), st.sampled_from([401, 421, 425, 429, 502, 503, 504]))
 ATTEMPTS = st.builds(
@@ -17,12 +19,16 @@ ATTEMPTS = st.builds(
     sent=st.booleans(),
     stale=st.booleans(),
     prohibited=st.booleans(),
+    timeout=st.booleans(),
+    invalid=st.booleans(),
+    conditional=st.booleans(),
+    closed=st.booleans(),
+    budget=st.booleans(),
     retry_after=st.one_of(st.none(), st.floats(0, 100)),
     replayable=st.booleans(),
     keyed=st.booleans(),
     attempts=st.integers(1, 6),
     renewals=st.integers(0, 2),
-    deadline_left=st.floats(-1, 100),
 )
 POLICIES = st.builds(
     RetryPolicy,
@@ -45,23 +51,25 @@ def again(decision: Decision) -> bool:
 @given(ATTEMPTS, POLICIES, JITTERS)
 def test_what_worsens_a_request_gets_it_no_attempt(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """Less time, more attempts made, a body that is gone, an address that is prohibited, a stricter policy."""
-    if again(decide(attempt, policy, jitter)):
+    if again(decide(attempt, NOTHING, policy, jitter)):
         return
     worse = (
-        replace(attempt, deadline_left=attempt.deadline_left - 1),
+        replace(attempt, budget=False),
+        replace(attempt, conditional=True),
         replace(attempt, replayable=False),
         replace(attempt, renewals=attempt.renewals + 1),
         replace(attempt, prohibited=True),
         replace(attempt, keyed=False),
     )
-    assert [each for each in worse if again(decide(each, policy, jitter))] == []
+    assert [each for each in worse if again(decide(each, NOTHING, policy, jitter))] == []
     stricter = (
         replace(policy, attempts=max(1, policy.attempts - 1)),
         replace(policy, max_retry_after=policy.max_retry_after / 2),
         replace(policy, statuses=frozenset()),
         replace(policy, methods=frozenset()),
+        replace(policy, unapplied=frozenset()),
     )
-    assert [each for each in stricter if again(decide(attempt, each, jitter))] == []
+    assert [each for each in stricter if again(decide(attempt, NOTHING, each, jitter))] == []
 
 
 @settings(deadline=None, max_examples=400)
@@ -72,32 +80,32 @@ def test_what_may_have_been_applied_is_repeated_for_idempotent_requests_only(
     attempt: Attempt, policy: RetryPolicy, jitter: float
 ) -> None:
     """I3: without an answer after the first byte, or with one that does not say "not applied"."""
-    unapplied = attempt.status in (401, 421, 425) or (attempt.status is None and not attempt.sent)
-    if again(decide(attempt, policy, jitter)) and not unapplied:
+    unapplied = attempt.status in (401, 421, 425, 429) or (attempt.status is None and not attempt.sent)
+    if again(decide(attempt, NOTHING, policy, jitter)) and not unapplied:
         assert attempt.keyed or attempt.method in policy.methods
+        assert attempt.method in SAFE or not attempt.conditional
 
 
 @settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS, JITTERS)
 def test_chance_moves_the_wait_alone(attempt: Attempt, policy: RetryPolicy, one: float, other: float) -> None:
-    """The same kind of decision for any jitter, unless the wait no longer fits; a higher one never waits less."""
-    low, high = (decide(attempt, policy, jitter) for jitter in sorted((one, other)))
+    """The same kind of decision for any jitter; a higher one never waits less."""
+    low, high = (decide(attempt, NOTHING, policy, jitter) for jitter in sorted((one, other)))
     if isinstance(high, Backoff):
         assert isinstance(low, Backoff)
         assert (low.why, low.fresh) == (high.why, high.fresh)
-        assert 0 <= low.delay <= high.delay < attempt.deadline_left
-    elif isinstance(low, Backoff):
-        assert high == Pass("deadline")
+        assert 0 <= low.delay <= high.delay
     else:
         assert low == high
 
 
 @settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS)
-def test_an_idempotency_key_makes_any_method_idempotent(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
-    """With it the method is of no account any more."""
-    decisions = {decide(replace(attempt, keyed=True, method=method), policy, jitter) for method in ("POST", "GET", "X")}
-    assert len(decisions) == 1
+def test_an_idempotency_key_makes_any_method_repeatable(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
+    """With it the method is of no account any more, unless there is a precondition."""
+    keyed = replace(attempt, keyed=True, conditional=False)
+    decisions = [decide(replace(keyed, method=method), NOTHING, policy, jitter) for method in ("POST", "GET", "X")]
+    assert len({again(each) and each for each in decisions}) == 1
 
 
 @settings(deadline=None, max_examples=300)
@@ -106,7 +114,7 @@ def test_an_idempotency_key_makes_any_method_idempotent(attempt: Attempt, policy
 @example(Attempt(method="GET", status=401, challenge=Challenge.TOKEN, renewals=1), RetryPolicy(), 0.5)
 def test_a_renewal_is_for_one_answer_only(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """A 401 that a token may help against, the first time, with a body that is still there; whatever the policy."""
-    renews = isinstance(decide(attempt, policy, jitter), Renew)
+    renews = isinstance(decide(attempt, NOTHING, policy, jitter), Renew)
     assert renews == (
         attempt.status == 401 and attempt.challenge is Challenge.TOKEN and attempt.renewals == 0 and attempt.replayable
     )

@@ -74,7 +74,7 @@ WIRE = {
     Reason.CREDENTIAL_REJECTED: (502, "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: (503, "proxy_internal_error"),
     Reason.CIRCUIT_OPEN: (503, "destination_unavailable"),
-    Reason.QUOTA_EXHAUSTED: (503, "destination_unavailable"),
+    Reason.UPSTREAM_PAUSED: (503, "destination_unavailable"),
     Reason.UPSTREAM_UNREACHABLE: (502, "destination_unavailable"),
     Reason.UPSTREAM_TIMEOUT: (504, "connection_timeout"),
     Reason.TOO_MANY_CONNECTIONS: (503, "connection_limit_reached"),

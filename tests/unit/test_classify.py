@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.policy.classify import Challenge, challenges, classify_unauthorized, retry_after
 
-TOKEN, SCOPE, FOREIGN = Challenge.TOKEN, Challenge.SCOPE, Challenge.FOREIGN
+TOKEN, SCOPE, NONCE = Challenge.TOKEN, Challenge.SCOPE, Challenge.NONCE
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
 
 
@@ -100,28 +100,32 @@ CHALLENGED = [
     ((b'Bearer realm="error=insufficient_scope"',), TOKEN),
     ((b'Bearer error_description="insufficient_scope"',), TOKEN),
     ((b'Bearer realm="x, error=\\"insufficient_scope\\""',), TOKEN),
-    ((b'Basic error="insufficient_scope"',), FOREIGN),
+    ((b'Basic error="insufficient_scope"',), TOKEN),
     ((b'Basic error="insufficient_scope", Bearer',), TOKEN),
-    ((b'Basic realm="x"',), FOREIGN),
-    ((b"Basic", b"Digest nonce=a"), FOREIGN),
-    ((b"Negotiate",), FOREIGN),
-    ((b"Negotiate abc==",), FOREIGN),
-    ((b'Basic realm="Bearer"',), FOREIGN),
-    ((b'Basic realm="a, Bearer"',), FOREIGN),
-    ((b'DPoP error="use_dpop_nonce"',), FOREIGN),
-    ((b'DPoP error="invalid_token", algs="ES256"',), FOREIGN),
+    ((b'Basic realm="x"',), TOKEN),
+    ((b"Basic", b"Digest nonce=a"), TOKEN),
+    ((b"Negotiate",), TOKEN),
+    ((b"Negotiate abc==",), TOKEN),
+    ((b'Basic realm="Bearer"',), TOKEN),
+    ((b'Basic realm="a, Bearer"',), TOKEN),
+    ((b'DPoP error="use_dpop_nonce"',), NONCE),
+    ((b'DPoP error="use_dpop_nonce"', b"Bearer"), TOKEN),
+    ((b"Token",), TOKEN),
+    ((b'OAuth realm="https://plm.example"',), TOKEN),
+    ((b"Session",), TOKEN),
+    ((b'DPoP error="invalid_token", algs="ES256"',), TOKEN),
     ((b'DPoP algs="ES256", Bearer error="invalid_token"',), TOKEN),
     ((b"Basic, Bearer",), TOKEN),
     ((b"Basic", b"Bearer"), TOKEN),
     ((b"Bearer", b"Basic"), TOKEN),
-    ((b"BearerX",), FOREIGN),
-    ((b"Basic", b"@@@"), FOREIGN),
+    ((b"BearerX",), TOKEN),
+    ((b"Basic", b"@@@"), TOKEN),
 ]
 
 
 @pytest.mark.parametrize(("values", "kind"), CHALLENGED)
 def test_unauthorized_is_classified(values: tuple[bytes, ...], kind: Challenge) -> None:
-    """Bearer, none, or nothing that can be read: a new token may help. Scope, or only other schemes: it cannot."""
+    """Whatever is named, or nothing, a new token may help; not for a scope, nor a nonce that DPoP alone asks for."""
     assert classify_unauthorized(said(*values)) is kind
 
 

@@ -22,6 +22,7 @@ DONE = RequestDone(
     verdicts=("pass",),
     unauthorized=0,
     refused="",
+    applied="",
 )
 TROUBLE = Trouble(where="here", detail="it broke")
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.errors import ConfigurationError, UpstreamFailure
+from sidecar.errors import ConfigurationError
 from sidecar.events import (
     BreakerChanged,
     Event,
@@ -30,13 +30,12 @@ from sidecar.events import (
     Trouble,
     WorkerReplaced,
 )
-from sidecar.exchange import rounds
-from sidecar.exchange.attempt import Answer
-from sidecar.exchange.tally import RETRY_REFUSED, Tally, measured
+from sidecar.exchange.rounds import _NOT_RENEWED
+from sidecar.exchange.tally import _REFUSES_NOTHING, Tally, measured
 from sidecar.observe.metrics import METRICS, Metrics
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
-from sidecar.policy.decide import Backoff, Pass, Renew
+from sidecar.policy.decide import Attempt, Backoff, Pass, Renew
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "auth_sidecar_"
@@ -78,7 +77,7 @@ def request(**changes: Any) -> RequestDone:
     """Return the end of a good request, with *changes*."""
     usual = {"upstream": "plm", "method": "GET", "path": "/items", "status": 200, "outcome": "passed", "attempts": 1}
     counts = {"renewals": 0, "retries": 0, "seconds": 0.02, "overhead": 0.0007, "verdicts": ("pass",)}
-    return RequestDone(**(usual | counts | {"unauthorized": 0, "refused": ""} | changes))
+    return RequestDone(**(usual | counts | {"unauthorized": 0, "refused": "", "applied": ""} | changes))
 
 
 def renewal(**changes: Any) -> Renewal:
@@ -262,44 +261,41 @@ def test_metrics_page_is_the_code() -> None:
     assert listed == [(metric.name, metric.kind, metric.labels) for metric in METRICS]
 
 
-def test_reasons_of_the_decision_are_all_sorted() -> None:
-    """Each reason to pass an outcome on either refuses a retry or does not; a new one must be put on a side."""
-    trees = [ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")) for module in (decide, rounds)]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    reasons = {
-        call.args[0].value
-        for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "Pass" and isinstance(call.args[0], ast.Constant)
-    }
-    assert reasons - {"answer", "challenge", "prohibited", "renewed"} == RETRY_REFUSED
+def test_words_of_the_decision_are_those_of_the_page() -> None:
+    """Each reason to pass an outcome on either refuses a retry, and stands in the page, or does not."""
+    tree = ast.parse(Path(str(decide.__file__)).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("_next", "_again")]
+    texts = [each.value for node in functions for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    words = {text for text in texts if isinstance(text, str) and re.fullmatch("[a-z_]+", text)}
+    page = (ROOT / "docs/debugging.md").read_text(encoding="utf-8").partition("\n| `refused` | ")[2].partition("\n")[0]
 
-
-def outcome(status: int) -> Answer:
-    """Return an answer of which only the status matters."""
-    answer = object.__new__(Answer)
-    answer.status = status
-    return answer
+    listed = set(re.findall(r"`(\w+)`", page))
+    assert len(functions) == 2
+    assert words - {"connect", "failure"} - _REFUSES_NOTHING | {_NOT_RENEWED} == listed
+    assert _REFUSES_NOTHING <= words
 
 
 def test_verdicts_tell_the_story_of_a_request() -> None:
-    """In order, with the causes; a failure is a time-out or a reset."""
+    """In order, with the causes; the last attempt of all brought an answer or none."""
     tally = Tally(0.0)
-    tally.decided(Backoff(0.1, "503"), outcome(503))
-    tally.decided(Backoff(0.1, "failure"), UpstreamFailure("", sent=True, timeout=True))
-    tally.decided(Backoff(0.1, "failure"), UpstreamFailure("", sent=True))
-    tally.decided(Backoff(0.1, "connect"), UpstreamFailure("", sent=False, timeout=True))
-    tally.decided(Renew(), outcome(401))
-    tally.decided(Pass("attempts"), outcome(503))
+    tally.decided(Backoff(0.1, "503"), Attempt(method="GET", status=503))
+    tally.decided(Backoff(0.1, "failure"), Attempt(method="GET", status=None))
+    tally.decided(Backoff(0.1, "connect"), Attempt(method="GET", status=None, sent=False))
+    tally.decided(Renew(), Attempt(method="GET", status=401))
+    tally.decided(Pass("attempts"), Attempt(method="GET", status=503))
     done = tally.done(None, 1.0)
-    assert done.verdicts == ("503", "timeout", "reset", "connect", "renew", "pass")
-    assert (done.unauthorized, done.refused) == (1, "attempts")
+    assert done.verdicts == ("503", "reset", "connect", "renew", "pass")
+    assert (done.unauthorized, done.refused, done.renewals, done.retries) == (1, "attempts", 1, 3)
+
+    tally.decided(Pass("timeout"), Attempt(method="GET", status=None, timeout=True))
+    assert tally.done(None, 1.0).verdicts[-1] == "fail"
 
 
 @pytest.mark.parametrize("why", ["answer", "challenge", "renewed", "prohibited"])
 def test_what_calls_for_no_retry_refuses_none(why: str) -> None:
     """A good answer, or a 401 that no token mends, is passed on because it is the answer."""
     tally = Tally(0.0)
-    tally.decided(Pass(why), outcome(401))
+    tally.decided(Pass(why), Attempt(method="GET", status=401))
     assert tally.done(None, 1.0).refused == ""
 
 
@@ -362,7 +358,7 @@ STANDING = Standing(expires_at=1_000_060.0, lifetime=90.0, in_flight=2)
 
 
 def breaker(state: str) -> BreakerChanged:
-    return BreakerChanged(upstream="plm", state=state, attempts=20, failures=10, wait=1.0)
+    return BreakerChanged(upstream="plm", state=state, requests=20, failures=10, wait=1.0)
 
 
 def test_breaker_is_closed_until_it_is_told_of() -> None:

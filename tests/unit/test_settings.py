@@ -103,7 +103,8 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "extra": {},
     }
     assert sorted(upstream["retry"].pop("statuses")) == [429, 502, 503, 504]
-    assert sorted(upstream["retry"].pop("methods")) == ["DELETE", "GET", "HEAD", "OPTIONS", "PUT"]
+    assert sorted(upstream["retry"].pop("methods")) == ["GET", "HEAD", "OPTIONS", "PUT"]
+    assert sorted(upstream["retry"].pop("unapplied")) == [421, 425, 429]
     assert upstream == {
         "base_url": "https://plm.example.com/api",
         "insecure_http": False,
@@ -111,7 +112,7 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "renew": {"margin": "20%", "min_interval": 60.0, "check_every": 300.0, "timeout": 10.0, "startup": "required"},
         "strip": {"headers": [], "cookies": [], "query": [], "keep": []},
         "retry": {"attempts": 3, "base": 0.1, "cap": 20.0, "max_retry_after": 30.0, "budget": "20%"},
-        "timeout": {"total": 60.0, "connect": 5.0, "first_byte": 25.0, "idle": 60.0},
+        "timeout": {"token": 30.0, "connect": 5.0, "first_byte": 3600.0, "idle": 3600.0},
         "breaker": {"failures": "50%", "min_requests": 20, "window": 10.0, "open_for": 15.0, "unauthorized": 5},
         "sessions": {"pool": 1, "max_in_flight": 0},
         "keepalive": None,
@@ -281,8 +282,10 @@ ERRORS = [
     (f"{PLM}.renew.startup=maybe", f"{PLM}.renew.startup: Input should be 'required' or 'optional'"),
     *(
         (f"{PLM}.timeout.{key}=0", f"{PLM}.timeout.{key}: Input should be greater than 0")
-        for key in ("total", "connect", "first_byte", "idle")
+        for key in ("token", "connect", "first_byte", "idle")
     ),
+    (f"{PLM}.timeout.total=60s", f"{PLM}.timeout: total is gone: no time bounds a whole request; the wait for a"),
+    (f"{PLM}.retry.unapplied=[399]", f"{PLM}.retry.unapplied.0: Input should be greater than or equal to 400"),
     (f"{PLM}.retry.attempts=0", f"{PLM}.retry.attempts: Input should be greater than or equal to 1"),
     (f"{PLM}.retry.attempts=11", f"{PLM}.retry.attempts: Input should be less than or equal to 10"),
     (f"{PLM}.retry.base=0", f"{PLM}.retry.base: Input should be greater than 0"),
@@ -1096,7 +1099,7 @@ def test_schema_is_one_that_editors_read() -> None:
     text = json.dumps(schema)
 
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Timeouts"]["properties"]["total"]["examples"] == ["90s", "15m"]
+    assert schema["$defs"]["Timeouts"]["properties"]["token"]["examples"] == ["90s", "15m"]
     assert schema["$defs"]["Replay"]["properties"]["memory"]["examples"] == ["64KiB", "1MiB"]
     assert schema["$defs"]["Renew"]["properties"]["margin"]["examples"] == ["20%", "5m"]
     assert schema["$defs"]["Listen"]["properties"]["proxy"]["examples"][0] == "127.0.0.1:8080"

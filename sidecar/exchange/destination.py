@@ -1,4 +1,4 @@
-"""What the exchange needs of its neighbours: a client to answer, a destination to go to."""
+"""One upstream, ready for use, and the client that waits for its answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,12 @@ Present = Callable[[Secret], tuple[bytes, bytes]]
 
 
 class Client(Protocol):
-    """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left."""
+    """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left.
+
+    *patience*: seconds that it may take nothing; who takes nothing for longer has left.
+    """
+
+    patience: float
 
     async def start(
         self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
@@ -40,7 +45,10 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """One upstream, ready for use."""
+    """One upstream, ready for use.
+
+    *token_timeout*: seconds to wait for a credential. *idle_timeout*: seconds that a client may be silent.
+    """
 
     broker: Broker
     admission: Admission
@@ -48,7 +56,8 @@ class Destination:
     present: Present
     strips: StripSet
     retry: RetryPolicy
-    total_timeout: float
+    token_timeout: float
+    idle_timeout: float
     replay_memory: int
     replay_spool: int
     read_only: bool
