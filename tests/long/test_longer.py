@@ -3,6 +3,7 @@
 import pytest
 
 from tests.properties.test_fleet_machine import FleetMachine, SqliteFleetMachine, check_machine
+from tests.properties.test_truth import check_truth
 
 
 @pytest.mark.timeout(900)
@@ -10,3 +11,9 @@ from tests.properties.test_fleet_machine import FleetMachine, SqliteFleetMachine
 def test_invariants_hold_for_long(machine: type[FleetMachine], examples: int) -> None:
     """Steps that no run had before; what fails prints the steps that led to it."""
     check_machine(machine, examples=examples, steps=60, derandomize=False)
+
+
+@pytest.mark.timeout(900)
+def test_nothing_told_contradicts_what_was_done_for_long() -> None:
+    """Ten thousand requests that no run had before, and no answer that is untrue."""
+    assert sum(check_truth(10_000, derandomize=False).values()) > 5000

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from sidecar.policy.breaker import FAILED, Breaker, BreakerPolicy, State
 from sidecar.policy.budget import FLOOR, Budget
-from sidecar.policy.decide import Attempt, Backoff, RetryPolicy, decide
+from sidecar.policy.decide import Attempt, Backoff, Past, RetryPolicy, decide
 from tests.properties.virtual import VirtualLoop
 
 POLICY = RetryPolicy()
+PAGE = b"/page"
 BURST = 10.0
 BACK = 10.0
 
@@ -43,32 +44,33 @@ class Load:
         """One request of a client, from its first attempt to its end; some clients leave in the middle."""
         self.budget.deposit(self.loop.time())
         self.counts["requests"] += 1
-        deadline, attempts = self.loop.time() + 60.0, 0
+        was, attempts = self.breaker.state, 0
+        permit = self.breaker.ask(PAGE, self.loop.time(), self.chance.random())
+        if not permit:
+            self.counts["refused"] += 1
+            return
         while True:
-            was = self.breaker.state
-            permit = self.breaker.ask(self.loop.time(), self.chance.random())
-            if not permit:
-                self.counts["refused"] += 1
-                return
             attempts += 1
             self.counts["attempts"] += 1
             self.counts["probes"] += was is not State.CLOSED
             try:
                 await asyncio.sleep(self.latency * (0.5 + self.chance.random()))
+                status = 503 if self.chance.random() < self.failing else 200
+                now, closed = self.loop.time(), self.breaker.closed
+                left = self.budget.left(now)
+                attempt = Attempt(method=method, status=status, attempts=attempts, closed=closed, budget=left)
+                decision = decide(attempt, Past(), POLICY, self.chance.random())
+                if not isinstance(decision, Backoff):
+                    break
+                self.budget.withdraw(now)
+                await asyncio.sleep(decision.delay)
+                if not self.breaker.closed:
+                    break
             except asyncio.CancelledError:
-                self.breaker.give_back(permit, now=self.loop.time(), jitter=self.chance.random())
+                self.breaker.give_back(permit, PAGE, now=self.loop.time(), jitter=self.chance.random())
                 raise
-            status = 503 if self.chance.random() < self.failing else 200
-            ok, now = status not in FAILED, self.loop.time()
-            self.breaker.record(permit, ok=ok, now=now, jitter=self.chance.random())
-            attempt = Attempt(method=method, status=status, attempts=attempts, deadline_left=deadline - now)
-            decision = decide(attempt, POLICY, self.chance.random())
-            if not isinstance(decision, Backoff) or self.breaker.state is not State.CLOSED:
-                return
-            if not self.budget.try_withdraw(now):
-                self.counts["over budget"] += 1
-                return
-            await asyncio.sleep(decision.delay)
+        ok = status not in FAILED
+        self.breaker.record(permit, PAGE, ok=ok, now=self.loop.time(), jitter=self.chance.random())
 
     async def call(self, rate: float, seconds: float, leaving: float) -> None:
         """Send *rate* requests a second for so long; a share of them, *leaving*, is cut off by its client."""
