@@ -117,6 +117,8 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "keepalive": None,
         "replay": {"memory": 1 << 20, "spool": 256 << 20},
         "tls": {"ca": None, "client_cert": None, "client_key": None},
+        "via": False,
+        "links": {"forwarded": False, "rewrite": []},
         "addresses": [],
         "read_only": False,
     }
