@@ -21,7 +21,7 @@ _LINK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|<([^<>]*)>', re.DOTALL)
 """A quoted parameter, or the target of a link (RFC 8288 section 3)."""
 _CONDITION = re.compile(rb'\((?:[^()"]++|"[^"]*+"?)*+\)?|<([^<>]*)>')
 """A list of state tokens, or the tag of a resource (RFC 4918 section 10.4.2)."""
-_REFRESH = re.compile(rb"""[0-9.\s]*+[;,]?+\s*+(?:url\s*+=\s*+)?+(["']?+)""", re.IGNORECASE)
+_REFRESH = re.compile(rb"""[0-9][0-9.]*+\s*+[;,]?+\s*+(?:url\s*+=\s*+)?+(["']?+)""", re.IGNORECASE)
 
 _FORWARDED = frozenset({b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix"})
 _OF_THE_BYTES = frozenset(
@@ -140,7 +140,7 @@ def _reference(value: bytes, source: Origin, target: Origin) -> bytes:
     url = _URL.fullmatch(value)
     if not url or not _is_named(source, url[1], url[2]):
         return value
-    path = url[3]
+    path = url[3] or b"/"
     if _inside(path, source, target):
         return _root(target) + (target.path + path[len(source.path) :] or b"/") + url[4]
     return value if url[1] else source.scheme.encode() + b":" + value
@@ -164,8 +164,9 @@ def _bracketed(pattern: re.Pattern[bytes], value: bytes, source: Origin, target:
 def _refresh(value: bytes, source: Origin, target: Origin) -> bytes:
     """Return `5; url=...` as browsers read it, with or without quotes."""
     found = _REFRESH.match(value)
-    start = found.end() if found else 0
-    quote = found[1] if found else b""
+    if not found:
+        return value
+    start, quote = found.end(), found[1]
     end = value.find(quote, start) if quote and quote in value[start:] else len(value)
     return value[:start] + _reference(value[start:end], source, target) + value[end:]
 
