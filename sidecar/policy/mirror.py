@@ -98,7 +98,7 @@ class Mirror:
         return media_type.strip().lower() in self.links.rewrite
 
     def _mapped(self, fields: Fields, table: Mapping[bytes, _Map], *, outward: bool) -> Fields:
-        if not any(name.lower() in table for name, _ in fields):
+        if table.keys().isdisjoint([name.lower() for name, _ in fields]):
             return fields
         source, target = (self.client, self.upstream) if outward else (self.upstream, self.client)
         return tuple(
