@@ -15,6 +15,7 @@ from sidecar.policy.headers import (
     nominated,
     normal_name,
     outgoing,
+    passed_before,
     strip,
     strip_set,
     strip_target,
@@ -25,6 +26,7 @@ from sidecar.policy.headers import (
 from sidecar.policy.message import Request, value_of
 from tests.canary import WORD, canary
 
+VIA = (b"Via", b"1.1 auth-sidecar")
 BUILT_IN = strip_set((), (), (), ())
 OURS = (b"Authorization", b"Bearer ours")
 HOP = (b"Auth-Sidecar-Hop", b"5a0c31f2")
@@ -414,3 +416,20 @@ def test_first_field_of_a_name_counts() -> None:
     assert value_of(fields, b"date") == b"1"
     assert value_of(fields, b"a") == b""
     assert value_of(fields, b"b") is None
+
+
+def test_via_is_added_only_when_asked_for() -> None:
+    """Before the hop and the credential; those of others stay in front."""
+    theirs = (b"Via", b"1.0 fred")
+    told = outgoing((theirs,), BUILT_IN, host=b"up", hop=HOP[1], credential=OURS, chunked=False, via=True)
+    assert told == ((b"Host", b"up"), theirs, VIA, HOP, OURS)
+    assert sent(theirs) == ((b"Host", b"up"), theirs, HOP, OURS)
+
+
+@pytest.mark.parametrize("name", [b"Auth-Sidecar-Hop", b"auth_sidecar_hop", b"AUTH-SIDECAR-HOP"])
+def test_own_hop_is_known_again(name: bytes) -> None:
+    """In any spelling of the name, on any line, and in a line that another proxy made of several."""
+    for fields in [((name, HOP[1]),), ((name, b"0badcafe"), (name, HOP[1])), ((name, b"0badcafe, " + HOP[1]),)]:
+        assert passed_before(fields, HOP[1])
+    for fields in [(), ((name, b"0badcafe"),), ((b"X-Hop", HOP[1]),), ((b"Via", HOP[1]),)]:
+        assert not passed_before(fields, HOP[1])
