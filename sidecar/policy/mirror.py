@@ -23,8 +23,8 @@ _CONDITION = re.compile(rb'\((?:[^()"]++|"[^"]*+"?)*+\)?|<([^<>]*)>')
 """A list of state tokens, or the tag of a resource (RFC 4918 section 10.4.2)."""
 _REFRESH = re.compile(rb"""[0-9][0-9.]*+\s*+[;,]?+\s*+(?:url\s*+=\s*+)?+(["']?+)""", re.IGNORECASE)
 
-_FORWARDED = frozenset({b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix"})
-_OF_THE_BYTES = frozenset(
+FORWARDED = frozenset({b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-prefix"})
+OF_THE_BYTES = frozenset(
     {b"accept-ranges", b"content-digest", b"content-length", b"content-md5", b"digest", b"repr-digest"}
 )
 """What an answer says of bytes that are others now."""
@@ -70,7 +70,7 @@ class Mirror:
 
     def outward(self) -> Request:
         """Return the request with the upstream's own name in its fields, and with what *links* adds."""
-        fields = self._mapped(self.request.fields, _REQUEST_FIELDS, outward=True)
+        fields = self._mapped(self.request.fields, REQUEST_FIELDS, outward=True)
         if self.request.upstream is not None:
             if self.links.forwarded:
                 fields = _forwarded(fields, self.client, self.upstream)
@@ -85,10 +85,10 @@ class Mirror:
         None when the body stays as it is. Where it does not, the fields that speak of its bytes go, also for HEAD
         (RFC 9110 section 8.6); an ETag stays, because it is the server's to compare.
         """
-        fields = self._mapped(fields, _ANSWER_FIELDS, outward=False)
+        fields = self._mapped(fields, ANSWER_FIELDS, outward=False)
         if self.request.upstream is None or not self.links.rewrite or not self._is_rewritten(status, fields):
             return fields, None
-        kept = tuple(field for field in fields if field[0].lower() not in _OF_THE_BYTES)
+        kept = tuple(field for field in fields if field[0].lower() not in OF_THE_BYTES)
         return kept, Rewriter(self.upstream, self.client)
 
     def _is_rewritten(self, status: int, fields: Fields) -> bool:
@@ -116,7 +116,7 @@ def mirror(request: Request, upstream: Origin, links: LinkPolicy = NO_LINKS) -> 
 
 def _forwarded(fields: Fields, client: Origin, upstream: Origin) -> Fields:
     """Return *fields* with the client's name in X-Forwarded-*, instead of what stood there."""
-    kept = (field for field in fields if normal_name(field[0]) not in _FORWARDED)
+    kept = (field for field in fields if normal_name(field[0]) not in FORWARDED)
     told = ((b"X-Forwarded-Host", client.authority.encode("latin-1")), (b"X-Forwarded-Proto", b"http"))
     # It takes the place of the path that a server believes to be mounted at; ours is in front of every path.
     prefix: Fields = ((b"X-Forwarded-Prefix", b"/"),) if upstream.path else ()
@@ -231,13 +231,13 @@ def _root(origin: Origin) -> bytes:
     return f"{origin.scheme}://{origin.authority}".encode("latin-1")
 
 
-_REQUEST_FIELDS: Mapping[bytes, _Map] = {
+REQUEST_FIELDS: Mapping[bytes, _Map] = {
     b"destination": _reference,
     b"if": partial(_bracketed, _CONDITION),
     b"origin": _origin,
     b"referer": _reference,
 }
-_ANSWER_FIELDS: Mapping[bytes, _Map] = {
+ANSWER_FIELDS: Mapping[bytes, _Map] = {
     b"access-control-allow-origin": _origin,
     b"content-location": _reference,
     b"link": partial(_bracketed, _LINK),
