@@ -46,9 +46,6 @@ class LinkPolicy:
     rewrite: frozenset[bytes] = frozenset()
 
 
-NO_LINKS = LinkPolicy()
-
-
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """The two names of one upstream for one *request*; *links* has no say on the proxy port."""
@@ -107,7 +104,7 @@ class Mirror:
         )
 
 
-def mirror(request: Request, upstream: Origin, links: LinkPolicy = NO_LINKS) -> Mirror | None:
+def mirror(request: Request, upstream: Origin, links: LinkPolicy) -> Mirror | None:
     """Return the mirror for *request*, None where client and upstream use the same name, as within intercepted TLS."""
     if request.upstream is None and request.scheme == upstream.scheme:
         return None

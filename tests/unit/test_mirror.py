@@ -232,8 +232,8 @@ def test_upgraded_client_stays_with_http() -> None:
 
 def test_names_that_are_the_same_on_both_sides_need_no_mirror() -> None:
     """Inside intercepted TLS, and with https:// in absolute form."""
-    assert mirror(request(reverse=False, scheme="https", port=443), PLM) is None
-    assert mirror(request(reverse=False), PLAIN) is None
+    assert mirror(request(reverse=False, scheme="https", port=443), PLM, NO_LINKS) is None
+    assert mirror(request(reverse=False), PLAIN, NO_LINKS) is None
 
 
 @pytest.mark.parametrize(
