@@ -198,7 +198,7 @@ def _is_cross_site(key: bytes, value: bytes) -> bool:
 def _covers(domain: bytes, host: str) -> bool:
     """Tell whether cookies of *domain* go to *host* (RFC 6265 section 5.1.3)."""
     wanted = domain.lstrip(b".").lower().decode("latin-1")
-    return bool(wanted) and ("." + host.lower()).endswith("." + wanted)
+    return ("." + host.lower()).endswith("." + wanted)
 
 
 def _is_named(origin: Origin, scheme: bytes | None, authority: bytes) -> bool:
@@ -221,7 +221,7 @@ def _inside(path: bytes, source: Origin, target: Origin) -> bool:
     """Tell whether *path* is below *source*; where dot segments lead is for those to say who resolve them."""
     if source.path != target.path and (b"/./" in path + b"/" or b"/../" in path + b"/"):
         return False
-    return not source.path or path == source.path or path.startswith(source.path + b"/")
+    return path == source.path or path.startswith(source.path + b"/")
 
 
 def _root(origin: Origin) -> bytes:
