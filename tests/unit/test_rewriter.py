@@ -93,7 +93,7 @@ def test_what_only_looks_like_it_stays(body: bytes) -> None:
         (WHOLE, b"https://plm.example.com:8443/a", None),
         (WHOLE, b"https://plm.example.company/a", None),
         (parse_base_url("https://h:8443/2x"), b"https://h:8443/2x/a http://h:8443/2x", b"%b/a %b" % (HERE, HERE)),
-        (parse_base_url("https://h:8443/2x"), b"https://h/2x/a", None),
+        (parse_base_url("https://h:8443/2x"), b"https://h/2x/a http://h/2x/a http://h:80/2x/a", None),
         (parse_base_url("http://h/x"), b"http://h:80/x http://h/x", b"%b %b" % (HERE, HERE)),
         (parse_base_url("http://h/x"), b"https://h/x", None),
         (parse_base_url("https://[2001:db8::1]/x"), b"https://[2001:DB8::1]/x/a", HERE + b"/a"),
