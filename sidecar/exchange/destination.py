@@ -9,6 +9,7 @@ from sidecar.exchange.upstream import Pool
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import StripSet
 from sidecar.policy.message import Fields
+from sidecar.policy.mirror import LinkPolicy
 from sidecar.secret import Secret
 from sidecar.tokens.broker import Broker
 
@@ -61,3 +62,5 @@ class Destination:
     replay_memory: int
     replay_spool: int
     read_only: bool
+    via: bool
+    links: LinkPolicy

@@ -21,8 +21,9 @@ from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
-from sidecar.policy.message import Request, value_of
-from sidecar.policy.routing import Route, rewrite_location, route
+from sidecar.policy.message import Request
+from sidecar.policy.mirror import Mirror, mirror
+from sidecar.policy.routing import route
 
 _READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
@@ -30,8 +31,8 @@ _READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 class Exchange:
     """Carries requests to their upstreams, and those that are none of our business *beside* them.
 
-    *identity* is our name in Via, unique to this process. `rounds`: the way to upstreams. `busy`: how many are under
-    way; *in_flight*: by upstream.
+    *identity* is our value of Auth-Sidecar-Hop, unique to this process. `rounds`: the way to upstreams. `busy`: how
+    many are under way; *in_flight*: by upstream.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class Exchange:
         self._destinations = destinations
         self._beside = beside
         self.origins = {name: destination.pool.origin for name, destination in destinations.items()}
-        self._via = f"1.1 auth-sidecar ({identity})".encode()
+        self._hop = identity.encode()
         self._clock = clock
         self._emit = emit
-        self.rounds = Rounds(self._via, clock)
+        self.rounds = Rounds(self._hop, clock)
         self.busy = 0
         self._in_flight: Counter[str] = Counter() if in_flight is None else in_flight
 
@@ -91,10 +92,11 @@ class Exchange:
             self._emit(tally.done(request, self._clock.monotonic()))
 
     async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
-        self._check_loop(request)
+        if headers.passed_before(request.fields, self._hop):
+            raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
         if request.upstream is None and self._beside.takes(request.host):
             _check_method(request)
-            await self._beside.forward(request, body, client, tally, self._via)
+            await self._beside.forward(request, body, client, tally, self._hop)
             return
         way = route(request, self.origins)
         tally.upstream = way.upstream
@@ -104,25 +106,19 @@ class Exchange:
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
         tally.endpoint = endpoint_of(way.target)
+        if (names := mirror(request, way.origin, destination.links)) is not None:
+            request = names.outward()
         answer = await self.rounds.run(Errand(request, way, destination, body, tally))
         try:
-            await self._pass_on(answer, request, way, client, tally)
+            await self._pass_on(answer, names, client, tally)
         finally:
             answer.close()
 
-    def _check_loop(self, request: Request) -> None:
-        if any(self._via in value for name, value in request.fields if headers.normal_name(name) == b"via"):
-            raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
-
-    async def _pass_on(self, answer: Answer, request: Request, way: Route, client: Client, tally: Tally) -> None:
-        fields = headers.incoming(answer.fields)
-        if request.upstream is not None:
-            base = b"http://" + (value_of(request.fields, b"host") or b"localhost")
-            fields = tuple(
-                (name, rewrite_location(value, way.origin, base) if name.lower() == b"location" else value)
-                for name, value in fields
-            )
-        await relay(answer, fields, client, tally, self._emit, f"upstream {way.upstream}")
+    async def _pass_on(self, answer: Answer, names: Mirror | None, client: Client, tally: Tally) -> None:
+        fields, rewriter = headers.incoming(answer.fields), None
+        if names is not None:
+            fields, rewriter = names.inward(answer.status, fields)
+        await relay(answer, fields, client, tally, self._emit, f"upstream {tally.upstream}", rewriter)
 
     async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:
         tally.outcome = refusal.reason

@@ -53,7 +53,7 @@ class Passthrough:
         except ValueError:
             return False
 
-    async def forward(self, request: Request, body: RequestBody, client: Client, tally: Tally, via: bytes) -> None:
+    async def forward(self, request: Request, body: RequestBody, client: Client, tally: Tally, hop: bytes) -> None:
         """Send *request* on a connection of its own and give *client* the answer; raises Refusal when there is none."""
         origin = Origin(request.scheme, normal_host(request.host), request.port)
         await self._resolve(origin.host, origin.port)
@@ -61,7 +61,7 @@ class Passthrough:
             # Few clients send `https` in absolute-form, and public roots take a while to read.
             self._context = await asyncio.to_thread(lambda: client_context(read_material(Tls())))
         fields = headers.untouched(
-            request.fields, host=origin.authority.encode(), via=via, chunked=request.length is None
+            request.fields, host=origin.authority.encode(), hop=hop, chunked=request.length is None
         )
         lines = [b"%b %b HTTP/1.1" % (request.method, request.target), *(b"%b: %b" % pair for pair in fields)]
         pool = Pool(

@@ -23,10 +23,10 @@ _NOTHING = Past()
 
 
 class Rounds:
-    """Takes requests to their upstreams as often as it needs; *via* is our line in Via."""
+    """Takes requests to their upstreams as often as it needs; *hop* is our value of Auth-Sidecar-Hop."""
 
-    def __init__(self, via: bytes, clock: Clock) -> None:
-        self._via = via
+    def __init__(self, hop: bytes, clock: Clock) -> None:
+        self._hop = hop
         self._clock = clock
         self._stopping = asyncio.Event()
 
@@ -139,7 +139,8 @@ class Rounds:
             request.fields,
             destination.strips,
             host=way.origin.authority.encode(),
-            via=self._via,
+            hop=self._hop,
+            via=destination.via,
             credential=destination.present(token.access_token),
             chunked=request.length is None,
         )

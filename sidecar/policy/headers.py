@@ -28,6 +28,9 @@ HOP_BY_HOP = frozenset(
 )
 CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"x-api-key"})
 CREDENTIAL_PARAMETERS = frozenset({b"access-token"})
+HOP = b"Auth-Sidecar-Hop"
+VIA = (b"Via", b"1.1 auth-sidecar")
+_NORMAL_HOP = HOP.lower()
 _NEVER_NOMINATED = frozenset({b"host", b"content-length"})
 _PRECONDITION = re.compile(rb"if(-(none-)?match|-(un)?modified-since|-range|-schedule-tag-match)?")
 _PARAMETER_END = re.compile(rb"([&;])")
@@ -110,30 +113,45 @@ def strip_target(target: bytes, strips: StripSet) -> bytes:
 
 
 def outgoing(
-    fields: Fields, strips: StripSet, *, host: bytes, via: bytes, credential: tuple[bytes, bytes] | None, chunked: bool
+    fields: Fields,
+    strips: StripSet,
+    *,
+    host: bytes,
+    hop: bytes,
+    credential: tuple[bytes, bytes] | None,
+    chunked: bool,
+    via: bool = False,
 ) -> Fields:
     """Return the fields of the request to the upstream.
 
     Host keeps its place and spelling and gets the upstream's value, or goes first when it was missing; then
-    come Transfer-Encoding if the body is chunked, Via, and the credential, exactly one; None: none.
+    come Transfer-Encoding if the body is chunked, Via if *via*, *hop* by which a loop is found, and the
+    credential, exactly one; None: none.
     """
     kept = [(name, host if name.lower() == b"host" else value) for name, value in strip(fields, strips)]
     if not any(name.lower() == b"host" for name, _ in kept):
         kept.insert(0, (b"Host", host))
     if chunked:
         kept.append((b"Transfer-Encoding", b"chunked"))
+    if via:
+        kept.append(VIA)
     if credential is None:
-        return (*kept, (b"Via", via))
+        return (*kept, (HOP, hop))
     secret_name = normal_name(credential[0])
-    return (*(field for field in kept if normal_name(field[0]) != secret_name), (b"Via", via), credential)
+    return (*(field for field in kept if normal_name(field[0]) != secret_name), (HOP, hop), credential)
 
 
-def untouched(fields: Fields, *, host: bytes, via: bytes, chunked: bool) -> Fields:
+def untouched(fields: Fields, *, host: bytes, hop: bytes, chunked: bool) -> Fields:
     """Return the fields of a request that is passed through: the client's own credentials stay in it.
 
-    As any proxy does, it takes the hop-by-hop fields and what was meant for us, and adds Via.
+    It loses the hop-by-hop fields and what was meant for us, and gets *hop*, because a loop may lead there too.
     """
-    return outgoing(fields, _OURS_ONLY, host=host, via=via, credential=None, chunked=chunked)
+    return outgoing(fields, _OURS_ONLY, host=host, hop=hop, credential=None, chunked=chunked)
+
+
+def passed_before(fields: Fields, hop: bytes) -> bool:
+    """Tell whether a request has come by our own *hop* already; those of others make a chain, not a loop."""
+    return any(hop in value for name, value in fields if normal_name(name) == _NORMAL_HOP)
 
 
 def incoming(fields: Fields) -> Fields:

@@ -127,15 +127,6 @@ def route(request: Request, origins: Mapping[str, Origin]) -> Route:
     return best
 
 
-def rewrite_location(value: bytes, origin: Origin, base: bytes) -> bytes:
-    """Return a Location for a client of a reverse port: one that starts with the base URL starts with *base*."""
-    prefix = origin.url.encode("latin-1")
-    rest = value[len(prefix) :]
-    if value.startswith(prefix) and rest[:1] in (b"", b"/", b"?", b"#"):
-        return base + (rest if rest.startswith(b"/") else b"/" + rest)
-    return value
-
-
 def _upgraded(request: Request, host: str, origin: Origin) -> bool:
     if (request.scheme, origin.scheme) != ("http", "https") or host != origin.host:
         return False

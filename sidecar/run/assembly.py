@@ -37,7 +37,7 @@ _LOOK_SECONDS = 0.1
 class Surroundings:
     """What lives longer than any configuration.
 
-    *own* tells our listeners, *identity* is our name in Via, *in_flight* counts requests by upstream.
+    *own* tells our listeners, *identity* is our value of Auth-Sidecar-Hop, *in_flight* counts requests by upstream.
     """
 
     shared: Shared

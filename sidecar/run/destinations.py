@@ -14,6 +14,7 @@ from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set
+from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Shared
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
@@ -57,6 +58,8 @@ async def make_destination(
         replay_memory=upstream.replay.memory,
         replay_spool=upstream.replay.spool,
         read_only=upstream.read_only,
+        via=upstream.via,
+        links=LinkPolicy(upstream.links.forwarded, frozenset(each.encode() for each in upstream.links.rewrite)),
     )
 
 

@@ -11,6 +11,7 @@ from sidecar.settings.values import Address, ListenAddress, SocketPath
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")  # RFC 6838 section 4.2
 _PATH = re.compile(r"/(?!/)(?:[!$%&'()*+,./0-9:;=?@A-Z_a-z~-])*")  # RFC 3986 section 3.3 and a query
 
 
@@ -59,6 +60,14 @@ def _target_path(value: str) -> str:
     return value
 
 
+def _media_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(value):
+        raise ValueError("expected a media type such as application/json, without parameters and wildcards")
+    if value.lower().startswith("multipart/"):
+        raise ValueError("a multipart body cannot be rewritten: its parts may tell their lengths")
+    return value.lower()
+
+
 def _field_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise ValueError("expected a header, cookie or parameter name")
@@ -71,5 +80,6 @@ Network = Annotated[str, AfterValidator(_network)]
 Method = Annotated[str, AfterValidator(_method)]
 Name = Annotated[str, AfterValidator(_field_name)]
 """Of a header field, a cookie or a query parameter."""
+MediaType = Annotated[str, AfterValidator(_media_type)]
 TargetPath = Annotated[str, AfterValidator(_target_path)]
 """What of a URL comes after the base URL: a path and perhaps a query."""

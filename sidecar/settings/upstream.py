@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.settings.names import LocalAddress, Method, Name, Network, TargetPath
+from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
 from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Share, Size
 
 _RESERVED = frozenset(
@@ -147,6 +147,11 @@ class Replay(Model):
     spool: Size = 256 << 20
 
 
+class Links(Model):
+    forwarded: bool = False
+    rewrite: tuple[MediaType, ...] = ()
+
+
 class Tls(Model):
     ca: Path | None = None
     client_cert: Path | None = None
@@ -175,6 +180,8 @@ class Upstream(Model):
     tls: Tls = Tls()
     addresses: tuple[Network, ...] = ()
     read_only: bool = False
+    via: bool = False
+    links: Links = Links()
 
     @cached_property
     def origin(self) -> Origin:
@@ -192,6 +199,8 @@ class Upstream(Model):
                 raise ValueError(
                     f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"
                 )
+        if self.links != Links() and self.listen is None:
+            raise ValueError("links needs listen: it is about answers of the reverse port")
         if self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
             raise ValueError("client_auth tls_client_auth needs tls.client_cert and tls.client_key")
         return self

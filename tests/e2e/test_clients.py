@@ -46,7 +46,7 @@ GONE = {
     b"transfer-encoding",
     b"upgrade",
 }
-VIA = re.compile(rb"Via: 1\.1 auth-sidecar \([\w-]+\)")
+HOP = re.compile(rb"Auth-Sidecar-Hop: [0-9a-f]+")
 NEXT_HOP_LINE = re.compile(r"(?i)(connection|keep-alive|proxy-connection|transfer-encoding):")
 # curl shows the proxy's answer to CONNECT among the heads, as with any proxy.
 ANSWER_TO_CONNECT = re.compile(r"HTTP/1\.1 200 Connection established\n+", re.IGNORECASE)
@@ -281,12 +281,12 @@ def sent_on(seen: Seen, host: str) -> list[bytes]:
     kept = [(name, value) for name, value in pairs if name.lower() not in GONE | nominated]
     lines = [name + b": " + (host.encode() if name.lower() == b"host" else value) for name, value in kept]
     chunked = [b"Transfer-Encoding: chunked"] if seen.values(b"Transfer-Encoding") else []
-    return [seen.line, *lines, *chunked, b"Via: 1.1 auth-sidecar (ID)", b"Authorization: Bearer " + TOKEN.encode()]
+    return [seen.line, *lines, *chunked, b"Auth-Sidecar-Hop: ID", b"Authorization: Bearer " + TOKEN.encode()]
 
 
 def compared(head: list[bytes], client: Client) -> list[bytes]:
     """Return a head as it is compared: the sidecar's random id made plain, and what only *client* itself changes."""
-    lines = [VIA.sub(b"Via: 1.1 auth-sidecar (ID)", line) for line in head]
+    lines = [HOP.sub(b"Auth-Sidecar-Hop: ID", line) for line in head]
     return [re.sub(b"^Host:", b"host:", line) for line in lines] if client.respells_host else lines
 
 

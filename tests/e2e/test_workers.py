@@ -14,7 +14,7 @@ import pytest
 from tests.process import Running, start_sidecar
 from tests.rig import OK, Recorder, Seen, TokenServer, configuration, raw, recorder, status_of, token_server
 
-VIA = re.compile(rb"Via: 1\.1 auth-sidecar \(([0-9a-f]+)\)")
+HOP = re.compile(rb"Auth-Sidecar-Hop: ([0-9a-f]+)")
 
 
 class Gate:
@@ -85,8 +85,8 @@ async def counted(running: Running) -> float:
 
 
 def served(upstream: Recorder) -> Counter[bytes]:
-    """Return how many requests each process has served: each has a name of its own in Via."""
-    return Counter(match[1] for seen in upstream.seen if (match := VIA.search(seen.head)))
+    """Return how many requests each process has served: each has an id of its own in Auth-Sidecar-Hop."""
+    return Counter(match[1] for seen in upstream.seen if (match := HOP.search(seen.head)))
 
 
 async def test_connections_are_shared_out(running: Running, upstream: Recorder, tokens: TokenServer) -> None:
@@ -140,7 +140,7 @@ async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, token
 
 
 def served_slow(upstream: Recorder) -> set[int]:
-    slow = (VIA.search(seen.head) for seen in upstream.seen if b"/slow" in seen.line)
+    slow = (HOP.search(seen.head) for seen in upstream.seen if b"/slow" in seen.line)
     return {0, *Counter(match[1] for match in slow if match).values()}
 
 

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ http {{
     scgi_temp_path {folder}/scgi;
     client_max_body_size 64m;
     keepalive_timeout 2s;
+    gzip on;
+    gzip_types application/json;
     map $http_authorization $live {{ default 0; "Bearer {token}-2" 1; }}
     server {{
         listen 127.0.0.1:{port} ssl;
@@ -38,6 +41,11 @@ http {{
         location /v1/whoami {{
             if ($live = 0) {{ return 401; }}
             return 200 "$request_method $request_uri $http_host [$http_x_mark]";
+        }}
+        location /v1/parts/ {{
+            if ($live = 0) {{ return 401; }}
+            alias {folder}/files/;
+            default_type application/json;
         }}
         location /v1/files/ {{
             if ($live = 0) {{ return 401; }}
@@ -115,6 +123,38 @@ async def _logged(nginx: Nginx, count: int) -> list[str]:
         while len(lines := (nginx.folder / "access.log").read_text().splitlines()) < count:
             await asyncio.sleep(0.05)
     return [line.split('" ')[1].split()[0] for line in lines]
+
+
+async def _directly(nginx: Nginx, request: bytes) -> bytes:
+    """Return what nginx itself answers, over TLS, to a request that closes."""
+    context = ssl.create_default_context(cafile=str(nginx.folder / "ca.pem"))
+    port = int(nginx.url.split("/")[2].rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("localhost", port, ssl=context)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("via", [False, True])
+async def test_answers_are_as_compressed_as_without_us(nginx: Nginx, tmp_path: Path, via: bool) -> None:
+    """nginx compresses for us what it compresses for a direct client; it would not, with a Via in the request."""
+    (nginx.folder / "files/list.json").write_bytes(b'[{"number": "4711", "name": "bolt"}]' * 400)
+    asking = b"Accept-Encoding: gzip\r\nConnection: close\r\n"
+    async with token_server() as issuer:
+        ca = {"ca": str(nginx.folder / "ca.pem")}
+        async with sidecar(configuration(nginx.url, issuer.url, tmp_path / "state", tls=ca, via=via)) as rig:
+            url = nginx.url.replace("https://", "http://", 1).encode() + b"/parts/list.json"
+            through = await raw(rig.port(), b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (url, asking))
+    credential = f"Authorization: Bearer {TOKEN}-2\r\n".encode()
+    direct = await _directly(
+        nginx, b"GET /v1/parts/list.json HTTP/1.1\r\nHost: localhost\r\n%b%b\r\n" % (asking, credential)
+    )
+
+    assert b"\r\nContent-Encoding: gzip\r\n" in direct
+    assert (b"\r\nContent-Encoding: gzip\r\n" in through) is not via
+    assert (through.partition(b"\r\n\r\n")[2] == direct.partition(b"\r\n\r\n")[2]) is not via
 
 
 async def test_http_is_upgraded_and_401_replayed(nginx: Nginx, rig: Rig) -> None:

@@ -29,7 +29,7 @@ from tests.rig import (
 
 pytestmark = pytest.mark.usefixtures("both_modes")
 
-VIA = re.compile(rb"Via: 1\.1 auth-sidecar \([0-9a-f]+\)")
+HOP = re.compile(rb"Auth-Sidecar-Hop: [0-9a-f]+")
 CLOSE = b"Connection: close\r\n\r\n"
 OURS = rb"Authorization: Bearer CANARY-rig-token-1"
 
@@ -84,7 +84,7 @@ async def test_fields_keep_order_spelling_duplicates_and_bytes(upstream: Recorde
     host, *rest = upstream.seen[0].fields
     assert host == b"Host: 127.0.0.1:%d" % upstream.port
     assert rest[:-2] == fields
-    assert VIA.fullmatch(rest[-2])
+    assert HOP.fullmatch(rest[-2])
     assert rest[-1] == OURS
 
 
@@ -130,16 +130,30 @@ async def test_userinfo_is_dropped(upstream: Recorder, rig: Rig) -> None:
     assert b"CANARY-own" not in upstream.seen[0].head
 
 
-async def test_via_of_others_is_a_chain_our_own_a_loop(upstream: Recorder, rig: Rig) -> None:
-    """Another proxy's Via stays; a request that carries our own id is refused."""
-    await raw(rig.port(), _request(upstream, b"GET @/x HTTP/1.1", b"Via: 1.0 other"))
-    own = upstream.seen[0].values(b"via")[1]
+async def test_hop_of_others_is_a_chain_our_own_a_loop(upstream: Recorder, rig: Rig) -> None:
+    """The id of another sidecar stays in front of ours; a request that carries our own is refused, and says why."""
+    served = await raw(rig.port(), _request(upstream, b"GET @/x HTTP/1.1", b"Auth-Sidecar-Hop: 0badcafe"))
+    theirs, own = upstream.seen[0].values(b"auth-sidecar-hop")
 
-    answer = await raw(rig.port(), _request(upstream, b"GET @/x HTTP/1.1", b"Via: " + own))
+    for back in (b"Auth-Sidecar-Hop: " + own, b"auth_sidecar_hop: 0badcafe, " + own):
+        answer = await raw(rig.port(), _request(upstream, b"GET @/x HTTP/1.1", back))
+        assert problem_of(answer)["reason"] == "no_route"
+        assert "a loop" in problem_of(answer)["detail"]
 
-    assert upstream.seen[0].values(b"via")[0] == b"1.0 other"
-    assert problem_of(answer)["reason"] == "no_route"
+    assert theirs == b"0badcafe"
+    assert b"hop" not in served.lower()
     assert len(upstream.seen) == 1
+
+
+async def test_via_is_added_where_it_is_asked_for(upstream: Recorder, tmp_path: Path) -> None:
+    """Without `via` no line is added, with it one stands behind those of others."""
+    async with token_server() as issuer:
+        for via in (False, True):
+            async with sidecar(configuration(upstream.url, issuer.url, tmp_path / str(via), via=via)) as rig:
+                await raw(rig.port(), _request(upstream, b"GET @/x HTTP/1.1", b"Via: 1.0 other"))
+
+    lines = [b"1.0 other", b"1.1 auth-sidecar"]
+    assert [seen.values(b"via") for seen in upstream.seen] == [lines[:1], lines]
 
 
 async def test_body_is_passed_on_as_it_is_framed(upstream: Recorder, rig: Rig) -> None:

@@ -18,7 +18,7 @@ from tests.canary import canary
 ORIGIN = parse_base_url("http://plm.example:8080")
 THEIRS = canary("theirs").encode()
 OURS = (b"Authorization", b"Bearer ours")
-VIA = (b"Via", b"1.1 auth-sidecar (test)")
+HOP = (b"Auth-Sidecar-Hop", b"5a0c31f2")
 STRIPS = strip_set(["X-Session"], [], ["sid"], [])
 STRIPPED = (b"authorization", b"x-api-key", b"x-session", b"proxy-authorization")
 
@@ -112,7 +112,7 @@ def sent(request: Request) -> tuple[bytes, Fields]:
         request.fields,
         STRIPS,
         host=b"plm.example:8080",
-        via=VIA[1],
+        hop=HOP[1],
         credential=OURS,
         chunked=request.length is None,
     )
@@ -156,7 +156,7 @@ def test_what_goes_upstream_has_one_credential_which_is_ours(lines: list[bytes])
     gone = HOP_BY_HOP | nominated(request.fields) | {*STRIPPED, b"host"}
     kept = [(name.lower(), value) for name, value in request.fields if normal_name(name) not in gone]
     ours = [(b"transfer-encoding", b"chunked")] * (request.length is None)
-    ours += [(b"via", VIA[1]), (b"authorization", OURS[1])]
+    ours += [(b"auth-sidecar-hop", HOP[1]), (b"authorization", OURS[1])]
     assert [field for field in values if field[0] != b"host"] == kept + ours
 
 

@@ -15,7 +15,8 @@ from sidecar.emulator import Switches
 from sidecar.errors import REASONS, Reason
 from sidecar.events import Event, StoreTrouble
 from sidecar.observe import log
-from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP_BY_HOP, normal_name
+from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP, HOP_BY_HOP, VIA, normal_name
+from sidecar.policy.mirror import ANSWER_FIELDS, FORWARDED, OF_THE_BYTES, REQUEST_FIELDS
 from sidecar.settings import SecretReference, Settings, load
 from tests.canary import canary
 
@@ -171,12 +172,14 @@ def test_reasons_are_the_closed_list() -> None:
     assert rows == [(reason.value, str(REASONS[reason].status), REASONS[reason].error) for reason in Reason]
 
 
-def test_what_is_stripped_is_listed() -> None:
-    """The closed list names every field and parameter that is removed from a message."""
+def test_what_is_changed_is_listed() -> None:
+    """The closed list names every field and parameter that is removed from a message, mapped in it or added."""
     listed = HOW_IT_WORKS.split("## What we change in a message")[1].split("\n## ")[0]
-    request, answer = listed.split("### In an answer")
+    request, answer = listed.split("### Names and addresses")[0].split("### In an answer")
+    added = {normal_name(name) for name in (HOP, VIA[0], b"accept-encoding")}
     assert normal_names(request) >= HOP_BY_HOP | CREDENTIALS | CREDENTIAL_PARAMETERS
-    assert normal_names(answer) >= HOP_BY_HOP
+    assert normal_names(request) >= REQUEST_FIELDS.keys() | FORWARDED | added
+    assert normal_names(answer) >= HOP_BY_HOP | ANSWER_FIELDS.keys() | OF_THE_BYTES
 
 
 def test_every_event_has_a_name_in_the_log() -> None:

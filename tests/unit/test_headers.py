@@ -15,6 +15,7 @@ from sidecar.policy.headers import (
     nominated,
     normal_name,
     outgoing,
+    passed_before,
     strip,
     strip_set,
     strip_target,
@@ -25,16 +26,17 @@ from sidecar.policy.headers import (
 from sidecar.policy.message import Request, value_of
 from tests.canary import WORD, canary
 
+VIA = (b"Via", b"1.1 auth-sidecar")
 BUILT_IN = strip_set((), (), (), ())
 OURS = (b"Authorization", b"Bearer ours")
-VIA = (b"Via", b"1.1 auth-sidecar (id)")
+HOP = (b"Auth-Sidecar-Hop", b"5a0c31f2")
 THEIRS = canary("theirs").encode()
 
 
 def sent(*fields: tuple[bytes, bytes], strips=BUILT_IN, chunked=False, credential=OURS):
     """Return what goes upstream for *fields*, of which Host is the first."""
     return outgoing(
-        ((b"Host", b"client"), *fields), strips, host=b"up", via=VIA[1], credential=credential, chunked=chunked
+        ((b"Host", b"client"), *fields), strips, host=b"up", hop=HOP[1], credential=credential, chunked=chunked
     )
 
 
@@ -55,7 +57,7 @@ def sent(*fields: tuple[bytes, bytes], strips=BUILT_IN, chunked=False, credentia
 )
 def test_credential_of_the_client_is_removed(name: bytes) -> None:
     """However it is spelled, and however many lines there are."""
-    assert sent((name, THEIRS), (b"A", b"1"), (name, THEIRS)) == ((b"Host", b"up"), (b"A", b"1"), VIA, OURS)
+    assert sent((name, THEIRS), (b"A", b"1"), (name, THEIRS)) == ((b"Host", b"up"), (b"A", b"1"), HOP, OURS)
 
 
 @pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
@@ -63,7 +65,7 @@ def test_hop_by_hop_field_is_removed_both_ways(name: bytes) -> None:
     """A field that is about one connection does not cross to the other, named in Connection or not."""
     spelled = name.title().replace(b"-", b"_")
 
-    assert sent((name, b"x"), (spelled, b"x")) == ((b"Host", b"up"), VIA, OURS)
+    assert sent((name, b"x"), (spelled, b"x")) == ((b"Host", b"up"), HOP, OURS)
     assert incoming(((name, b"x"), (spelled, b"x"), (b"A", b"1"))) == ((b"A", b"1"),)
 
 
@@ -84,7 +86,7 @@ def test_nominated_field_is_removed_both_ways(connection: bytes) -> None:
     """What a Connection field names goes with it, in any case and any place of the list."""
     fields = ((b"connection", connection), (b"X-Hop", b"1"), (b"X-Hops", b"2"))
 
-    assert sent(*fields) == ((b"Host", b"up"), (b"X-Hops", b"2"), VIA, OURS)
+    assert sent(*fields) == ((b"Host", b"up"), (b"X-Hops", b"2"), HOP, OURS)
     assert incoming(fields) == ((b"X-Hops", b"2"),)
 
 
@@ -99,7 +101,7 @@ def test_all_connection_fields_count() -> None:
 @pytest.mark.parametrize("connection", [b"Authorization", b"authorization, via, host", b"close,AUTHORIZATION"])
 def test_our_own_fields_cannot_be_nominated_away(connection: bytes) -> None:
     """First what the client named goes, then ours comes: the other order would send no credential at all."""
-    assert sent((b"Connection", connection), (b"Authorization", THEIRS)) == ((b"Host", b"up"), VIA, OURS)
+    assert sent((b"Connection", connection), (b"Authorization", THEIRS)) == ((b"Host", b"up"), HOP, OURS)
 
 
 @pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"content_length"])
@@ -107,7 +109,7 @@ def test_framing_cannot_be_nominated_away(name: bytes) -> None:
     """Without them the message would be another one to the upstream."""
     length = (b"Content-Length", b"5")
 
-    assert sent((b"Connection", name), length) == ((b"Host", b"up"), length, VIA, OURS)
+    assert sent((b"Connection", name), length) == ((b"Host", b"up"), length, HOP, OURS)
     assert incoming(((b"Connection", name), length)) == (length,)
 
 
@@ -153,39 +155,30 @@ def test_everything_else_stays() -> None:
         (b"Content-Length", b"5"),
     )
 
-    assert sent(*fields) == ((b"Host", b"up"), *fields, VIA, OURS)
+    assert sent(*fields) == ((b"Host", b"up"), *fields, HOP, OURS)
 
 
 def test_host_keeps_its_place_and_spelling() -> None:
     """Its value is the upstream's, whatever the client said."""
     fields = ((b"A", b"1"), (b"hOST", b"evil"), (b"B", b"2"))
-    result = outgoing(fields, BUILT_IN, host=b"up:8443", via=b"v", credential=OURS, chunked=False)
+    result = outgoing(fields, BUILT_IN, host=b"up:8443", hop=b"v", credential=OURS, chunked=False)
 
-    assert result == ((b"A", b"1"), (b"hOST", b"up:8443"), (b"B", b"2"), (b"Via", b"v"), OURS)
+    assert result == ((b"A", b"1"), (b"hOST", b"up:8443"), (b"B", b"2"), (b"Auth-Sidecar-Hop", b"v"), OURS)
 
 
 def test_missing_host_goes_first() -> None:
     """HTTP/1.0 has none; HTTP/1.1 must have one."""
-    result = outgoing(((b"A", b"1"),), BUILT_IN, host=b"up", via=b"v", credential=OURS, chunked=False)
+    result = outgoing(((b"A", b"1"),), BUILT_IN, host=b"up", hop=b"v", credential=OURS, chunked=False)
 
-    assert result == ((b"Host", b"up"), (b"A", b"1"), (b"Via", b"v"), OURS)
+    assert result == ((b"Host", b"up"), (b"A", b"1"), (b"Auth-Sidecar-Hop", b"v"), OURS)
 
 
 def test_chunked_body_is_framed_anew() -> None:
     """The client's Transfer-Encoding is about its connection; ours is added when the body has no length."""
     chunked = (b"Transfer-Encoding", b"chunked")
 
-    assert sent((b"transfer-encoding", b"chunked"), chunked=True) == ((b"Host", b"up"), chunked, VIA, OURS)
+    assert sent((b"transfer-encoding", b"chunked"), chunked=True) == ((b"Host", b"up"), chunked, HOP, OURS)
     assert chunked not in sent((b"Transfer_Encoding", b"chunked"))
-
-
-def test_via_is_added_behind_that_of_others() -> None:
-    """A chain of proxies stays visible, in order."""
-    assert sent((b"Via", b"1.0 other"), (b"via", b"1.1 next"))[1:-1] == (
-        (b"Via", b"1.0 other"),
-        (b"via", b"1.1 next"),
-        VIA,
-    )
 
 
 def test_credential_may_be_another_field() -> None:
@@ -193,7 +186,7 @@ def test_credential_may_be_another_field() -> None:
     ours = (b"X-Session_Id", b"ours")
     fields = ((b"x-session-id", THEIRS), (b"X_SESSION_ID", THEIRS), (b"Authorization", THEIRS), (b"X-Session", b"1"))
 
-    assert sent(*fields, credential=ours) == ((b"Host", b"up"), (b"X-Session", b"1"), VIA, ours)
+    assert sent(*fields, credential=ours) == ((b"Host", b"up"), (b"X-Session", b"1"), HOP, ours)
 
 
 def test_more_can_be_stripped_and_some_kept() -> None:
@@ -201,14 +194,14 @@ def test_more_can_be_stripped_and_some_kept() -> None:
     strips = strip_set(["X_Session", "Token"], [], [], ["x_api_key", "TOKEN"])
     fields = ((b"X-Session", THEIRS), (b"x-session", THEIRS), (b"X-Api-Key", b"kept"), (b"Token", b"kept"))
 
-    assert sent(*fields, strips=strips) == ((b"Host", b"up"), *fields[2:], VIA, OURS)
+    assert sent(*fields, strips=strips) == ((b"Host", b"up"), *fields[2:], HOP, OURS)
 
 
 def test_our_field_cannot_be_kept() -> None:
     """Even if `keep` names it, what is injected is there once."""
     strips = strip_set([], [], [], ["authorization"])
 
-    assert sent((b"authorization", THEIRS), strips=strips) == ((b"Host", b"up"), VIA, OURS)
+    assert sent((b"authorization", THEIRS), strips=strips) == ((b"Host", b"up"), HOP, OURS)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +298,7 @@ def test_there_is_exactly_one_credential_whatever_the_client_sent(fields, chunke
     """One Authorization, ours, last; none of the client's values; one Host, the upstream's."""
     result = sent(*fields, chunked=chunked)
 
-    assert result[-2:] == (VIA, OURS)
+    assert result[-2:] == (HOP, OURS)
     assert [name for name, _ in result if normal_name(name) == b"authorization"] == [b"Authorization"]
     assert not any(WORD.encode() in value for _, value in result)
     assert next(value for name, value in result if name.lower() == b"host") == b"up"
@@ -381,10 +374,10 @@ def test_passed_through_request_keeps_the_credentials_of_the_client() -> None:
         (b"x-dup", b"\xff"),
     )
 
-    assert untouched(((b"Host", b"client"), *kept), host=b"other", via=VIA[1], chunked=False) == (
+    assert untouched(((b"Host", b"client"), *kept), host=b"other", hop=HOP[1], chunked=False) == (
         (b"Host", b"other"),
         *kept,
-        VIA,
+        HOP,
     )
 
 
@@ -393,11 +386,11 @@ def test_passed_through_request_loses_what_was_for_us(name: bytes) -> None:
     """What is about one connection, in any spelling, and the password of the proxy."""
     fields = ((b"Connection", b"X-Nominated"), (name, b"x"), (name.title().replace(b"-", b"_"), b"x"), (b"A", b"1"))
 
-    assert untouched(fields, host=b"other", via=VIA[1], chunked=True) == (
+    assert untouched(fields, host=b"other", hop=HOP[1], chunked=True) == (
         (b"Host", b"other"),
         (b"A", b"1"),
         (b"Transfer-Encoding", b"chunked"),
-        VIA,
+        HOP,
     )
 
 
@@ -414,3 +407,20 @@ def test_first_field_of_a_name_counts() -> None:
     assert value_of(fields, b"date") == b"1"
     assert value_of(fields, b"a") == b""
     assert value_of(fields, b"b") is None
+
+
+def test_via_is_added_only_when_asked_for() -> None:
+    """Before the hop and the credential; those of others stay in front, so that a chain of proxies is told in order."""
+    theirs = ((b"Via", b"1.0 fred"), (b"via", b"1.1 next"))
+    told = outgoing(theirs, BUILT_IN, host=b"up", hop=HOP[1], credential=OURS, chunked=False, via=True)
+    assert told == ((b"Host", b"up"), *theirs, VIA, HOP, OURS)
+    assert sent(*theirs) == ((b"Host", b"up"), *theirs, HOP, OURS)
+
+
+@pytest.mark.parametrize("name", [b"Auth-Sidecar-Hop", b"auth_sidecar_hop", b"AUTH-SIDECAR-HOP"])
+def test_own_hop_is_known_again(name: bytes) -> None:
+    """In any spelling of the name, on any line, and in a line that another proxy made of several."""
+    for fields in [((name, HOP[1]),), ((name, b"0badcafe"), (name, HOP[1])), ((name, b"0badcafe, " + HOP[1]),)]:
+        assert passed_before(fields, HOP[1])
+    for fields in [(), ((name, b"0badcafe"),), ((b"X-Hop", HOP[1]),), ((b"Via", HOP[1]),)]:
+        assert not passed_before(fields, HOP[1])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import Reason, Refusal
 from sidecar.policy.message import Request
-from sidecar.policy.routing import Origin, Route, normal_host, parse_base_url, rewrite_location, route
+from sidecar.policy.routing import Origin, Route, normal_host, parse_base_url, route
 from sidecar.proxy.head import parse_head
 from tests.canary import WORD, canary
 
@@ -601,56 +601,6 @@ def test_reverse_port_joins_with_one_slash(base: str, target: bytes, joined: byt
 def test_reverse_port_refuses_what_cannot_be_joined(target: bytes) -> None:
     """Behind a base path only a path can stand."""
     assert refused(request(target, upstream="good")).reason is Reason.NO_ROUTE
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (b"https://api.good.example/v1", b"http://127.0.0.1:8090/"),
-        (b"https://api.good.example/v1/", b"http://127.0.0.1:8090/"),
-        (b"https://api.good.example/v1/a?b#c", b"http://127.0.0.1:8090/a?b#c"),
-        (b"https://api.good.example/v1?b", b"http://127.0.0.1:8090/?b"),
-        (b"https://api.good.example/v1#b", b"http://127.0.0.1:8090/#b"),
-        (b"https://api.good.example/v10/a", None),
-        (b"https://api.good.example/v1.evil/a", None),
-        (b"https://api.good.example/", None),
-        (b"https://api.good.example.evil/v1/a", None),
-        (b"https://api.good.example:8443/v1/a", None),
-        (b"https://api.good.example/v1\\a", None),
-        (b"https://api.good.example/v1@evil", None),
-        (b"http://api.good.example/v1/a", None),
-        (b"//api.good.example/v1/a", None),
-        (b"/v1/a", None),
-        (b"https://evil.example/?https://api.good.example/v1/", None),
-        (b" https://api.good.example/v1/a", None),
-        (b"", None),
-    ],
-)
-def test_location_is_rewritten_only_if_it_starts_with_the_base_url(value: bytes, expected: bytes | None) -> None:
-    """A redirect within the upstream stays on the reverse port; any other is the client's to follow, unchanged."""
-    assert rewrite_location(value, GOOD, b"http://127.0.0.1:8090") == (value if expected is None else expected)
-
-
-def test_location_of_a_whole_host() -> None:
-    """Without a base path the host must end where it ends."""
-    origin = parse_base_url("https://h.example:8443")
-
-    assert rewrite_location(b"https://h.example:8443/a", origin, b"http://l") == b"http://l/a"
-    assert rewrite_location(b"https://h.example:8443", origin, b"http://l") == b"http://l/"
-    assert rewrite_location(b"https://h.example:84430/a", origin, b"http://l") == b"https://h.example:84430/a"
-    assert rewrite_location(b"https://h.example:8443@evil/", origin, b"http://l") == b"https://h.example:8443@evil/"
-
-
-@settings(deadline=None)
-@given(st.sampled_from(["", "/", "?", "#"]), st.text("abc/?#;.@:%", max_size=12))
-def test_rewritten_location_leads_to_the_same_place(mark: str, rest: str) -> None:
-    """Followed over the reverse port, a rewritten Location leads to the target it named."""
-    named = mark + (rest if mark else "")
-    rewritten = rewrite_location(f"{GOOD.url}{named}".encode(), GOOD, b"http://l.example").decode()
-    target = rewritten.removeprefix("http://l.example").partition("#")[0]
-
-    assert rewritten.startswith("http://l.example/")
-    assert target.removeprefix("/") == named.partition("#")[0].removeprefix("/")
 
 
 BASE_URLS = [

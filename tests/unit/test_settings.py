@@ -118,6 +118,8 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "keepalive": None,
         "replay": {"memory": 1 << 20, "spool": 256 << 20},
         "tls": {"ca": None, "client_cert": None, "client_key": None},
+        "via": False,
+        "links": {"forwarded": False, "rewrite": []},
         "addresses": [],
         "read_only": False,
     }
@@ -223,6 +225,13 @@ ERRORS = [
         f"{PLM}.listen=0.0.0.0:80",
         f"{PLM}.listen: expected a loopback address or unix:/path: whoever reaches this port can use the credential",
     ),
+    (f"{PLM}.links.forwarded=true", f"{PLM}: links needs listen: it is about answers of the reverse port"),
+    (f"{PLM}.links.rewrite=[text/xml]", f"{PLM}: links needs listen"),
+    *(
+        (f"{PLM}.links.rewrite=['{wrong}']", f"{PLM}.links.rewrite.0: expected a media type such as application/json")
+        for wrong in ("json", "text/*", "*/*", "text/xml; charset=utf-8", "text/", "/xml", "text/x ml", "a/b/c", "")
+    ),
+    (f"{PLM}.links.rewrite=[Multipart/mixed]", f"{PLM}.links.rewrite.0: a multipart body cannot be rewritten"),
     ("listen.proxy=8080", "listen.proxy: expected host:port such as 127.0.0.1:8080"),
     ("listen.proxy=127.0.0.1:8081", "listen.admin is the same address as listen.proxy; expected each once"),
     (f"{PLM}.listen=127.0.0.1:8080", f"{PLM}.listen is the same address as listen.proxy; expected each once"),
