@@ -9,7 +9,7 @@ from sidecar.policy.message import Request
 from sidecar.policy.routing import Route
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Errand:
     """One request for one upstream: a client's, or our *own*, which is no use of the credential."""
 
