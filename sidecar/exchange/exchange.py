@@ -20,9 +20,8 @@ from sidecar.exchange.rounds import Rounds
 from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.message import Request, value_of
-from sidecar.policy.routing import Route, rewrite_location, route
-
-_READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+from sidecar.policy.methods import check_method
+from sidecar.policy.routing import Route, Routes, rewrite_location
 
 
 class Exchange:
@@ -43,7 +42,7 @@ class Exchange:
     ) -> None:
         self._destinations = destinations
         self._beside = beside
-        self.origins = {name: destination.pool.origin for name, destination in destinations.items()}
+        self.routes = Routes({name: destination.pool.origin for name, destination in destinations.items()})
         self._via = f"1.1 auth-sidecar ({identity})".encode()
         self._clock = clock
         self._emit = emit
@@ -87,14 +86,14 @@ class Exchange:
     async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
         self._check_loop(request)
         if request.upstream is None and self._beside.takes(request.host):
-            _check_method(request)
+            check_method(request)
             await self._beside.forward(request, body, client, tally, self._via)
             return
-        way = route(request, self.origins)
+        way = self.routes.find(request)
         tally.upstream = way.upstream
         self._in_flight[way.upstream] += 1
         destination = self._destinations[way.upstream]
-        _check_method(request, read_only=destination.read_only)
+        check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
         deadline = Deadline(self._clock.monotonic() + destination.total_timeout)
         answer = await self._rounds.run(request, way, destination, body, deadline, tally)
@@ -124,13 +123,3 @@ class Exchange:
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
-
-
-def _check_method(request: Request, *, read_only: bool = False) -> None:
-    if read_only and request.method not in _READ_METHODS:
-        raise Refusal(Reason.METHOD_REFUSED, "this upstream is configured read-only", allow="GET, HEAD, OPTIONS")
-    if request.method.upper() in (b"TRACE", b"CONNECT"):
-        # RFC 9110 section 9.3.8: TRACE must not carry credentials, because it sends them back.
-        raise Refusal(
-            Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
-        )
