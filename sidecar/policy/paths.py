@@ -29,7 +29,7 @@ _DISGUISED = re.compile(
     rb"|\xc0(?=[./\\])|\xc1\x1c",
     re.IGNORECASE,
 )
-_ADDED_UP = {b"\xc0": b"", b"\xc1\x1c": b"\\", b"\xc1\xaf": b"/"}
+_BROKEN = {b"\xc0": b"", b"\xc1\x1c": b"\\", b"\xc1\xaf": b"/"}  # the last is in lists of attacks
 _ALIKE = {
     0x00A5: b"\\",  # the yen sign, in its place in Japanese code pages
     0x2024: b".",  # one dot leader, and two, and three
@@ -39,7 +39,7 @@ _ALIKE = {
     0x20A9: b"\\",  # the won sign, in its place in Korean code pages
     0x2215: b"/",  # division slash
     0x2216: b"\\",  # set minus
-    0xEFC8: b"/",  # of private use, in lists of attacks
+    0xEFC8: b"/",  # of private use, in lists of attacks too
     0xF025: b"/",
     0xFE52: b".",  # small full stop
     0xFE68: b"\\",  # small reverse solidus
@@ -102,8 +102,8 @@ def _name(piece: bytes) -> bytes:
 def _undisguised(found: re.Match[bytes]) -> bytes:
     """Return the ASCII that some server takes for what was found; what none does stays as it is."""
     spelling, escaped = found[0], found[1]
-    if spelling in _ADDED_UP:
-        return _ADDED_UP[spelling]
+    if spelling in _BROKEN:
+        return _BROKEN[spelling]
     if escaped:
         code = int(escaped, 16)
     else:
