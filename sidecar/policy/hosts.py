@@ -32,7 +32,7 @@ def configured_host(host: str) -> str:
     Such a name becomes the A-labels that clients send for it, by UTS 46 and IDNA 2008: a sharp s stays one.
     """
     name = normal_host(host if host.isascii() else idna.encode(host, uts46=True).decode("ascii"))
-    if ":" not in name and not _LABELS.fullmatch(name):
+    if not _LABELS.fullmatch(name):
         raise ValueError("expected labels of 1 to 63 characters")
     return name
 

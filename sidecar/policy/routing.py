@@ -100,7 +100,7 @@ class Routes:
             node = self._roots.setdefault((origin.scheme, origin.host, origin.port), _Node())
             for depth, segment in enumerate(origin.path.split(b"/")[1:], 1):
                 node = node.below.setdefault(segment, _Node(node, depth))
-            node.base = node.base or (name, origin)
+            node.base = name, origin
             self._bases[name] = node
 
     def intercepts(self, host: str, port: int) -> bool:

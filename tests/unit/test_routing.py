@@ -415,6 +415,7 @@ def test_path_may_have_been_encoded_four_times() -> None:
 def test_without_a_base_path_every_path_is_inside(path: bytes) -> None:
     """An upstream that is a whole host takes any path as it is: nothing can leave it."""
     assert route(request(path, port=8443), ORIGINS).target == path
+    assert route(request(path, upstream="port"), ORIGINS).target == path
 
 
 @pytest.mark.parametrize("path", [b"/%00", b"/..%00/secret", b"/..%00.js", b"/a/b%00?x", b"/a%2f%00"])
@@ -710,6 +711,17 @@ def test_field_that_means_another_path_stays_below_the_base_path(name: bytes, up
     assert [value for value in [*inside, *nested] if not served(value, ("api",))] == []
     assert [value for value in [*inside[:2], *outside, *nested] if served(value)] == inside[:2]
     assert [value for value in outside if served(value, ("api",))] == []
+
+
+@pytest.mark.parametrize("value", [b"/api/x", b"api/x", b"/x/../api", b"/%61pi"])
+@pytest.mark.parametrize("upstream", ["root", None])
+def test_field_leads_from_no_upstream_into_another(value: bytes, upstream: str | None) -> None:
+    """All of the host is this upstream's, but for what has a credential of its own."""
+    sent = request(b"/x", host="h.example", upstream=upstream)
+    meant = dataclasses.replace(sent, fields=((b"X-Original-URL", value),))
+
+    assert refused(meant, NESTED).reason is Reason.NO_ROUTE
+    assert route(dataclasses.replace(meant, fields=((b"X-Original-URL", b"/y"),)), NESTED).upstream == "root"
 
 
 def test_without_a_base_path_a_field_means_what_it_likes() -> None:
