@@ -22,10 +22,9 @@ from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
 from sidecar.policy.message import Request
+from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
-from sidecar.policy.routing import route
-
-_READ_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+from sidecar.policy.routing import Routes
 
 
 class Exchange:
@@ -47,8 +46,8 @@ class Exchange:
     ) -> None:
         self._destinations = destinations
         self._beside = beside
-        self.origins = {name: destination.pool.origin for name, destination in destinations.items()}
         self._hop = identity.encode()
+        self.routes = Routes({name: destination.pool.origin for name, destination in destinations.items()})
         self._clock = clock
         self._emit = emit
         self.rounds = Rounds(self._hop, clock)
@@ -95,14 +94,14 @@ class Exchange:
         if headers.passed_before(request.fields, self._hop):
             raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
         if request.upstream is None and self._beside.takes(request.host):
-            _check_method(request)
+            check_method(request)
             await self._beside.forward(request, body, client, tally, self._hop)
             return
-        way = route(request, self.origins)
+        way = self.routes.find(request)
         tally.upstream = way.upstream
         self._in_flight[way.upstream] += 1
         destination = self._destinations[way.upstream]
-        _check_method(request, read_only=destination.read_only)
+        check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
         tally.endpoint = endpoint_of(way.target)
@@ -128,13 +127,3 @@ class Exchange:
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
-
-
-def _check_method(request: Request, *, read_only: bool = False) -> None:
-    if read_only and request.method not in _READ_METHODS:
-        raise Refusal(Reason.METHOD_REFUSED, "this upstream is configured read-only", allow="GET, HEAD, OPTIONS")
-    if request.method.upper() in (b"TRACE", b"CONNECT"):
-        # RFC 9110 section 9.3.8: TRACE must not carry credentials, because it sends them back.
-        raise Refusal(
-            Reason.METHOD_REFUSED, "this method is not forwarded", allow="GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
-        )

@@ -23,9 +23,9 @@ from sidecar.exchange.relay import relay
 from sidecar.exchange.tally import Tally
 from sidecar.exchange.upstream import Pool
 from sidecar.policy import headers
+from sidecar.policy.hosts import matching, normal_host
 from sidecar.policy.message import Request
-from sidecar.policy.passthrough import passes
-from sidecar.policy.routing import Origin, normal_host
+from sidecar.policy.routing import Origin
 from sidecar.settings import Tls
 
 Own = Callable[[], Iterable[tuple[str, int]]]
@@ -40,18 +40,20 @@ class Passthrough:
     """The way to hosts that match one of *patterns* and are none of *origins*."""
 
     def __init__(self, patterns: Collection[str], *, origins: Mapping[str, Origin], own: Own, emit: Emit) -> None:
-        self._patterns = patterns
-        self._origins = origins
+        self._patterns = frozenset(patterns)
+        self._hosts = frozenset(origin.host for origin in origins.values())
         self._context: ssl.SSLContext | None = None
         self._own = own
         self._emit = emit
 
     def takes(self, host: str) -> bool:
-        """Tell whether *host*, as a client spelled it, is passed through."""
+        """Tell whether *host*, as a client spelled it, is passed through; an upstream's never is, on any port."""
         try:
-            return passes(normal_host(host), self._patterns, self._origins)
+            # A spelling that is an upstream's needs no other look.
+            name = host if host in self._hosts else normal_host(host)
         except ValueError:
             return False
+        return name not in self._hosts and matching(name, self._patterns) is not None
 
     async def forward(self, request: Request, body: RequestBody, client: Client, tally: Tally, hop: bytes) -> None:
         """Send *request* on a connection of its own and give *client* the answer; raises Refusal when there is none."""

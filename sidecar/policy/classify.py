@@ -12,6 +12,7 @@ _PARAMETER = re.compile(rf"\s*({_TOKEN})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_TOKE
 _SCHEME = re.compile(rf"\s*({_TOKEN})(?:\s+|$|(?=,))")
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*\s*(?=,|$)")
 _MAX_CHALLENGE = 8 << 10
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 class Challenge(Enum):
@@ -51,14 +52,14 @@ def classify_unauthorized(fields: Fields) -> Challenge:
 def retry_after(fields: Fields, now: float) -> float | None:
     """Return the seconds that Retry-After asks for (RFC 9110 section 10.2.3), None if absent or unreadable.
 
-    A date is compared with the answer's own Date, else with *now* (wall time); one in the past means 0. Of
-    several fields the first counts.
+    A fraction of a second is taken as well. A date is compared with the answer's own Date, else with *now*
+    (wall time); one in the past means 0. Of several fields the first counts.
     """
     raw = value_of(fields, b"retry-after")
     if raw is None:
         return None
     text = raw.decode("latin-1").strip()
-    if text.isascii() and text.isdigit():
+    if _SECONDS.fullmatch(text):
         return float(text)
     when = _date(text)
     if when is None:

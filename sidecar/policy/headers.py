@@ -31,6 +31,10 @@ CREDENTIAL_PARAMETERS = frozenset({b"access-token"})
 HOP = b"Auth-Sidecar-Hop"
 VIA = (b"Via", b"1.1 auth-sidecar")
 _NORMAL_HOP = HOP.lower()
+METHOD_FIELDS = frozenset({b"x-http-method", b"x-http-method-override", b"x-method-override"})
+"""Fields by which some servers take a request for one with another method."""
+PATH_FIELDS = frozenset({b"x-original-url", b"x-rewrite-url"})
+"""Fields by which some servers take a request for one with another path."""
 _NEVER_NOMINATED = frozenset({b"host", b"content-length"})
 _PRECONDITION = re.compile(rb"if(-(none-)?match|-(un)?modified-since|-range|-schedule-tag-match)?")
 _PARAMETER_END = re.compile(rb"([&;])")
@@ -66,6 +70,11 @@ def normal_name(name: bytes) -> bytes:
     return name.strip().lower().replace(b"_", b"-")
 
 
+def values_named(fields: Fields, names: frozenset[bytes]) -> list[bytes]:
+    """Return the values of all fields that are called by one of *names*, which all begin with `x`."""
+    return [value for name, value in fields if name.startswith((b"X", b"x")) and normal_name(name) in names]
+
+
 def without_credentials(request: Request, strips: StripSet) -> Request:
     """Return what may be shown of *request*: nothing that is stripped, and no cookie, since it may be a session."""
     gone = strips.headers | {b"cookie"}
@@ -90,9 +99,13 @@ def conditional(fields: Fields) -> bool:
 
 
 def strip(fields: Fields, strips: StripSet) -> Fields:
-    """Return *fields* without hop-by-hop fields and without the client's credentials."""
+    """Return *fields* without hop-by-hop fields, without `Content_Length` and without the client's credentials."""
     gone = HOP_BY_HOP | nominated(fields) | strips.headers
-    kept = ((name, value) for name, value in fields if normal_name(name) not in gone)
+    kept = (
+        (name, value)
+        for name, value in fields
+        if normal_name(name) not in gone and (b"_" not in name or normal_name(name) != b"content-length")
+    )
     if not strips.cookies:
         return tuple(kept)
     return tuple(field for field in (_without_cookies(field, strips.cookies) for field in kept) if field)

@@ -1,31 +1,26 @@
 """Which upstream a request belongs to, and the target it gets there. Decides by what would be connected to.
 
-A credential is bound to scheme, host, port and path prefix. Servers differ in what they read out of a path:
-dots, encoded dots and slashes, back slashes, path parameters. A path that may leave the prefix in any of these
-readings, or in a mixture of them, is refused.
+A credential is bound to scheme, host, port and path prefix. A path that may leave the prefix in any server's
+reading of it (`paths`), or in a mixture of readings, is refused.
 """
 
-import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from sidecar.errors import Reason, Refusal
-from sidecar.policy.message import Request
+from sidecar.policy.headers import PATH_FIELDS, values_named
+from sidecar.policy.hosts import configured_host, normal_host
+from sidecar.policy.message import Fields, Request
+from sidecar.policy.paths import UP, is_plain, leaves, readings
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
+_HTTP, _HTTPS = 80, 443
+DEFAULT_PORTS = {"http": _HTTP, "https": _HTTPS}
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9._~-]+")
+_AUTHORITY = re.compile(r"(\[.+\]|[^:\[\]]+)(?::[0-9]*)?")
 _BASE_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~!$&'()*+,=:@-]+)*")
-_DECODINGS = 4
-"""How often a path may have been encoded; whoever encodes more often hides something."""
-_PLAIN = re.compile(rb"[A-Za-z0-9_~-][A-Za-z0-9._~!$&'()*+,=:@-]*")
-_SEPARATOR = re.compile(rb"[/\\]")
-_NAME_END = re.compile(rb"[;?#\x00]")
-_IGNORED = bytes(range(0x21)) + b"\x7f"
-_OVERLONG = re.compile(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f]|\xf0[\x80-\x8f]|%u", re.IGNORECASE)
-"""Spellings of ASCII that some servers take: UTF-8 longer than it may be, and the %u of old ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +44,6 @@ class Origin:
         return f"{self.scheme}://{self.authority}{self.path.decode('latin-1')}"
 
 
-def normal_host(host: str) -> str:
-    """Return *host* in lower case, without one trailing dot, IPv6 in its short form; ValueError if it is none.
-
-    A name is what DNS takes, so only ASCII: the Unicode form of a request could be read in more than one way.
-    """
-    if ":" in host and "%" not in host:
-        return str(ipaddress.IPv6Address(host))
-    name = host.removesuffix(".")
-    if not _HOST_NAME.fullmatch(name):
-        raise ValueError("expected a host name")
-    return name.lower()
-
-
 def parse_base_url(url: str) -> Origin:
     """Return the origin of a base URL; ValueError says what is expected, and shows no part of *url*."""
     expected = "expected a URL such as https://plm.example.com/api"
@@ -70,7 +52,9 @@ def parse_base_url(url: str) -> Origin:
         raise ValueError(expected)
     try:
         parts = urlsplit(url)
-        host = normal_host((parts.hostname or "").encode("idna").decode("ascii"))
+        # Not `hostname`, whose lower case is Python's: it ends a Greek word in another sigma than UTS 46.
+        authority = _AUTHORITY.fullmatch(parts.netloc.rpartition("@")[2])
+        host = configured_host(authority[1].strip("[]") if authority else "")
         port = DEFAULT_PORTS.get(parts.scheme, 0) if parts.port is None else parts.port
     except ValueError:
         raise ValueError(expected) from None
@@ -84,8 +68,7 @@ def parse_base_url(url: str) -> Origin:
     return Origin(parts.scheme, host, port, path.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a request goes: the upstream's name, its origin, and the target in origin-form."""
 
     upstream: str
@@ -93,109 +76,142 @@ class Route:
     target: bytes
 
 
-def route(request: Request, origins: Mapping[str, Origin]) -> Route:
-    """Return the route of *request*; Refusal `no_route` when it has none or its path leaves the base path.
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A place in the paths of one authority, *depth* segments down; *base*: the upstream whose base path ends here."""
 
-    On the proxy port: scheme, host and port must be an upstream's, then the longest base path wins.
-    `http` is upgraded to an `https` upstream with the same port, or when both have their scheme's default.
-    On a reverse port the target is appended to the base path.
-    """
-    if request.upstream is not None:
-        origin = origins[request.upstream]
-        if not request.target.startswith(b"/") and not (request.target == b"*" and not origin.path):
-            raise Refusal(Reason.NO_ROUTE, "this target cannot be joined to the base path of the upstream")
-        target = origin.path + request.target
-        if not _inside(target, origin.path):
-            raise Refusal(Reason.NO_ROUTE, "this path leaves the base path of the upstream")
-        return Route(request.upstream, origin, target)
-    try:
-        host = normal_host(request.host)
-    except ValueError:
-        raise Refusal(Reason.NO_ROUTE, "this target has no valid host") from None
-    best: Route | None = None
-    rank = (False, -1)
-    for name, origin in origins.items():
-        exact = (request.scheme, host, request.port) == (origin.scheme, origin.host, origin.port)
-        if (exact or _upgraded(request, host, origin)) and _inside(request.target, origin.path):
-            candidate = (exact, len(origin.path))
-            if candidate > rank:
-                best, rank = Route(name, origin, request.target), candidate
-    if best is None:
-        raise Refusal(Reason.NO_ROUTE, "no upstream is configured for this scheme, host, port and path")
-    if any(_leans_into(request.target, origin, best.origin) for origin in origins.values()):
-        raise Refusal(Reason.NO_ROUTE, "this path leads from one upstream into another")
-    return best
+    above: "_Node | None" = None
+    depth: int = 0
+    below: "dict[bytes, _Node]" = field(default_factory=dict)
+    base: tuple[str, Origin] | None = None
 
 
-def _upgraded(request: Request, host: str, origin: Origin) -> bool:
-    if (request.scheme, origin.scheme) != ("http", "https") or host != origin.host:
-        return False
-    return request.port == origin.port or (request.port, origin.port) == (80, 443)
+_Read = Sequence[Sequence[bytes]]
+"""What of a path lies below a node, as it may be read; empty when all servers read it as it stands."""
 
 
-def _leans_into(target: bytes, origin: Origin, chosen: Origin) -> bool:
-    """Tell whether *target*, of *chosen* as it stands, may be read as one of *origin*, which lies below it."""
-    if (origin.scheme, origin.host, origin.port) != (chosen.scheme, chosen.host, chosen.port):
-        return False
-    if origin.path == chosen.path or not _has_prefix(origin.path, chosen.path):
-        return False
-    segments = [_names(segment) for segment in _path_of(target).split(b"/")]
-    most, least = [name for names in segments for name in names], [names[0] for names in segments]
-    return b".." in most or any(
-        _has_prefix(b"/" + b"/".join(filter(None, names)), origin.path) for names in (most, least)
-    )
+class Routes:
+    """The upstreams by what leads to them, made once and never changed: a thousand cost a request what one does."""
+
+    def __init__(self, origins: Mapping[str, Origin]) -> None:
+        self._roots: dict[tuple[str, str, int], _Node] = {}
+        self._bases: dict[str, _Node] = {}
+        for name, origin in origins.items():
+            node = self._roots.setdefault((origin.scheme, origin.host, origin.port), _Node())
+            for depth, segment in enumerate(origin.path.split(b"/")[1:], 1):
+                node = node.below.setdefault(segment, _Node(node, depth))
+            node.base = name, origin
+            self._bases[name] = node
+
+    def intercepts(self, host: str, port: int) -> bool:
+        """Tell whether a request inside a CONNECT to *host*, in its normal form, can be one for an upstream.
+
+        Some clients send CONNECT for `http://` as well, so port 80 belongs to an upstream on 443.
+        """
+        upgraded = port == _HTTP and ("https", host, _HTTPS) in self._roots
+        return upgraded or any((scheme, host, port) in self._roots for scheme in DEFAULT_PORTS)
+
+    def find(self, request: Request) -> Route:
+        """Return the route of *request*; Refusal `no_route` when it has none or its path leaves the base path.
+
+        On the proxy port: scheme, host and port must be an upstream's, then the longest base path wins.
+        `http` is upgraded to an `https` upstream with the same port, or when both have their scheme's default.
+        On a reverse port the target is appended to the base path. `bad_request` for a NUL in a path.
+        """
+        target = request.target
+        path = target.partition(b"?")[0]
+        if b"%00" in path:
+            raise Refusal(Reason.BAD_REQUEST, "a path cannot hold %00: servers differ in where it ends then")
+        node = self._base_of(request, path) if request.upstream is None else self._bases[request.upstream]
+        if node is None or node.base is None:
+            raise Refusal(Reason.NO_ROUTE, "no upstream is configured for this scheme, host, port and path")
+        name, origin = node.base
+        if request.upstream is not None:
+            name, target = request.upstream, _joined(target, path, origin)
+        if node.depth or node.below:
+            self._check_meant(request.fields, node, origin)
+        return Route(name, origin, target)
+
+    def _base_of(self, request: Request, path: bytes) -> _Node | None:
+        """Return the base of a request on the proxy port; Refusal when it may be read as one of another upstream."""
+        scheme, host, port = authority = request.scheme, request.host, request.port
+        if authority not in self._roots:  # most are, as they were sent
+            try:
+                host = normal_host(host)
+            except ValueError:
+                raise Refusal(Reason.NO_ROUTE, "this target has no valid host") from None
+        found = self._lookup(scheme, host, port, path)
+        if found is None and scheme == "http":
+            upgrades = [self._lookup("https", host, each, path) for each in {port, _HTTPS if port == _HTTP else port}]
+            found = max(filter(None, upgrades), key=lambda place: place[0].depth, default=None)
+        if found is None:
+            return None
+        node, read = found
+        if read and node.below and _leads_on(node, read):
+            raise Refusal(Reason.NO_ROUTE, "this path leads from one upstream into another")
+        return node
+
+    def _lookup(self, scheme: str, host: str, port: int, path: bytes) -> tuple[_Node, _Read] | None:
+        root = self._roots.get((scheme, host, port))
+        return None if root is None else _deepest(root, path)
+
+    def _check_meant(self, fields: Fields, node: _Node, origin: Origin) -> None:
+        """Raise Refusal when a field means another path, to servers that rewrite by it, than one of *node*."""
+        for value in values_named(fields, PATH_FIELDS):
+            path = value.partition(b"?")[0]
+            found = self._lookup(origin.scheme, origin.host, origin.port, path) if path.startswith(b"/") else None
+            if found is None or found[0] is not node or _leads_on(*found):
+                raise Refusal(Reason.NO_ROUTE, "X-Original-URL or X-Rewrite-URL leaves the base path of the upstream")
 
 
-def _inside(target: bytes, prefix: bytes) -> bool:
-    """Tell whether the path of *target* stays below *prefix* however it is read.
-
-    Each server has its own mixture of readings, so the worst is assumed of every segment: one that may lead up
-    does, as often as it may, and one that may be nothing, or up, leads nowhere down.
-    """
-    if not prefix:
-        return True
-    path = _path_of(target)
-    if not _has_prefix(path, prefix):
-        return False
-    depth = 0
-    for segment in path[len(prefix) + 1 :].split(b"/"):
-        names = _names(segment)
-        ups = names.count(b"..")
-        depth += -ups if ups else bool(names[0])
-        if depth < 0:
-            return False
-    return True
+def _joined(target: bytes, path: bytes, origin: Origin) -> bytes:
+    """Return *target* behind the base path of *origin*; Refusal when it cannot be joined, or *path* may lead out."""
+    if not target.startswith(b"/") and not (target == b"*" and not origin.path):
+        raise Refusal(Reason.NO_ROUTE, "this target cannot be joined to the base path of the upstream")
+    if origin.path and not is_plain(path) and leaves(readings(path.split(b"/")[1:])):
+        raise Refusal(Reason.NO_ROUTE, "this path leaves the base path of the upstream")
+    return origin.path + target
 
 
-def _has_prefix(path: bytes, prefix: bytes) -> bool:
-    return path == prefix or path.startswith(prefix + b"/")
-
-
-def _path_of(target: bytes) -> bytes:
-    return target.partition(b"?")[0]
-
-
-def _names(segment: bytes) -> list[bytes]:
-    """Return the names that the most generous server finds in one segment: `..` for up, empty for none.
-
-    What hides its meaning may lead up as often as it has bytes.
-    """
-    if _PLAIN.fullmatch(segment):
-        return [segment]
-    for _ in range(_DECODINGS + 1):
-        decoded = unquote_to_bytes(segment)
-        if decoded == segment:
+def _deepest(root: _Node, path: bytes) -> tuple[_Node, _Read] | None:
+    """Return the longest base path that *path* cannot leave, and how the rest may be read; None when there is none."""
+    _, *segments = path.split(b"/")
+    node = root
+    for segment in segments:
+        if segment not in node.below:
             break
-        segment = decoded
-    else:
-        return [b".."] * len(segment)
-    if _OVERLONG.search(segment):
-        return [b".."] * len(segment)
-    return [_name(piece) for piece in _SEPARATOR.split(segment)]
+        node = node.below[segment]
+    end: _Node | None = node
+    while end is not None:
+        if end.base is not None:
+            # Nothing can leave a whole host, and there may be nothing to lead into.
+            if not (end.depth or end.below) or is_plain(path):
+                return end, ()
+            read = readings(segments[end.depth :])
+            if not end.depth or not leaves(read):
+                return end, read
+        end = end.above
+    return None
 
 
-def _name(piece: bytes) -> bytes:
-    name = _NAME_END.split(piece, 1)[0].translate(None, _IGNORED)
-    if name.strip(b"."):
-        return name
-    return b".." if len(name) > 1 else b""
+def _leads_on(node: _Node, read: _Read) -> bool:
+    """Tell whether what lies below *node*, read as *read*, may be of an upstream below it."""
+    if node.below and any(UP in names for names in read):
+        return True
+    reached = {node}
+    for names in read:
+        # Of what one server finds in a segment another may see the beginning only.
+        reached = {place for start in reached for place in _walk(start, names)}
+        if any(place.base and place is not node for place in reached):
+            return True
+    return False
+
+
+def _walk(node: _Node, names: Sequence[bytes]) -> Iterator[_Node]:
+    """Yield where each of *names* leads, one after the other from *node* on; an empty one leads nowhere."""
+    for name in names:
+        if name:
+            if name not in node.below:
+                return
+            node = node.below[name]
+        yield node

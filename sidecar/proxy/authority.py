@@ -25,7 +25,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
-from sidecar.policy.routing import normal_host
+from sidecar.policy.hosts import normal_host
 
 ServerContext = SSL.Context
 

@@ -18,9 +18,9 @@ from sidecar.errors import Reason, Refusal
 from sidecar.events import Trouble
 from sidecar.exchange.answers import OwnAnswer, own_answer
 from sidecar.exchange.tally import Tally
+from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Request
-from sidecar.policy.passthrough import intercepted
-from sidecar.policy.routing import Origin, normal_host
+from sidecar.policy.routing import Origin
 from sidecar.proxy.gate import Gate
 from sidecar.proxy.head import MAX_HEAD
 from sidecar.proxy.tunnel import Tunnel
@@ -141,7 +141,7 @@ def answer_connect(link: "ClientConnection", request: Request) -> layer.Layer:
         raise Refusal(Reason.NO_ROUTE, "this target has no valid host") from None
     link.asked = Origin("https", host, request.port)
     context = link.layer.context.fork()
-    if intercepted(host, request.port, link.port.exchange.origins):
+    if link.port.exchange.routes.intercepts(host, request.port):
         # Whoever was let in by CONNECT need not say its password again.
         link.gate = Gate()
         link.set_timer(link.port.limits.header_timeout)

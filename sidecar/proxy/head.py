@@ -4,12 +4,14 @@ mitmproxy's reader mends and guesses (it drops a trailing `?`, takes userinfo fo
 any size through); a request smuggled past one of us would carry a credential. RFC 9112 sections 2 to 6.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.errors import Reason, Refusal
-from sidecar.policy.headers import wants_close
+from sidecar.policy.headers import normal_name, wants_close
+from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import DEFAULT_PORTS, Origin
 
@@ -22,10 +24,13 @@ MAX_FIELDS = 1000
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+) HTTP/1\.([01])")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)")
+_FOLD = re.compile(rb"[ \t]+([^\x00-\x20\x7f][^\x00-\x08\x0a-\x1f\x7f]*)")
+_NEVER_FOLDED = frozenset({b"content-length", b"host", b"transfer-encoding"})
+_BLANK_LINES = re.compile(rb"(?:\r?\n)+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?\\]*)([/?].*)?")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~%-]*)(?::([0-9]{0,5}))?")
 _MAX_PORT = 65535
-_MAX_BLANK_LINES = 4
 
 
 class Head(NamedTuple):
@@ -47,10 +52,10 @@ def take_head(
 ) -> Head | Connect | None:
     """Take a head from the front of *buffer*, None while it is not complete; the rest as `parse_head` has it."""
     lines = buffer.maybe_extract_lines()
-    blanks = 0
-    while lines == [] and blanks < _MAX_BLANK_LINES:
-        # RFC 9112 section 2.2: empty lines before a request are ignored.
-        blanks += 1
+    if lines == []:
+        # RFC 9112 section 2.2: empty lines before a request are ignored; however many, they are looked at once.
+        if blank := _BLANK_LINES.match(bytes(buffer)):
+            buffer.maybe_extract_at_most(blank.end())
         lines = buffer.maybe_extract_lines()
     if lines is None and len(buffer) <= max_head:
         return None
@@ -76,7 +81,7 @@ def parse_head(
     method, target, minor = line.groups()
     fields = _parse_fields(lines[1:])
     http10 = minor == b"0"
-    length = _body_length(fields, http10=http10)
+    length, fields = _body_length(fields, http10=http10)
     _check_host(fields, http10=http10)
     if method == b"CONNECT":
         if origin is not None:
@@ -116,23 +121,44 @@ def _bad(detail: str) -> Refusal:
 
 
 def _parse_fields(lines: Sequence[bytes]) -> Fields:
-    fields = []
+    fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         field = _FIELD.fullmatch(line)  # in one way only: space around the value is not its business
-        if not field:
-            raise _bad("a header field is malformed: a folded line, a space before the colon or a control character")
-        fields.append((field[1], field[2].strip(b" \t")))
+        if field:
+            fields.append((field[1], field[2].strip(b" \t")))
+        elif (fold := _FOLD.fullmatch(line)) and fields and normal_name(fields[-1][0]) not in _NEVER_FOLDED:
+            # RFC 9112 section 5.2; what frames and names the message is never read out of two lines.
+            name, value = fields[-1]
+            fields[-1] = name, b"%b %b" % (value, fold[1].rstrip(b" \t")) if value else fold[1].rstrip(b" \t")
+        else:
+            raise _bad("a header field is malformed: a space before the colon, a control character or a folded line")
     return tuple(fields)
 
 
-def _body_length(fields: Fields, *, http10: bool) -> int | None:
+def _body_length(fields: Fields, *, http10: bool) -> tuple[int | None, Fields]:
+    """Return the body's length, and the fields with one Content-Length where the same was said more than once."""
     lengths = [value for name, value in fields if name.lower() == b"content-length"]
     codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
     if codings and (lengths or len(codings) > 1 or http10 or codings[0].lower() != b"chunked"):
         raise _bad("Transfer-Encoding must be chunked, once, in HTTP/1.1, and without Content-Length")
-    if len(lengths) > 1 or (lengths and not re.fullmatch(rb"[0-9]{1,18}", lengths[0])):
+    if codings:
+        return None, fields
+    if not lengths:
+        return 0, fields
+    # RFC 9110 section 8.6: the same number again, in the same line or another, is that number.
+    number, *others = {part.strip(b" \t") for value in lengths for part in value.split(b",")}
+    if others or not _LENGTH.fullmatch(number):
         raise _bad("Content-Length must be one number")
-    return None if codings else int(lengths[0]) if lengths else 0
+    if lengths != [number]:
+        fields = _with_one_length(fields, number)
+    return int(number), fields
+
+
+def _with_one_length(fields: Fields, number: bytes) -> Fields:
+    """Return *fields* with *number* in the first line of Content-Length, and no other line of it."""
+    first = next(index for index, (name, _) in enumerate(fields) if name.lower() == b"content-length")
+    others = (field for field in fields[first + 1 :] if field[0].lower() != b"content-length")
+    return (*fields[:first], (fields[first][0], number), *others)
 
 
 def _check_host(fields: Fields, *, http10: bool) -> None:
@@ -157,7 +183,9 @@ def _parse_connect(target: bytes, fields: Fields, length: int | None) -> Connect
 def _within(target: bytes, origin: Origin) -> bytes:
     """Return the path of an absolute-form target inside CONNECT, which may not name another origin."""
     scheme, host, port, path = _parse_absolute(target)
-    if (scheme, host.lower(), port) != (origin.scheme, origin.host, origin.port):
+    with contextlib.suppress(ValueError):  # what is no host is none that CONNECT asked for
+        host = normal_host(host)
+    if (scheme, host, port) != (origin.scheme, origin.host, origin.port):
         raise Refusal(Reason.NO_ROUTE, "this target is not what CONNECT asked for")
     return path if path.startswith(b"/") else b"/" + path
 

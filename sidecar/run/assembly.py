@@ -18,8 +18,8 @@ from sidecar.exchange.keepalive import keep_alive
 from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
+from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.message import Request
-from sidecar.policy.passthrough import EVERY_HOST
 from sidecar.proxy.listener import proxy_options
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import Shared, make_broker, make_issuer

@@ -18,7 +18,7 @@ import certifi
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Emit, Trouble
-from sidecar.policy.routing import normal_host
+from sidecar.policy.hosts import normal_host
 from sidecar.proxy.authority import (
     Authority,
     ServerContext,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sidecar.policy.passthrough import matches
+from sidecar.policy.hosts import matching
 from sidecar.policy.routing import Origin
 from sidecar.settings.names import HostPattern, is_local
 from sidecar.settings.upstream import Model, Upstream
@@ -132,9 +132,10 @@ class Settings(Model):
                 raise ValueError(f"upstreams.{name}.base_url is the same as that of {other}; expected each once")
         if self.workers != 1 and self.store.url == "memory":
             raise ValueError("workers: processes cannot share store.url memory; expected sqlite or a Redis, or 1")
-        for pattern in self.passthrough:
-            if hidden := [name for name, upstream in self.upstreams.items() if matches(pattern, upstream.origin.host)]:
-                raise ValueError(f"passthrough: {pattern} is the host of upstream {hidden[0]}; expected other hosts")
+        patterns = frozenset(self.passthrough)
+        for name, upstream in self.upstreams.items():
+            if pattern := matching(upstream.origin.host, patterns):
+                raise ValueError(f"passthrough: {pattern} is the host of upstream {name}; expected other hosts")
         ports = [self.served["proxy"], ("listen.admin", self.listen.admin), *list(self.served.values())[1:]]
         taken: dict[object, str] = {}
         for key, address in ports:

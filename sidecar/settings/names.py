@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from sidecar.policy.routing import normal_host
+from sidecar.policy.hosts import configured_host
 from sidecar.settings.values import Address, ListenAddress, SocketPath
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
@@ -35,7 +35,7 @@ def _local(address: ListenAddress) -> ListenAddress:
 
 def _host_pattern(value: str) -> str:
     try:
-        host = normal_host(value.removeprefix("*.").strip("[]"))
+        host = configured_host(value.removeprefix("*.").strip("[]"))
     except ValueError:
         raise ValueError("expected a host such as pypi.org, or *.example.org for all below it") from None
     return f"*.{host}" if value.startswith("*.") else host

@@ -414,7 +414,7 @@ setattr(owner, last, boom)
     [
         "sidecar.proxy.head:parse_head",
         "sidecar.proxy.direct:Reply",
-        "sidecar.exchange.exchange:route",
+        "sidecar.policy.routing:Routes.find",
         "sidecar.policy.headers:outgoing",
         "sidecar.tokens.broker:Broker.current",
     ],

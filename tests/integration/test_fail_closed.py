@@ -8,9 +8,9 @@ import pytest
 from mitmproxy.proxy.layers import http as mitm_http
 
 from sidecar.events import Trouble
-from sidecar.exchange import exchange
 from sidecar.exchange.body import RequestBody
 from sidecar.policy import headers
+from sidecar.policy.routing import Routes
 from sidecar.proxy import bridge, connection, direct, head, http1
 from sidecar.tokens.broker import Broker
 from tests.canary import canary
@@ -27,7 +27,7 @@ def _boom(*_: object, **__: object) -> Any:
 EVERYWHERE: dict[str, Break] = {
     "parser": lambda patch: patch.setattr(head, "parse_head", _boom),
     "body": lambda patch: patch.setattr(connection, "RequestBody", _boom),
-    "route": lambda patch: patch.setattr(exchange, "route", _boom),
+    "route": lambda patch: patch.setattr(Routes, "find", _boom),
     "strip": lambda patch: patch.setattr(headers, "outgoing", _boom),
     "target": lambda patch: patch.setattr(headers, "strip_target", _boom),
     "token": lambda patch: patch.setattr(Broker, "current", _boom),

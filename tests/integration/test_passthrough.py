@@ -1033,7 +1033,7 @@ async def test_answer_that_breaks_off_is_reset_where_its_end_is_that_of_the_stre
     writer.close()
 
 
-@pytest.mark.parametrize("method", [b"TRACE", b"trace"])
+@pytest.mark.parametrize("method", [b"TRACE", b"trace", b"TRACK", b"debug"])
 async def test_trace_is_not_forwarded(rig: Rig, other: Recorder, method: bytes) -> None:
     """It would send the script's own credential back to whoever asked."""
     answer = await raw(rig.port(), forwarded(other, b"%b @/ HTTP/1.1" % method))

@@ -88,6 +88,36 @@ async def test_fields_keep_order_spelling_duplicates_and_bytes(upstream: Recorde
     assert rest[-1] == OURS
 
 
+async def test_folded_field_arrives_in_one_line(upstream: Recorder, rig: Rig) -> None:
+    """As Java's SAAJ folds a long Content-Type: the upstream reads what the script meant, and needs no folding."""
+    folded = b'Content-Type: application/soap+xml; charset=utf-8;\r\n\taction="urn:x"'
+    answer = await raw(rig.port(), _request(upstream, b"POST @/x HTTP/1.1", folded, b"Content-Length: 2", body=b"hi"))
+
+    assert status_of(answer) == 200
+    assert b'Content-Type: application/soap+xml; charset=utf-8; action="urn:x"' in upstream.seen[0].fields
+    assert upstream.seen[0].body == b"hi"
+
+
+@pytest.mark.parametrize("fields", [(b"Content-Length: 2", b"content-length: 2"), (b"Content-Length: 2, 2",)])
+async def test_length_said_twice_arrives_once(upstream: Recorder, rig: Rig, fields: tuple[bytes, ...]) -> None:
+    """And a field that a server might take for another length not at all."""
+    sent = _request(upstream, b"POST @/x HTTP/1.1", *fields, b"Content_Length: 44", body=b"hi")
+    answer = await raw(rig.port(), sent)
+
+    assert status_of(answer) == 200
+    assert [field for field in upstream.seen[0].fields if b"ength" in field] == [b"Content-Length: 2"]
+    assert upstream.seen[0].body == b"hi"
+
+
+async def test_empty_lines_before_a_request_are_ignored(upstream: Recorder, rig: Rig) -> None:
+    """As some old clients send them behind a body, and in any number (RFC 9112 section 2.2)."""
+    address = b"http://127.0.0.1:%d" % upstream.port
+    first = b"POST %b/a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi" % address
+    await raw(rig.port(), first + b"\r\n" * 300 + _request(upstream, b"GET @/b HTTP/1.1"))
+
+    assert [seen.line for seen in upstream.seen] == [b"POST /a HTTP/1.1", b"GET /b HTTP/1.1"]
+
+
 async def test_delete_without_length_stays_without(upstream: Recorder, rig: Rig) -> None:
     """No Content-Length is made up for a request without a body."""
     await raw(rig.port(), _request(upstream, b"DELETE @/x HTTP/1.1"))
@@ -168,6 +198,46 @@ async def test_body_is_passed_on_as_it_is_framed(upstream: Recorder, rig: Rig) -
     assert b"X-Trailer" not in second.head
 
 
+async def test_names_in_other_charsets_arrive(upstream: Recorder, tmp_path: Path) -> None:
+    """GBK and JavaScript's escape() are names like others, also where a base path has to be kept."""
+    targets = (
+        b"/files/%D6%CA%C1%BF.pdf",
+        b"/files/%C0%B4%D4%B4.pdf",
+        b"/files/%D6%D0%CE%C4.pdf",
+        b"/files/caf%u00e9.pdf",
+    )
+    async with token_server() as issuer, sidecar(configuration(upstream.url + "/api", issuer.url, tmp_path)) as rig:
+        for target in targets:
+            await raw(rig.port("plm"), b"GET %b HTTP/1.1\r\nHost: localhost\r\n" % target + CLOSE)
+
+    assert [seen.line for seen in upstream.seen] == [b"GET /api%b HTTP/1.1" % target for target in targets]
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        (b"X-HTTP-Method-Override: DELETE", 405),
+        (b"X-HTTP-Method: patch", 405),
+        (b"x_method_override: PUT", 405),
+        (b"X-Original-URL: /admin", 403),
+        (b"X-Rewrite-URL: /api/../admin", 403),
+        (b"X-HTTP-Method-Override: GET", 200),
+        (b"X-Original-URL: /api/x", 200),
+    ],
+)
+async def test_field_that_means_another_request_goes_no_further(
+    upstream: Recorder, tmp_path: Path, field: bytes, status: int
+) -> None:
+    """Neither past `read_only` nor out of the base path; what it may ask for arrives as it was."""
+    async with token_server() as issuer:
+        data = configuration(upstream.url + "/api", issuer.url, tmp_path, read_only=True)
+        async with sidecar(data) as rig:
+            sent = b"GET /x HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % field + CLOSE
+            assert status_of(await raw(rig.port("plm"), sent)) == status
+
+    assert [field in seen.fields for seen in upstream.seen] == [True] * (status == 200)
+
+
 async def test_reverse_port_joins_the_base_path(tmp_path: Path) -> None:
     """A reverse port appends the target to the base URL and rewrites a Location that starts with it."""
 
@@ -196,6 +266,14 @@ async def test_reverse_port_joins_the_base_path(tmp_path: Path) -> None:
         (b"GET /x HTTP/1.1\r\nHost: %b\r\n", 403, "no_route"),
         (b"CONNECT other.example:443 HTTP/1.1\r\nHost: a\r\n", 403, "no_route"),
         (b"TRACE http://%b/ HTTP/1.1\r\nHost: a\r\n", 405, "method_refused"),
+        (b"track http://%b/ HTTP/1.1\r\nHost: a\r\n", 405, "method_refused"),
+        (b"DEBUG http://%b/ HTTP/1.1\r\nHost: a\r\n", 405, "method_refused"),
+        (b"GET http://%b/a%00.js HTTP/1.1\r\nHost: a\r\n", 400, "bad_request"),
+        (b"GET http://%b/ HTTP/1.1\r\n X: a\r\nHost: a\r\n", 400, "bad_request"),
+        (b"POST http://%b/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n", 400, "bad_request"),
+        (b"POST http://%b/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n 0\r\n", 400, "bad_request"),
+        (b"GET http://caf\xc3\xa9.example/ HTTP/1.1\r\nHost: a\r\n", 400, "bad_request"),
+        (b"GET http://caf%c3%a9.example/ HTTP/1.1\r\nHost: a\r\n", 403, "no_route"),
         (b"GET http://%b/ HTTP/1.1\r\n", 400, "bad_request"),
         (b"GET http://%b/ HTTP/2.0\r\nHost: a\r\n", 400, "bad_request"),
         (

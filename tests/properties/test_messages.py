@@ -44,6 +44,7 @@ NAMES = st.sampled_from(
 TEXT = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12).map(str.encode)
 VALUES = st.one_of(TEXT, st.just(b"Bearer " + THEIRS))
 SPACE = st.sampled_from([b"", b" ", b"\t", b"  "])
+AFTER = st.sampled_from([b"", b"", b" ", b"\t", b"  ", b"\r\n more", b"\r\n\t and: more\r\n  still "])
 FRAMING = st.sampled_from(
     [
         (),
@@ -52,6 +53,11 @@ FRAMING = st.sampled_from(
         (b"Transfer-Encoding: chunked",),
         (b"transfer-encoding:CHUNKED",),
         (b"Content-Length: 3", b"Content-Length: 3"),
+        (b"Content-Length: 3", b"Content-Length: 03"),
+        (b"Content-Length: 3\r\n 4",),
+        (b"Content_Length: 4",),
+        (b"Content-Length: 3", b"Content_Length: 4"),
+        (b"Transfer-Encoding:\r\n chunked",),
         (b"Content-Length: 3", b"Transfer-Encoding: chunked"),
         (b"Content-Length: +3",),
         (b"Content-Length: 3, 3",),
@@ -76,7 +82,7 @@ def heads(draw: st.DrawFn) -> list[bytes]:
     method = draw(st.sampled_from([b"GET", b"POST", b"DELETE", b"PATCH", b"get", b"M-SEARCH"]))
     fields = [
         name + b":" + before + value + after
-        for name, before, value, after in draw(st.lists(st.tuples(NAMES, SPACE, VALUES, SPACE), max_size=8))
+        for name, before, value, after in draw(st.lists(st.tuples(NAMES, SPACE, VALUES, AFTER), max_size=8))
     ]
     fields += [*draw(FRAMING), *draw(CONNECTIONS)]
     host = draw(st.sampled_from([b"Host: plm.example", b"host:evil.example", b"HOST: plm.example:1"]))
@@ -98,7 +104,7 @@ def read_by_h11(lines: list[bytes]) -> h11.Request | None:
 def parsed(lines: list[bytes]) -> Request:
     """Return the request as we read it on a reverse port; a case of no interest when we refuse it."""
     try:
-        head = parse_head(lines, "plm", ORIGIN)
+        head = parse_head(b"\r\n".join(lines).split(b"\r\n"), "plm", ORIGIN)
     except Refusal:
         assume(False)
         raise
@@ -123,6 +129,7 @@ def sent(request: Request) -> tuple[bytes, Fields]:
 @given(heads())
 @example([b"POST / HTTP/1.1", b"Host: a", b"Transfer-Encoding: chunked"])
 @example([b"POST / HTTP/1.1", b"Host: a", b"Content-Length: 3"])
+@example([b"POST / HTTP/1.1", b"Host: a", b"A:\r\n x\r\n\ty", b"Content-Length: 3, 3", b"Content-Length: 3"])
 def test_what_we_take_another_parser_reads_alike(lines: list[bytes]) -> None:
     """Method, target, fields and the length of the body: a request that two read differently can be smuggled."""
     request = parsed(lines)
@@ -131,8 +138,11 @@ def test_what_we_take_another_parser_reads_alike(lines: list[bytes]) -> None:
     assert other is not None
     assert (other.method, other.target) == (request.method, request.target)
     framing = (b"transfer-encoding", b"chunked")  # which it spells its own way
-    theirs = [(name.lower(), value) for name, value in request.fields]
-    assert list(other.headers) == [framing if name == framing[0] else (name, value) for name, value in theirs]
+    ours = [framing if name.lower() == framing[0] else (name.lower(), value) for name, value in request.fields]
+    theirs = list(other.headers)
+    if any(b"\r\n" in line for line in lines):  # a fold is one space or more (RFC 9112 section 5.2)
+        ours, theirs = ([(name, b" ".join(value.split())) for name, value in fields] for fields in (ours, theirs))
+    assert theirs == ours
     chunked = any(name == b"transfer-encoding" for name, _ in other.headers)
     lengths = {int(value) for name, value in other.headers if name == b"content-length"}
     assert request.length == (None if chunked else lengths.pop() if lengths else 0)
@@ -155,6 +165,7 @@ def test_what_goes_upstream_has_one_credential_which_is_ours(lines: list[bytes])
     assert not any(b"sid=" in part for part in target.partition(b"?")[2].split(b"&") if part.startswith(b"sid="))
     gone = HOP_BY_HOP | nominated(request.fields) | {*STRIPPED, b"host"}
     kept = [(name.lower(), value) for name, value in request.fields if normal_name(name) not in gone]
+    kept = [field for field in kept if field[0] != b"content_length"]
     ours = [(b"transfer-encoding", b"chunked")] * (request.length is None)
     ours += [(b"auth-sidecar-hop", HOP[1]), (b"authorization", OURS[1])]
     assert [field for field in values if field[0] != b"host"] == kept + ours

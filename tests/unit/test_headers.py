@@ -11,6 +11,8 @@ from sidecar.policy.headers import (
     CREDENTIAL_PARAMETERS,
     CREDENTIALS,
     HOP_BY_HOP,
+    METHOD_FIELDS,
+    PATH_FIELDS,
     incoming,
     nominated,
     normal_name,
@@ -20,6 +22,7 @@ from sidecar.policy.headers import (
     strip_set,
     strip_target,
     untouched,
+    values_named,
     wants_close,
     without_credentials,
 )
@@ -179,6 +182,25 @@ def test_chunked_body_is_framed_anew() -> None:
 
     assert sent((b"transfer-encoding", b"chunked"), chunked=True) == ((b"Host", b"up"), chunked, HOP, OURS)
     assert chunked not in sent((b"Transfer_Encoding", b"chunked"))
+
+
+@pytest.mark.parametrize("name", [b"Content_Length", b"content_length", b"CONTENT_LENGTH"])
+def test_field_that_some_servers_take_for_the_length_is_removed(name: bytes) -> None:
+    """Who folds `_` to `-` would read another length than we did; the real field stays."""
+    length = (b"content-LENGTH", b"5")
+
+    assert sent((name, b"44")) == ((b"Host", b"up"), HOP, OURS)
+    assert sent((name, b"44"), length, (name, b"5")) == ((b"Host", b"up"), length, HOP, OURS)
+    assert untouched(((b"Host", b"a"), (name, b"44")), host=b"a", hop=HOP[1], chunked=False) == ((b"Host", b"a"), HOP)
+
+
+def test_values_of_fields_by_several_names() -> None:
+    """In any spelling, all of them, in order."""
+    fields = ((b"X-Original-URL", b"/a"), (b"Original-URL", b"/b"), (b"x_rewrite_url", b"/c"), (b"X-Rewrite-Ur", b"/d"))
+
+    assert values_named(fields, PATH_FIELDS) == [b"/a", b"/c"]
+    assert values_named((*fields, (b"", b"")), METHOD_FIELDS) == []
+    assert all(name.startswith(b"x") and name == normal_name(name) for name in PATH_FIELDS | METHOD_FIELDS)
 
 
 def test_credential_may_be_another_field() -> None:

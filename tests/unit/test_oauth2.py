@@ -1022,7 +1022,7 @@ async def test_an_unknown_host_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_an_impossible_host_says_so() -> None:
     """A host name that only the HTTP client finds impossible is an error of ours as well, not one of its own."""
-    error = await failure(IssuerUnavailable, issuer_of("http://☃.example/token"))
+    error = await failure(IssuerUnavailable, issuer_of("http://ｐlm.example/token"))
     assert "token_url has no valid host name" in str(error)
 
 

@@ -1168,6 +1168,7 @@ def test_two_ports_on_one_unix_socket() -> None:
         ("PyPI.org", "pypi.org"),
         ("pypi.org.", "pypi.org"),
         ("*.Example.org", "*.example.org"),
+        ("*.B\u00fccher.example", "*.xn--bcher-kva.example"),
         ("10.0.0.1", "10.0.0.1"),
         ("[::1]", "::1"),
     ],
