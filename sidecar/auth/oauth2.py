@@ -11,7 +11,7 @@ from contextlib import suppress
 import httpx
 
 from sidecar.auth.client_auth import prove, read_secret
-from sidecar.auth.tls import Material, client_context, read_material, read_pem
+from sidecar.auth.tls import Contexts, read_pem
 from sidecar.auth.token_answer import Grant, Unusable, read_grant
 from sidecar.auth.token_endpoint import BrokenOff, open_client, post
 from sidecar.clock import Clock
@@ -26,19 +26,28 @@ __all__ = ["Grant", "OAuth2Issuer"]
 class OAuth2Issuer:
     """Obtain tokens for one credential.
 
-    Nothing is kept between calls but the TLS context: secrets are read anew each time, each request has its
-    own connection. Calls may overlap; that only one instance renews at a time is the caller's business.
+    Nothing is kept between calls but the TLS context, one of *contexts*, which others may use as well: secrets are
+    read anew each time, each request has its own connection. Calls may overlap; that only one instance renews at a
+    time is the caller's business.
     """
 
     def __init__(
-        self, settings: OAuth2, *, tls: Tls, timeout: float, clock: Clock, fingerprint_key: bytes | None = None
+        self,
+        settings: OAuth2,
+        *,
+        tls: Tls,
+        timeout: float,
+        clock: Clock,
+        fingerprint_key: bytes | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._timeout = timeout
         self._clock = clock
         self._who = f"issuer {parse_base_url(settings.token_url).authority}, client {settings.client_id!r}:"
-        self._context: tuple[Material, ssl.SSLContext] | None = None
+        self._contexts = contexts or Contexts()
+        self._context: ssl.SSLContext | None = None
         self._fingerprint_key = fingerprint_key or secrets.token_bytes(32)
 
     async def obtain(self, refresh_token: Secret | None) -> Grant:
@@ -51,10 +60,12 @@ class OAuth2Issuer:
         and ConfigurationError when a secret or certificate cannot be read.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout), open_client(await self._current_context()) as client:
-                if self._settings.grant == "refresh_token":
-                    return await self._refresh_or_start_over(client, refresh_token)
-                return await self._refresh_or_primary(client, refresh_token)
+            async with asyncio.timeout(self._timeout):
+                self._context = await self._contexts.of(self._tls)
+                async with open_client(self._context) as client:
+                    if self._settings.grant == "refresh_token":
+                        return await self._refresh_or_start_over(client, refresh_token)
+                    return await self._refresh_or_primary(client, refresh_token)
         raise BrokenOff(
             f"{self._who} gave no complete answer within {self._timeout:g} s; check it, or raise renew.timeout"
         )
@@ -191,12 +202,6 @@ class OAuth2Issuer:
             configured=settings.lifetime,
             hidden=hidden,
         )
-
-    async def _current_context(self) -> ssl.SSLContext:
-        material = read_material(self._tls)
-        if self._context is None or self._context[0] != material:
-            self._context = material, await asyncio.to_thread(client_context, material)
-        return self._context[1]
 
 
 def _current(read: Callable[[], Secret]) -> str:

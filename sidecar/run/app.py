@@ -20,7 +20,7 @@ from sidecar.proxy.listener import Listener
 from sidecar.proxy.port import Dispatch
 from sidecar.proxy.sockets import bind as bind_socket
 from sidecar.run.assembly import Assembly, Surroundings, assemble
-from sidecar.run.credentials import Shared
+from sidecar.run.credentials import AT_ONCE, Shared
 from sidecar.run.listeners import FREE_PORT, Listeners, bind
 from sidecar.run.source import make_source
 from sidecar.run.state import RunFile, admin_token, prepare
@@ -193,7 +193,10 @@ async def running(
             metrics.observe(event)
 
         owner, elsewhere = instance_name(), settings.store.shared
-        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell)
+        turns = asyncio.Semaphore(0)
+        shared = Shared(
+            store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell, turns=turns
+        )
         tasks = Tasks(shared.owner, tell)
         stack.push_async_callback(tasks.aclose)
         app = App(listeners, admin_listener, tasks)
@@ -214,6 +217,8 @@ async def running(
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)
         await admin.serve(admin_listener.socket)
+        for _ in range(AT_ONCE):  # the ports come first
+            turns.release()
         tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
         if inherited is not None:
             tasks.spawn(metrics.keep_publishing(), "metrics")

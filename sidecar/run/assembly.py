@@ -7,7 +7,7 @@ is closed when the requests that use it have ended.
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from sidecar.policy.message import Request
 from sidecar.policy.passthrough import EVERY_HOST
 from sidecar.proxy.listener import proxy_options
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import Shared, make_broker, make_issuer
+from sidecar.run.credentials import AT_ONCE, Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.run.keepalive import keep_alive
@@ -115,7 +115,7 @@ async def assemble(
                 destinations[name] = before.destinations[name]
                 kept.add(name)
                 continue
-            issuer = make_issuer(upstream, shared.clock, shared.keys)
+            issuer = make_issuer(upstream, shared.clock, shared.keys, shared.contexts)
             broker = make_broker(name, upstream, issuer, shared)
             destinations[name] = await make_destination(name, upstream, issuer, broker, around.own, shared)
         gate = proxy_gate(settings.listen)
@@ -157,18 +157,29 @@ async def assemble(
         proxy=passing(patterns),
         every=passing((EVERY_HOST,)),
     )
-    for name, destination in destinations.items():
-        if name not in kept:
-            await destination.broker.start()
-            if (wanted := settings.upstreams[name].keepalive) is not None:
-                work = keep_alive(name, wanted, destination, shared.clock, shared.emit)
-                destination.broker.beside(work, "keepalive")
+    fresh = [name for name in destinations if name not in kept]
+    await _start(destinations[name].broker for name in fresh)
+    for name in fresh:
+        if (wanted := settings.upstreams[name].keepalive) is not None:
+            work = keep_alive(name, wanted, destinations[name], shared.clock, shared.emit)
+            destinations[name].broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
         for name, gone in before.destinations.items():
             if name not in kept:
                 gone.admission.retire()
     return made
+
+
+async def _start(brokers: Iterable[Broker]) -> None:
+    """Start *brokers*, a few at a time: each reads its record in the store, which takes no more commands at once."""
+    waiting = iter(brokers)
+
+    async def some() -> None:
+        for broker in waiting:
+            await broker.start()
+
+    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
 async def _trust(settings: Settings, shared: Shared, before: Assembly | None) -> Trust:

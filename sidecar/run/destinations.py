@@ -1,10 +1,8 @@
 """From an upstream's settings to the destination that the exchange uses."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.auth.oauth2 import OAuth2Issuer
-from sidecar.auth.tls import client_context, read_material
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.patience import Patience
 from sidecar.exchange.ports import Destination
@@ -27,7 +25,7 @@ async def make_destination(
 ) -> Destination:
     """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to."""
     strip, retry = upstream.strip, upstream.retry
-    context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
+    context = await shared.contexts.of(upstream.tls)
     pool = Pool(
         upstream.origin,
         context=context,

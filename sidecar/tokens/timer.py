@@ -1,4 +1,6 @@
-"""The one timer of a credential: it renews when due, and looks at the store now and then."""
+"""The one timer of a credential: it gets the first token, renews when due, and looks at the store now and then."""
+
+import asyncio
 
 from sidecar.clock import Clock
 from sidecar.settings import Renew
@@ -10,11 +12,33 @@ _SOON = 5.0
 """Seconds between two looks at a store that may lack our token, or have one that we lack."""
 
 
-async def watch(
-    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+_TURN = 1.0
+"""Seconds after which a first renewal lets the next begin: a slow issuer is not to hold up all the others."""
+
+
+async def keep_fresh(
+    holding: Holding,
+    renewing: Renewing,
+    changes: Changes,
+    settings: Renew,
+    clock: Clock,
+    *,
+    turns: asyncio.Semaphore,
+    shared: bool,
 ) -> None:
-    """Renew whenever the token is due, until cancelled; *shared*: the store may forget, so look at it often."""
-    while True:
+    """Get a token if none is usable, then renew whenever it is due, until cancelled; not due with `check_every` 0.
+
+    The first of these waits for one of *turns*, since many may begin at once; a request that needs a token does not.
+    *shared*: the store may forget, so look at it often.
+    """
+    if not holding.fresh():
+        async with turns:
+            if holding.usable() is None:
+                renewing.start("start")
+            elif settings.check_every > 0 and not holding.fresh():
+                renewing.start("due")
+            await changes.until(lambda: not renewing.attempting, clock.monotonic() + _TURN)
+    while settings.check_every > 0:
         if holding.fresh():
             renewing.settle()
         else:
