@@ -6,6 +6,7 @@ is closed when the requests that use it have ended.
 
 import asyncio
 import dataclasses
+import ssl
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.run.keepalive import keep_alive
 from sidecar.run.trust import Trust
-from sidecar.settings import ListenAddress, Settings, files_of
+from sidecar.settings import ListenAddress, Settings, Tls, files_of
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
 
@@ -106,6 +107,7 @@ async def assemble(
     owner = f"{around.shared.owner}.{number}" if number else around.shared.owner
     shared = dataclasses.replace(around.shared, owner=owner)
     destinations: dict[str, Destination] = {}
+    contexts: dict[Tls, ssl.SSLContext] = {}
     kept = set()
     trust = await _trust(settings, shared, before)
     try:
@@ -117,7 +119,10 @@ async def assemble(
                 continue
             issuer = make_issuer(upstream, shared.clock, shared.keys, shared.contexts)
             broker = make_broker(name, upstream, issuer, shared)
-            destinations[name] = await make_destination(name, upstream, issuer, broker, around.own, shared)
+            if upstream.tls not in contexts:
+                contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
+            context = contexts[upstream.tls]
+            destinations[name] = make_destination(name, upstream, issuer, broker, context, around.own, shared)
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)

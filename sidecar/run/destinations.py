@@ -1,5 +1,6 @@
 """From an upstream's settings to the destination that the exchange uses."""
 
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.auth.oauth2 import OAuth2Issuer
@@ -20,12 +21,20 @@ from sidecar.tokens.shared_pause import SharedPause
 Own = Callable[[], Iterable[tuple[str, int]]]
 
 
-async def make_destination(
-    name: str, upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: Own, shared: Shared
+def make_destination(
+    name: str,
+    upstream: Upstream,
+    issuer: OAuth2Issuer,
+    broker: Broker,
+    context: ssl.SSLContext,
+    own: Own,
+    shared: Shared,
 ) -> Destination:
-    """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to."""
+    """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to.
+
+    Call it in the running loop.
+    """
     strip, retry = upstream.strip, upstream.retry
-    context = await shared.contexts.of(upstream.tls)
     pool = Pool(
         upstream.origin,
         context=context,
