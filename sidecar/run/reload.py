@@ -30,8 +30,8 @@ class Reloader:
         self._clock = clock
         self._emit = emit
         self._reading = asyncio.Lock()
-        self._files: set[Path] = set()
-        self._took_up()
+        self._stamps: dict[Path, Stamp] = {}
+        self._watch_files()
 
     async def watch(self) -> None:
         """Reload whenever a file has changed, until cancelled."""
@@ -49,6 +49,8 @@ class Reloader:
         *changed*: files whose content is new, None: any may be.
         """
         async with self._reading:  # who reads last has the newest
+            if changed is None:
+                self._stamps = self._look()
             try:
                 settings, named = await asyncio.to_thread(self._read_all)
                 files = named if changed is None else changed
@@ -70,16 +72,16 @@ class Reloader:
 
     def _done(self, result: str, detail: str) -> None:
         self._app.refused = ""
-        self._took_up()
+        self._watch_files()
         self._emit(Reload(result=result, detail=detail))
 
-    def _took_up(self) -> None:
-        """Watch the files of the configuration in effect, as they are now."""
-        self._files = files_of(self._app.settings) | ({self._file} if self._file else set())
-        self._stamps = self._look()
+    def _watch_files(self) -> None:
+        """Watch the files of the configuration in effect; those watched before since they were looked at last."""
+        files = files_of(self._app.settings) | ({self._file} if self._file else set())
+        self._stamps = {path: self._stamps[path] if path in self._stamps else _stamp(path) for path in files}
 
     def _look(self) -> dict[Path, Stamp]:
-        return {path: _stamp(path) for path in self._files}
+        return {path: _stamp(path) for path in self._stamps}
 
 
 def _stamp(path: Path) -> Stamp:

@@ -10,7 +10,6 @@ from sidecar.errors import ConfigurationError
 from sidecar.settings.model import Settings
 from sidecar.settings.values import SecretReference, without_password
 
-
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 """What nearly every value is, so that it is looked at first."""
 
