@@ -7,8 +7,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-
-import httpx
+from typing import TYPE_CHECKING
 
 from sidecar.auth.client_auth import prove, read_secret
 from sidecar.auth.tls import Contexts, read_pem
@@ -19,6 +18,9 @@ from sidecar.errors import ConfigurationError, CredentialRejected, IssuerUnavail
 from sidecar.policy.routing import parse_base_url
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, Tls
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["Grant", "OAuth2Issuer"]
 
@@ -121,7 +123,7 @@ class OAuth2Issuer:
         """Forget the TLS context; no connection outlives a call, so there is nothing else to close."""
         self._context = None
 
-    async def _refresh_or_start_over(self, client: httpx.AsyncClient, given: Secret | None) -> Grant:
+    async def _refresh_or_start_over(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
         if not given:
             return await self._refresh(client, read_secret("refresh_token", self._settings.refresh_token))
         try:
@@ -142,7 +144,7 @@ class OAuth2Issuer:
             both = f"{refusal}; so was the newer one that was stored: {first}"
             raise CredentialRejected(refusal.error, both) from None
 
-    async def _refresh_or_primary(self, client: httpx.AsyncClient, given: Secret | None) -> Grant:
+    async def _refresh_or_primary(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
         if given:
             try:
                 return await self._refresh(client, given)
@@ -156,7 +158,7 @@ class OAuth2Issuer:
             form["password"] = read_secret("password", settings.password)
         return await self._ask(client, settings.grant, form)
 
-    async def _refresh(self, client: httpx.AsyncClient, token: Secret) -> Grant:
+    async def _refresh(self, client: "httpx.AsyncClient", token: Secret) -> Grant:
         """Use the refresh grant (RFC 6749 section 6).
 
         When the answer is lost the issuer may have rotated the token; FAPI 2.0 has it accept the previous one
@@ -180,7 +182,7 @@ class OAuth2Issuer:
         except IssuerUnavailable as busy:  # what became of the first attempt is as unknown as before
             raise BrokenOff(str(busy), retry_after=busy.retry_after) from None
 
-    async def _ask(self, client: httpx.AsyncClient, grant: str, form: dict[str, str | Secret | None]) -> Grant:
+    async def _ask(self, client: "httpx.AsyncClient", grant: str, form: dict[str, str | Secret | None]) -> Grant:
         """Make one attempt, with a proof of its own; a parameter without a value is left out (section 3.2)."""
         settings = self._settings
         proof = prove(settings, self._clock.now())
