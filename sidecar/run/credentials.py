@@ -13,7 +13,7 @@ from sidecar.tokens.keys import Keys
 from sidecar.tokens.store import TokenStore
 
 AT_ONCE = 8
-"""First tokens that are asked for at a time: a thousand handshakes at once would leave no time for requests."""
+"""First tokens that are got, and looks at the store, at a time: a thousand at once would leave requests no time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Shared:
     """What the brokers of one instance have in common.
 
     *owner* is its name. *elsewhere*: the store is another machine's, which may forget. *turns*: how many of them may
-    ask for their first token at a time.
+    be at work at a time that nobody waits for.
     """
 
     store: TokenStore

@@ -43,8 +43,8 @@ class Broker:
     """The tokens of one credential.
 
     *owner* names this instance. *configured_lifetime* is None if the user set none. *shared*: the store may forget.
-    *unauthorized*: so many renewed tokens refused in a row stop forced renewals. *turns*: what the first renewal waits
-    for, if nobody needs it at once; None: for nothing. `verdicts`: what upstreams say.
+    *unauthorized*: so many renewed tokens refused in a row stop forced renewals. *turns*: what the first renewal and
+    looks at the store wait for, unless somebody needs them; None: nothing. `verdicts`: what upstreams say.
     """
 
     def __init__(

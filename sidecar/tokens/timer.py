@@ -28,8 +28,8 @@ async def keep_fresh(
 ) -> None:
     """Get a token if none is usable, then renew whenever it is due, until cancelled; not due with `check_every` 0.
 
-    The first of these waits for one of *turns*, since many may begin at once; a request that needs a token does not.
-    *shared*: the store may forget, so look at it often.
+    The first of these, and each look, waits for one of *turns*, which many share; a request that needs a token does
+    not. *shared*: the store may forget, so look at it often.
     """
     if not holding.fresh():
         async with turns:
@@ -43,11 +43,18 @@ async def keep_fresh(
             renewing.settle()
         else:
             renewing.start("due")
-        await _rest(holding, renewing, changes, settings, clock, shared=shared)
+        await _rest(holding, renewing, changes, settings, clock, turns=turns, shared=shared)
 
 
 async def _rest(
-    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+    holding: Holding,
+    renewing: Renewing,
+    changes: Changes,
+    settings: Renew,
+    clock: Clock,
+    *,
+    turns: asyncio.Semaphore,
+    shared: bool,
 ) -> None:
     """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
     held, rejected = holding.held, renewing.rejected
@@ -59,4 +66,5 @@ async def _rest(
         lambda: holding.held is not held or renewing.rejected != rejected, clock.monotonic() + pause
     )
     if not moved and not renewing.attempting and (holding.fresh() or renewing.running or renewing.rejected):
-        await holding.reread()
+        async with turns:  # the timers of many may have begun together, and a store's time-out is short
+            await holding.reread()
