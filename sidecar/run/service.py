@@ -16,9 +16,10 @@ from sidecar.clock import SystemClock
 from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.proxy.port import Dispatch
-from sidecar.run.app import App, running
+from sidecar.run.app import App
 from sidecar.run.process import announcing, harden
 from sidecar.run.reload import Reloader
+from sidecar.run.running import running
 from sidecar.run.state import open_exec_log, prepare
 from sidecar.run.supervisor import inherited
 from sidecar.settings import Settings, check_secrets, load
