@@ -22,6 +22,7 @@ from tests.canary import canary
 from tests.rig import SECRET, configuration, raw, recorder, status_of
 
 COUNT = 100
+PATIENCE = 60.0
 TURN = 1.0
 
 
@@ -111,7 +112,7 @@ def many(token_urls: list[str], ca: Path, state: Path, store: str = "sqlite") ->
 
 async def until(seen: Callable[[], bool]) -> None:
     """Wait until *seen*."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not seen():
             await asyncio.sleep(0.01)
 
