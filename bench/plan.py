@@ -24,6 +24,7 @@ class Effort:
     storms: int = 3
     storm_seconds: int = 3
     starts: int = 5
+    growths: int = 2
     idle_seconds: int = 10
 
 
@@ -41,6 +42,7 @@ QUICK = Effort(
     storms=1,
     storm_seconds=2,
     starts=2,
+    growths=1,
     idle_seconds=5,
 )
 

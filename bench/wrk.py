@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.contenders import Contender
 from bench.measure import cpu_seconds
@@ -30,13 +31,18 @@ class Said:
     p99: float
 
 
-async def wrk(who: Contender, connections: int, seconds: int, *headers: str) -> dict[str, float]:
+async def wrk(
+    who: Contender, connections: int, seconds: int, *headers: str, script: Path | None = None
+) -> dict[str, float]:
     """Load a contender with so many connections for so many seconds; return its figures by their names.
+
+    *script*: of wrk, in Lua.
 
     Raises SidecarError when any request failed: a proxy that fails is not fast.
     """
     fields = [*headers, *([f"Authorization: Bearer {who.token}"] if who.token else [])]
     options = [option for field in fields for option in ("-H", field)]
+    options += ["-s", str(script)] if script else []
     command = (find("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *options, f"{who.url}/items")
     before = cpu_seconds(who.pid) if who.pid else 0.0
     text = await output(*command, within=seconds + 60)

@@ -15,7 +15,8 @@ from aiohttp import web
 from sidecar.clock import SystemClock
 from sidecar.events import Event
 from sidecar.proxy.port import Dispatch
-from sidecar.run.app import App, running
+from sidecar.run.app import App
+from sidecar.run.running import running
 from sidecar.settings import Settings
 from tests.canary import canary
 

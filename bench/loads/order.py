@@ -1,7 +1,7 @@
 """The loads in the order of a whole run."""
 
 from bench.figures import DIRECT, STOCK
-from bench.loads import bodies, idle, small, storm, workers
+from bench.loads import bodies, idle, small, storm, upstreams, workers
 from bench.plan import Load
 
 LOADS = (
@@ -53,5 +53,12 @@ LOADS = (
         note="wrk on 16 connections; then 40 clients that never pause, and one worker is killed.",
         reference=workers.ONE,
         run=workers.workers,
+    ),
+    Load(
+        name="upstreams",
+        title="A thousand upstreams",
+        note="From the start to `ready`, and to the last token; wrk on the proxy port; SIGTERM to the end.",
+        reference=upstreams.ONE,
+        run=upstreams.upstreams,
     ),
 )

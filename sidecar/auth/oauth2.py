@@ -7,11 +7,10 @@ import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-
-import httpx
+from typing import TYPE_CHECKING
 
 from sidecar.auth.client_auth import prove, read_secret
-from sidecar.auth.tls import Material, client_context, read_material, read_pem
+from sidecar.auth.tls import Contexts, read_pem
 from sidecar.auth.token_answer import Grant, Unusable, read_grant
 from sidecar.auth.token_endpoint import BrokenOff, open_client, post
 from sidecar.clock import Clock
@@ -20,25 +19,37 @@ from sidecar.policy.routing import parse_base_url
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, Tls
 
+if TYPE_CHECKING:
+    import httpx
+
 __all__ = ["Grant", "OAuth2Issuer"]
 
 
 class OAuth2Issuer:
     """Obtain tokens for one credential.
 
-    Nothing is kept between calls but the TLS context: secrets are read anew each time, each request has its
-    own connection. Calls may overlap; that only one instance renews at a time is the caller's business.
+    Nothing is kept between calls but the TLS context, one of *contexts*, which others may use as well: secrets are
+    read anew each time, each request has its own connection. Calls may overlap; that only one instance renews at a
+    time is the caller's business.
     """
 
     def __init__(
-        self, settings: OAuth2, *, tls: Tls, timeout: float, clock: Clock, fingerprint_key: bytes | None = None
+        self,
+        settings: OAuth2,
+        *,
+        tls: Tls,
+        timeout: float,
+        clock: Clock,
+        fingerprint_key: bytes | None = None,
+        contexts: Contexts | None = None,
     ) -> None:
         self._settings = settings
         self._tls = tls
         self._timeout = timeout
         self._clock = clock
         self._who = f"issuer {parse_base_url(settings.token_url).authority}, client {settings.client_id!r}:"
-        self._context: tuple[Material, ssl.SSLContext] | None = None
+        self._contexts = contexts or Contexts()
+        self._context: ssl.SSLContext | None = None
         self._fingerprint_key = fingerprint_key or secrets.token_bytes(32)
 
     async def obtain(self, refresh_token: Secret | None) -> Grant:
@@ -51,10 +62,12 @@ class OAuth2Issuer:
         and ConfigurationError when a secret or certificate cannot be read.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout), open_client(await self._current_context()) as client:
-                if self._settings.grant == "refresh_token":
-                    return await self._refresh_or_start_over(client, refresh_token)
-                return await self._refresh_or_primary(client, refresh_token)
+            async with asyncio.timeout(self._timeout):
+                self._context = await self._contexts.of(self._tls)
+                async with open_client(self._context) as client:
+                    if self._settings.grant == "refresh_token":
+                        return await self._refresh_or_start_over(client, refresh_token)
+                    return await self._refresh_or_primary(client, refresh_token)
         raise BrokenOff(
             f"{self._who} gave no complete answer within {self._timeout:g} s; check it, or raise renew.timeout"
         )
@@ -110,7 +123,7 @@ class OAuth2Issuer:
         """Forget the TLS context; no connection outlives a call, so there is nothing else to close."""
         self._context = None
 
-    async def _refresh_or_start_over(self, client: httpx.AsyncClient, given: Secret | None) -> Grant:
+    async def _refresh_or_start_over(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
         if not given:
             return await self._refresh(client, read_secret("refresh_token", self._settings.refresh_token))
         try:
@@ -131,7 +144,7 @@ class OAuth2Issuer:
             both = f"{refusal}; so was the newer one that was stored: {first}"
             raise CredentialRejected(refusal.error, both) from None
 
-    async def _refresh_or_primary(self, client: httpx.AsyncClient, given: Secret | None) -> Grant:
+    async def _refresh_or_primary(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
         if given:
             try:
                 return await self._refresh(client, given)
@@ -145,7 +158,7 @@ class OAuth2Issuer:
             form["password"] = read_secret("password", settings.password)
         return await self._ask(client, settings.grant, form)
 
-    async def _refresh(self, client: httpx.AsyncClient, token: Secret) -> Grant:
+    async def _refresh(self, client: "httpx.AsyncClient", token: Secret) -> Grant:
         """Use the refresh grant (RFC 6749 section 6).
 
         When the answer is lost the issuer may have rotated the token; FAPI 2.0 has it accept the previous one
@@ -169,7 +182,7 @@ class OAuth2Issuer:
         except IssuerUnavailable as busy:  # what became of the first attempt is as unknown as before
             raise BrokenOff(str(busy), retry_after=busy.retry_after) from None
 
-    async def _ask(self, client: httpx.AsyncClient, grant: str, form: dict[str, str | Secret | None]) -> Grant:
+    async def _ask(self, client: "httpx.AsyncClient", grant: str, form: dict[str, str | Secret | None]) -> Grant:
         """Make one attempt, with a proof of its own; a parameter without a value is left out (section 3.2)."""
         settings = self._settings
         proof = prove(settings, self._clock.now())
@@ -191,12 +204,6 @@ class OAuth2Issuer:
             configured=settings.lifetime,
             hidden=hidden,
         )
-
-    async def _current_context(self) -> ssl.SSLContext:
-        material = read_material(self._tls)
-        if self._context is None or self._context[0] != material:
-            self._context = material, await asyncio.to_thread(client_context, material)
-        return self._context[1]
 
 
 def _current(read: Callable[[], Secret]) -> str:

@@ -6,12 +6,14 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-import httpx
+from typing import TYPE_CHECKING
 
 from sidecar.errors import IssuerUnavailable
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
+
+if TYPE_CHECKING:
+    import httpx  # takes a tenth of a second: imported where it is used, once a token is needed
 
 MAX_BODY = 64 << 10
 
@@ -37,12 +39,14 @@ class Answer:
     flaw: str = ""
 
 
-def open_client(context: ssl.SSLContext) -> httpx.AsyncClient:
+def open_client(context: ssl.SSLContext) -> "httpx.AsyncClient":
     """Return a client that adds nothing of its own: no proxy and netrc of the environment, no redirect, no cookie.
 
     Each request has a connection of its own, so that what failed on it was never a stale one. There is no
     time-out in it: the caller owns the deadline.
     """
+    import httpx
+
     return httpx.AsyncClient(
         verify=context,
         trust_env=False,
@@ -54,13 +58,15 @@ def open_client(context: ssl.SSLContext) -> httpx.AsyncClient:
 
 
 async def post(
-    client: httpx.AsyncClient, url: str, form: Mapping[str, str | Secret], authorization: Secret | None, *, who: str
+    client: "httpx.AsyncClient", url: str, form: Mapping[str, str | Secret], authorization: Secret | None, *, who: str
 ) -> Answer:
     """Send *form* and return the answer, whatever its status; at most 64 KiB of it are read.
 
     *who* begins the messages. Raises IssuerUnavailable when nothing was sent, as after a TLS error, and
     BrokenOff when the outcome is unknown.
     """
+    import httpx
+
     headers = {} if authorization is None else {"Authorization": authorization.reveal()}
     plain = {name: value.reveal() if isinstance(value, Secret) else value for name, value in form.items()}
     failure: IssuerUnavailable
@@ -74,7 +80,7 @@ async def post(
     raise failure  # out here, so that nothing that knows the request hangs on to it
 
 
-async def _read(response: httpx.Response) -> Answer:
+async def _read(response: "httpx.Response") -> Answer:
     """Read an answer within its limits; a compressed one is not read, since a few bytes may mean gigabytes."""
     status, fields = response.status_code, tuple(response.headers.raw)
     if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -89,6 +95,8 @@ async def _read(response: httpx.Response) -> Answer:
 
 def _cause(error: BaseException | None) -> str:
     """Say in a few words what is at the root of *error*; only texts of the system and of OpenSSL, never of a peer."""
+    import httpx
+
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"its certificate was refused ({error.verify_message}); trust its authority with tls.ca"

@@ -66,7 +66,7 @@ def _causes(renewals: list[Renewal]) -> str:
 async def _play(seconds: float, lifetime: float) -> tuple[dict[str, Any], dict[str, Any], list[Event]]:
     from sidecar.clock import SystemClock
     from sidecar.emulator import Emulator, Switches
-    from sidecar.run.app import running
+    from sidecar.run.running import running
     from sidecar.settings import Settings
 
     loop = asyncio.get_running_loop()

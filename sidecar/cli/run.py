@@ -1,5 +1,6 @@
 """`auth-sidecar run`."""
 
+import gc
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,7 @@ def run(
         given += [f"--set={change}" for change in changes] + ([f"--config={config}"] if config else [])
         supervise(settings, given)
         return
+    gc.disable()  # what a start makes stays; `serve` turns it on again
     from sidecar.run.service import serve
 
     serve(read, file, for_exec=for_exec, worker=worker)

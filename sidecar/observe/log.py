@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import sys
-from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import structlog
-
+from sidecar.clock import Clock, SystemClock
 from sidecar.events import (
     BreakerChanged,
     Drain,
@@ -26,6 +26,7 @@ from sidecar.events import (
     WorkerReplaced,
 )
 
+_LEVELS = ("debug", "info", "warning", "error")
 _NAMES: dict[type[Event], str] = {
     Ready: "ready",
     Renewal: "renewal",
@@ -40,41 +41,56 @@ _NAMES: dict[type[Event], str] = {
     ForcedRenewals: "forced_renewals",
     IdleLimit: "idle_limit",
 }
+_FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _NAMES}
+_encode = json.JSONEncoder(default=str).encode
 
 
-def make_emit(log_format: str, level: str, stream: TextIO | None = None) -> Emit:
+def make_emit(log_format: str, level: str, stream: TextIO | None = None, clock: Clock | None = None) -> Emit:
     """Return a function that writes events; call it once per process, it also quiets other libraries."""
-    target = stream or sys.stderr
-    render: Callable[..., Any] = (
-        structlog.processors.JSONRenderer(default=str)
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=target.isatty())
-    )
-    logger = structlog.wrap_logger(
-        structlog.WriteLogger(target),
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"), render],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-    ).bind()  # once, not for each line
+    target, clock = stream or sys.stderr, clock or SystemClock()
+    shown = _LEVELS[_LEVELS.index(level) :]
+    render = _json if log_format == "json" else _text
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("mitmproxy").setLevel(logging.ERROR)
 
     def emit(event: Event) -> None:
-        write = getattr(logger, _level(event))
+        at = _level(event)
         # A full disk or a reader that is gone must not stop what the line is about.
-        with contextlib.suppress(OSError):
-            write(_NAMES[type(event)], **_plain(event))
+        if at in shown:
+            with contextlib.suppress(OSError):
+                target.write(render(event, at, clock.now()))
+                target.flush()
 
     return emit
 
 
 def ready_line(event: Ready) -> str:
     """Return the one line that `run` prints when it serves."""
-    rendered = structlog.processors.JSONRenderer()(None, "info", {"event": "ready", **_plain(event)})
-    return rendered if isinstance(rendered, str) else rendered.decode()
+    return json.dumps({**_plain(event), "event": "ready"})
+
+
+def _json(event: Event, level: str, now: float) -> str:
+    told = {"event": _NAMES[type(event)], "level": level, "timestamp": _moment(now)}
+    return _encode({**_plain(event), **told}) + "\n"
+
+
+def _text(event: Event, level: str, now: float) -> str:
+    told = " ".join(f"{name}={_word(value)}" for name, value in _plain(event).items())
+    return f"{_moment(now)} {level:7} {_NAMES[type(event)]} {told}\n"
+
+
+def _moment(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _word(value: object) -> str:
+    """Return *value* so that a line stays one, and where it ends can be seen."""
+    text = str(value)
+    return text if text.isprintable() and text and " " not in text else repr(text)
 
 
 def _plain(event: Event) -> dict[str, Any]:
-    values = ((field.name, getattr(event, field.name)) for field in dataclasses.fields(event))
+    values = ((name, getattr(event, name)) for name in _FIELDS[type(event)])
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in values}
 
 

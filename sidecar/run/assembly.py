@@ -6,8 +6,9 @@ is closed when the requests that use it have ended.
 
 import asyncio
 import dataclasses
+import ssl
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,11 @@ from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.message import Request
 from sidecar.proxy.listener import proxy_options
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import Shared, make_broker, make_issuer
+from sidecar.run.credentials import AT_ONCE, Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.run.trust import Trust
-from sidecar.settings import ListenAddress, Settings, files_of
+from sidecar.settings import ListenAddress, Settings, Tls, files_of
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
 
@@ -106,6 +107,7 @@ async def assemble(
     owner = f"{around.shared.owner}.{number}" if number else around.shared.owner
     shared = dataclasses.replace(around.shared, owner=owner)
     destinations: dict[str, Destination] = {}
+    contexts: dict[Tls, ssl.SSLContext] = {}
     kept = set()
     trust = await _trust(settings, shared, before)
     try:
@@ -115,9 +117,12 @@ async def assemble(
                 destinations[name] = before.destinations[name]
                 kept.add(name)
                 continue
-            issuer = make_issuer(upstream, shared.clock, shared.keys)
+            issuer = make_issuer(upstream, shared.clock, shared.keys, shared.contexts)
             broker = make_broker(name, upstream, issuer, shared)
-            destinations[name] = await make_destination(name, upstream, issuer, broker, around.own, shared)
+            if upstream.tls not in contexts:
+                contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
+            context = contexts[upstream.tls]
+            destinations[name] = make_destination(name, upstream, issuer, broker, context, around.own, shared)
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -157,18 +162,30 @@ async def assemble(
         proxy=passing(patterns),
         every=passing((EVERY_HOST,)),
     )
-    for name, destination in destinations.items():
-        if name not in kept:
-            await destination.broker.start()
-            if (wanted := settings.upstreams[name].keepalive) is not None:
-                work = keep_alive(name, wanted, destination, made.proxy.exchange.rounds, shared.clock, shared.emit)
-                destination.broker.beside(work, "keepalive")
+    fresh = [name for name in destinations if name not in kept]
+    await _start(destinations[name].broker for name in fresh)
+    for name in fresh:
+        if (wanted := settings.upstreams[name].keepalive) is not None:
+            rounds = made.proxy.exchange.rounds
+            work = keep_alive(name, wanted, destinations[name], rounds, shared.clock, shared.emit)
+            destinations[name].broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
         for name, gone in before.destinations.items():
             if name not in kept:
                 gone.admission.retire()
     return made
+
+
+async def _start(brokers: Iterable[Broker]) -> None:
+    """Start *brokers*, a few at a time: each reads its record in the store, which takes no more commands at once."""
+    waiting = iter(brokers)
+
+    async def some() -> None:
+        for broker in waiting:
+            await broker.start()
+
+    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
 async def _trust(settings: Settings, shared: Shared, before: Assembly | None) -> Trust:

@@ -1,10 +1,9 @@
 """From an upstream's settings to the destination that the exchange uses."""
 
-import asyncio
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.auth.oauth2 import OAuth2Issuer
-from sidecar.auth.tls import client_context, read_material
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
@@ -23,12 +22,20 @@ from sidecar.tokens.shared_pause import SharedPause
 Own = Callable[[], Iterable[tuple[str, int]]]
 
 
-async def make_destination(
-    name: str, upstream: Upstream, issuer: OAuth2Issuer, broker: Broker, own: Own, shared: Shared
+def make_destination(
+    name: str,
+    upstream: Upstream,
+    issuer: OAuth2Issuer,
+    broker: Broker,
+    context: ssl.SSLContext,
+    own: Own,
+    shared: Shared,
 ) -> Destination:
-    """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to."""
+    """Return the destination *name*; *own* gives our listeners, which no upstream may resolve to.
+
+    Call it in the running loop.
+    """
     strip, retry = upstream.strip, upstream.retry
-    context = await asyncio.to_thread(lambda: client_context(read_material(upstream.tls)))
     pool = Pool(
         upstream.origin,
         context=context,

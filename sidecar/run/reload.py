@@ -4,6 +4,7 @@ Files are looked at every two seconds, by what they are now: Kubernetes does not
 symbolic link elsewhere.
 """
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class Reloader:
         self._file = file
         self._clock = clock
         self._emit = emit
-        self._stamps = self._look()
+        self._reading = asyncio.Lock()
+        self._stamps: dict[Path, Stamp] = {}
+        self._watch_files()
 
     async def watch(self) -> None:
         """Reload whenever a file has changed, until cancelled."""
@@ -45,28 +48,40 @@ class Reloader:
 
         *changed*: files whose content is new, None: any may be.
         """
-        try:
-            settings = self._read()
-            check_secrets(settings)
-            files = files_of(settings) if changed is None else changed
-            if changed is not None and settings == self._app.settings and not files & files_of(settings):
-                self._done("unchanged", "")
+        async with self._reading:  # who reads last has the newest
+            if changed is None:
+                self._stamps = self._look()
+            try:
+                settings, named = await asyncio.to_thread(self._read_all)
+                files = named if changed is None else changed
+                if changed is not None and settings == self._app.settings and not files & named:
+                    self._done("unchanged", "")
+                    return
+                await self._app.reload(settings, files)
+            except ConfigurationError as error:
+                self._app.refused = str(error)
+                self._emit(Reload(result="refused", detail=str(error)))
                 return
-            await self._app.reload(settings, files)
-        except ConfigurationError as error:
-            self._app.refused = str(error)
-            self._emit(Reload(result="refused", detail=str(error)))
-            return
-        self._done("ok", ", ".join(sorted(settings.upstreams)))
+            self._done("ok", ", ".join(sorted(settings.upstreams)))
+
+    def _read_all(self) -> tuple[Settings, set[Path]]:
+        """Return the configuration as it is now, and its files: off the loop, as many upstreams take a while."""
+        settings = self._read()
+        check_secrets(settings)
+        return settings, files_of(settings)
 
     def _done(self, result: str, detail: str) -> None:
         self._app.refused = ""
-        self._stamps = self._look()
+        self._watch_files()
         self._emit(Reload(result=result, detail=detail))
 
-    def _look(self) -> dict[Path, Stamp]:
+    def _watch_files(self) -> None:
+        """Watch the files of the configuration in effect; those watched before since they were looked at last."""
         files = files_of(self._app.settings) | ({self._file} if self._file else set())
-        return {path: _stamp(path) for path in files}
+        self._stamps = {path: self._stamps[path] if path in self._stamps else _stamp(path) for path in files}
+
+    def _look(self) -> dict[Path, Stamp]:
+        return {path: _stamp(path) for path in self._stamps}
 
 
 def _stamp(path: Path) -> Stamp:

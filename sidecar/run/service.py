@@ -9,15 +9,17 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from sidecar.clock import SystemClock
 from sidecar.events import Emit, Event, Ready
 from sidecar.observe.log import make_emit, ready_line
 from sidecar.proxy.port import Dispatch
-from sidecar.run.app import App, running
+from sidecar.run.app import App
 from sidecar.run.process import announcing, harden
 from sidecar.run.reload import Reloader
+from sidecar.run.running import running
 from sidecar.run.state import open_exec_log, prepare
 from sidecar.run.supervisor import inherited
 from sidecar.settings import Settings, check_secrets, load
@@ -87,19 +89,26 @@ def serve(
             loop.add_reader(0, hear)
         given = inherited(worker) if worker else None
         async with running(settings, clock=clock, emit=emit, for_exec=for_exec, inherited=given) as app:
-            # What is there now stays: no collection need look at it again.
             gc.collect()
-            gc.freeze()
+            gc.freeze()  # what is there now stays: no collection need look at it again
+            gc.enable()
             reloader = Reloader(app, read, file, clock=clock, emit=emit)
             tasks = Tasks("the configuration", emit)
             tasks.spawn(_whenever(asked, reloader.reload), "reload")
             tasks.spawn(_whenever(told, app.look), "look")
             tasks.spawn(reloader.watch(), "watch")
+            tasks.spawn(asyncio.to_thread(_import_late), "imports")
             await stop.wait()
             await tasks.aclose()
         await _leave(threads)
 
     asyncio.run(main())
+
+
+def _import_late() -> None:
+    """Import what only a renewal needs, beside the loop: a tenth of a second that no start and no request waits for."""
+    for name in ("httpx", "tenacity"):
+        import_module(name)
 
 
 async def _leave(threads: ThreadPoolExecutor) -> None:

@@ -17,7 +17,7 @@ from sidecar.settings.values import SecretReference
 
 _PREFIX = "AUTH_SIDECAR__"
 _MAX_FILE = 1 << 20
-_MAX_VALUES = 20_000
+_MAX_VALUES = 100_000
 _MAX_DEPTH = 50
 _UNQUOTED = re.compile(r"""(?:[^"']|'[^']')*""")
 """What a message of the YAML reader says before it quotes more than a character of the text."""

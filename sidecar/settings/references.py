@@ -1,6 +1,6 @@
 """Every secret and every file of a configuration, with its key path."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from sidecar.errors import ConfigurationError
 from sidecar.settings.model import Settings
 from sidecar.settings.values import SecretReference, without_password
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""What nearly every value is, so that it is looked at first."""
+
 
 def secret_references(settings: Settings) -> Iterator[tuple[str, SecretReference]]:
     """Yield key path and reference of every secret that the configuration names."""
-    for path, value in _walk(settings, ""):
-        if isinstance(value, SecretReference):
-            yield path.removeprefix("."), value
+    yield from ((path, found) for path, found in _walk(settings, "") if isinstance(found, SecretReference))
 
 
 def plain_secrets(settings: Settings) -> Iterator[str]:
@@ -27,13 +28,12 @@ def plain_secrets(settings: Settings) -> Iterator[str]:
 
 def files_of(settings: BaseModel) -> set[Path]:
     """Return the files that a configuration, or a part of it, takes something from; not its state directory."""
-    found = set()
-    for path, value in _walk(settings, ""):
-        if isinstance(value, SecretReference) and value.file is not None:
-            found.add(value.file.expanduser())
-        elif isinstance(value, Path) and path != ".state_dir":
-            found.add(value.expanduser())
-    return found
+    named = {
+        found.file if isinstance(found, SecretReference) else found
+        for key, found in _walk(settings, "")
+        if key != "state_dir"
+    }
+    return {path.expanduser() for path in named if path is not None}
 
 
 def check_secrets(settings: Settings) -> None:
@@ -45,16 +45,17 @@ def check_secrets(settings: Settings) -> None:
             raise ConfigurationError(f"{path}: {error}") from None
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    yield path, value
-    inner: Mapping[Any, Any] = {}
-    if isinstance(value, SecretReference):
-        return
-    if isinstance(value, BaseModel):
-        inner = {name: getattr(value, name) for name in type(value).model_fields}
-    elif isinstance(value, Mapping):
-        inner = value
+def _walk(value: Any, above: str) -> Iterator[tuple[str, SecretReference | Path]]:
+    """Yield every secret reference and every path in *value*, a model or a collection, with its key path."""
+    inner: Iterable[tuple[Any, Any]] = value  # a model gives names and values
+    if isinstance(value, Mapping):
+        inner = value.items()
     elif isinstance(value, tuple):
-        inner = dict(enumerate(value))
-    for name, item in inner.items():
-        yield from _walk(item, f"{path}.{name}")
+        inner = enumerate(value)
+    for name, item in inner:
+        if type(item) in _PLAIN:
+            continue
+        if isinstance(item, SecretReference | Path):
+            yield f"{above}{name}", item
+        elif isinstance(item, BaseModel | Mapping | tuple):
+            yield from _walk(item, f"{above}{name}.")

@@ -4,6 +4,7 @@ Requests never wait while a usable token is in memory. Who has to wait, waits fo
 each to its own deadline; nobody's leaving ends it.
 """
 
+import asyncio
 import math
 from collections.abc import Coroutine
 from typing import Any
@@ -25,7 +26,7 @@ from sidecar.tokens.renewal import Renewing
 from sidecar.tokens.state import status_of
 from sidecar.tokens.store import TokenStore
 from sidecar.tokens.tasks import Tasks
-from sidecar.tokens.timer import watch
+from sidecar.tokens.timer import keep_fresh
 from sidecar.tokens.token import Token
 from sidecar.tokens.verdicts import Verdicts
 from sidecar.tokens.waiting import Changes
@@ -42,7 +43,8 @@ class Broker:
     """The tokens of one credential.
 
     *owner* names this instance. *configured_lifetime* is None if the user set none. *shared*: the store may forget.
-    *unauthorized*: so many renewed tokens refused in a row stop forced renewals. `verdicts`: what upstreams say.
+    *unauthorized*: so many renewed tokens refused in a row stop forced renewals. *turns*: what the first renewal and
+    looks at the store wait for, unless somebody needs them; None: nothing. `verdicts`: what upstreams say.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class Broker:
         configured_lifetime: float | None,
         shared: bool = False,
         unauthorized: int = 5,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         self._issuer = issuer
         self._settings = settings
         self._shared = shared
+        self._turns = turns or asyncio.Semaphore()
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._changes = Changes(clock, self._tasks.spawn)
@@ -87,15 +91,14 @@ class Broker:
         )
 
     async def start(self) -> None:
-        """Read the store and start the timer; without a usable token begin the first renewal and do not wait."""
+        """Read the store, and begin to keep the token fresh: the first renewal when it is our turn, then the timer."""
         await self.recall()
-        if self._holding.usable() is None:
-            self._renewing.start("start")
-        if self._settings.check_every > 0:
-            timer = watch(
-                self._holding, self._renewing, self._changes, self._settings, self._clock, shared=self._shared
-            )
-            self._tasks.spawn(timer, "timer")
+        timer = keep_fresh(
+            *(self._holding, self._renewing, self._changes, self._settings, self._clock),
+            turns=self._turns,
+            shared=self._shared,
+        )
+        self._tasks.spawn(timer, "timer")
 
     async def recall(self) -> None:
         """Take over what the store holds, and start nothing."""
@@ -166,10 +169,7 @@ class Broker:
         return holding.newer_than(used)
 
     def accepted(self, token: Token, *, own: bool = False) -> None:
-        """Take note that an upstream took *token* for a request; cheap, on every request's way.
-
-        *own*: the request was ours, for the token's sake.
-        """
+        """Take note that an upstream took *token*, for a request or for its *own* sake; cheap, on every request's way."""
         verdicts, now = self.verdicts, self._clock.monotonic()
         if own:
             verdicts.kept(token, now)

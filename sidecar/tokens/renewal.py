@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable
@@ -14,6 +13,9 @@ from sidecar.tokens.obtaining import KeptBack, Obtaining
 from sidecar.tokens.ports import LastRenewal, Spawn
 from sidecar.tokens.rejection import ASK_AGAIN, AlreadyRejected, Rejection
 from sidecar.tokens.token import Token
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 _BASE = 1.0
 _CAP = 30.0
@@ -117,6 +119,8 @@ class Renewing:
         self.running = False  # a task cancelled before its first step runs no line of its own
 
     async def _campaign(self) -> None:
+        from tenacity import AsyncRetrying, retry_if_exception_type  # late, as no renewal comes before a start is over
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(IssuerUnavailable),
             wait=self._delay,
@@ -191,7 +195,7 @@ class Renewing:
             self._differences.add(pair)
             self._emit(differs)
 
-    def _delay(self, state: RetryCallState) -> float:
+    def _delay(self, state: "RetryCallState") -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, IssuerUnavailable) else None
         cap = _CAP if self._holding.usable() else _CAP_WITHOUT

@@ -1,4 +1,6 @@
-"""The one timer of a credential: it renews when due, and looks at the store now and then."""
+"""The one timer of a credential: it gets the first token, renews when due, and looks at the store now and then."""
+
+import asyncio
 
 from sidecar.clock import Clock
 from sidecar.settings import Renew
@@ -10,20 +12,49 @@ _SOON = 5.0
 """Seconds between two looks at a store that may lack our token, or have one that we lack."""
 
 
-async def watch(
-    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+_TURN = 1.0
+"""Seconds after which a first renewal lets the next begin: a slow issuer is not to hold up all the others."""
+
+
+async def keep_fresh(
+    holding: Holding,
+    renewing: Renewing,
+    changes: Changes,
+    settings: Renew,
+    clock: Clock,
+    *,
+    turns: asyncio.Semaphore,
+    shared: bool,
 ) -> None:
-    """Renew whenever the token is due, until cancelled; *shared*: the store may forget, so look at it often."""
-    while True:
+    """Get a token if none is usable, then renew whenever it is due, until cancelled; not due with `check_every` 0.
+
+    The first of these, and each look, waits for one of *turns*, which many share; a request that needs a token does
+    not. *shared*: the store may forget, so look at it often.
+    """
+    if not holding.fresh():
+        async with turns:
+            if holding.usable() is None:
+                renewing.start("start")
+            elif settings.check_every > 0 and not holding.fresh():
+                renewing.start("due")
+            await changes.until(lambda: not renewing.attempting, clock.monotonic() + _TURN)
+    while settings.check_every > 0:
         if holding.fresh():
             renewing.settle()
         else:
             renewing.start("due")
-        await _rest(holding, renewing, changes, settings, clock, shared=shared)
+        await _rest(holding, renewing, changes, settings, clock, turns=turns, shared=shared)
 
 
 async def _rest(
-    holding: Holding, renewing: Renewing, changes: Changes, settings: Renew, clock: Clock, *, shared: bool
+    holding: Holding,
+    renewing: Renewing,
+    changes: Changes,
+    settings: Renew,
+    clock: Clock,
+    *,
+    turns: asyncio.Semaphore,
+    shared: bool,
 ) -> None:
     """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
     held, rejected = holding.held, renewing.rejected
@@ -35,4 +66,5 @@ async def _rest(
         lambda: holding.held is not held or renewing.rejected != rejected, clock.monotonic() + pause
     )
     if not moved and not renewing.attempting and (holding.fresh() or renewing.running or renewing.rejected):
-        await holding.reread()
+        async with turns:  # the timers of many may have begun together, and a store's time-out is short
+            await holding.reread()

@@ -219,7 +219,7 @@ def test_the_folder_of_another_program_is_left_alone(folder: Path, tmp_path: Pat
 
 def test_the_library_is_loaded_by_who_serves_only() -> None:
     """A command that only imports the parts is spared its memory."""
-    code = "import sys, sidecar.run.app, sidecar.observe.metrics; print('prometheus_client' in sys.modules)"
+    code = "import sys, sidecar.run.running, sidecar.observe.metrics; print('prometheus_client' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
 

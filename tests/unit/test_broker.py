@@ -56,6 +56,7 @@ async def settle() -> None:
 
 
 LEASE_SIGN = 3.0
+TURN = 1.0
 
 
 class FakeClock:
@@ -190,7 +191,9 @@ class Rig:
         clock: Clock = self.clock
         self.store = MemoryStore(clock)
 
-    def broker(self, *, configured_lifetime: float | None = None, **settings: object) -> Broker:
+    def broker(
+        self, *, configured_lifetime: float | None = None, turns: asyncio.Semaphore | None = None, **settings: object
+    ) -> Broker:
         """Make a broker; *settings* are keys of `renew`."""
         clock: Clock = self.clock
         issuer: Issuer = self.issuer
@@ -204,6 +207,7 @@ class Rig:
             clock=clock,
             emit=self.events.append,
             configured_lifetime=configured_lifetime,
+            turns=turns,
         )
         self.brokers.append(made)
         return made
@@ -537,14 +541,81 @@ async def test_who_has_waited_leaves_nothing_behind(rig: Rig) -> None:
     waiter, leaver = (rig.later(broker.token(rig.after(60))) for _ in range(2))
     operator = rig.later(broker.renew())
     await settle()
-    assert rig.clock.sleeping() == [LEASE_SIGN, 60.0, 60.0]
+    assert rig.clock.sleeping() == [TURN, LEASE_SIGN, 60.0, 60.0]
     leaver.cancel()
     await settle()
-    assert rig.clock.sleeping() == [LEASE_SIGN, 60.0]
+    assert rig.clock.sleeping() == [TURN, LEASE_SIGN, 60.0]
     rig.issuer.gate.set()
     await asyncio.gather(waiter, operator)
     await settle()
     assert rig.clock.sleeping() == []
+
+
+async def test_the_first_token_is_got_when_it_is_its_turn(rig: Rig) -> None:
+    """Until then the credential counts as not asked for; the turn is given back when the token is there."""
+    turns = asyncio.Semaphore(0)
+    broker = rig.broker(turns=turns)
+    await broker.start()
+    await settle()
+    assert (rig.issuer.calls, broker.status().attempted) == ([], False)
+    turns.release()
+    await settle()
+    assert (len(rig.issuer.calls), broker.status().usable) == (1, True)
+    assert not turns.locked()
+
+
+async def test_who_needs_a_token_waits_for_no_turn(rig: Rig) -> None:
+    """A request has its token at once; the turn that comes later asks for no second one."""
+    turns = asyncio.Semaphore(0)
+    broker = rig.broker(turns=turns)
+    await broker.start()
+    assert (await broker.token(rig.after(1))).access_token == access(1)
+    turns.release()
+    await settle()
+    assert len(rig.issuer.calls) == 1
+    assert rig.renewals()[0].trigger == "demand"
+
+
+async def test_a_slow_issuer_keeps_its_turn_for_a_second(rig: Rig) -> None:
+    """Then the next begins, while the slow one is still waited for; what is got in the end is kept."""
+    rig.issuer.gate.clear()
+    turns = asyncio.Semaphore(1)
+    broker = rig.broker(turns=turns)
+    await broker.start()
+    await settle()
+    assert turns.locked()
+    await rig.clock.advance(TURN)
+    assert not turns.locked()
+    assert broker.status().attempted is False
+    rig.issuer.gate.set()
+    await settle()
+    assert broker.status().usable
+
+
+async def test_a_failed_first_renewal_gives_its_turn_back(rig: Rig) -> None:
+    """It waits to try again without a turn."""
+    rig.issuer.answers.append(IssuerUnavailable("down"))
+    turns = asyncio.Semaphore(1)
+    broker = rig.broker(turns=turns)
+    await broker.start()
+    await settle()
+    assert (broker.status().attempted, broker.status().usable) == (True, False)
+    assert not turns.locked()
+
+
+async def test_looks_at_the_store_take_turns(rig: Rig) -> None:
+    """A thousand timers that began together do not all read at once: a token of another process is found in turn."""
+    turns = asyncio.Semaphore(1)
+    broker = rig.broker(turns=turns, check_every=30)
+    await broker.start()
+    await settle()
+    await turns.acquire()
+    await rig.put(token(7))
+    await rig.clock.advance(30)
+    assert broker.status().generation == 1
+    turns.release()
+    await settle()
+    assert broker.status().generation == 7
 
 
 async def test_a_renewed_token_is_not_read_back(rig: Rig) -> None:

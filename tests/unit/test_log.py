@@ -66,6 +66,16 @@ def test_text_is_for_a_person() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
+def test_event_is_one_line_whatever_is_in_it(log_format: str) -> None:
+    """A line end in a value makes no second line, which could pass for an event of ours."""
+    stream = io.StringIO()
+    make_emit(log_format, "info", stream)(Trouble(where="a b", detail="one\ntwo"))
+
+    assert stream.getvalue().count("\n") == 1
+    assert "one\\ntwo" in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
 def test_line_that_cannot_be_written_stops_nothing(log_format: str) -> None:
     """Whoever tells of an event goes on."""
     make_emit(log_format, "info", Full())(TROUBLE)

@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ from hypothesis import strategies as st
 
 from sidecar.auth.lifetimes import MAX_LIFETIME, granted_lifetime
 from sidecar.auth.oauth2 import Grant, OAuth2Issuer
-from sidecar.auth.tls import Material, client_context
+from sidecar.auth.tls import Contexts, Material, client_context
 from sidecar.auth.token_answer import Unusable
 from sidecar.auth.token_endpoint import Answer, BrokenOff, open_client
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SidecarError
@@ -1271,6 +1272,48 @@ async def test_the_context_is_made_once(authority: trustme.CA, ca_file: Path) ->
 
     assert first is not None
     assert first == issuer._context
+
+
+async def test_equal_material_has_one_context(ca_file: Path, tmp_path: Path) -> None:
+    """Asked for at once, and named by another path too; what is in the file counts, so a new authority has its own."""
+    contexts, copy = Contexts(), tmp_path / "copy.pem"
+    copy.write_bytes(ca_file.read_bytes())
+    first, second, bare = await asyncio.gather(*(contexts.of(Tls(ca=path)) for path in (ca_file, copy, None)))
+    assert first is second
+    assert first is not bare
+    trustme.CA().cert_pem.write_to_path(str(copy))
+    assert await contexts.of(Tls(ca=copy)) is not first
+    assert await contexts.of(Tls(ca=ca_file)) is first
+
+
+async def test_a_context_that_nobody_holds_is_gone(ca_file: Path) -> None:
+    """Certificates that were replaced do not add up."""
+    contexts = Contexts()
+    gone = weakref.ref(await contexts.of(Tls(ca=ca_file)))
+    async with asyncio.timeout(20):
+        while gone() is not None:  # the thread that made it lets go of it last
+            await asyncio.sleep(0.01)
+
+
+async def test_http_1_1_is_offered_and_nothing_else(authority: trustme.CA) -> None:
+    """To an issuer and to an upstream alike (RFC 7301): a context that both use says the same from the start."""
+    context = server_context(authority.issue_cert("localhost"))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    chosen: list[str | None] = []
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        chosen.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        client = await Contexts().of(Tls())
+        authority.configure_trust(client)
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
+        assert await reader.read() == b""
+        writer.close()
+    assert chosen == ["http/1.1"]
 
 
 def test_a_client_key_leaves_nothing_behind(client_certificate: ClientCertificate) -> None:

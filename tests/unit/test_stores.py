@@ -327,6 +327,15 @@ async def test_a_planted_lease_in_sqlite_locks_nobody_out(sqlite: SqliteStore, e
     assert await sqlite.acquire(LEASE, "a", 10)
 
 
+async def test_a_lease_in_sqlite_leaves_writes_as_durable_as_they_were(sqlite: SqliteStore) -> None:
+    """A lease, its end and a word need not outlast a power cut; a record written after them does, as before."""
+    await sqlite.acquire("lease", "me", 10)
+    await sqlite.release("lease", "me")
+    await sqlite.announce("me", b"word", 10)
+    found = await sqlite._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
+    assert found == (2,)  # FULL
+
+
 async def test_planted_words_in_sqlite_are_not_handed_on(sqlite: SqliteStore) -> None:
     """What is too large or no record stays where it is."""
     now = SystemClock().now()

@@ -117,22 +117,26 @@ class SqliteStore:
         values = {"key": key, "owner": owner, "ttl": ttl}
 
         def work(connection: sqlite3.Connection) -> bool:
-            with _writing(connection):
+            with _passing(connection):
                 return connection.execute(_ACQUIRE, self._timed(values)).rowcount == 1
 
         return await self._run(work)
 
     async def release(self, key: str, owner: str) -> None:
         """Give the lease back; one that is not *owner*'s stays."""
-        statement = "DELETE FROM lease WHERE key = ? AND owner = ?"
-        await self._run(lambda connection: connection.execute(statement, (key, owner)))
+
+        def work(connection: sqlite3.Connection) -> None:
+            with _passing(connection):
+                connection.execute("DELETE FROM lease WHERE key = ? AND owner = ?", (key, owner))
+
+        await self._run(work)
 
     async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
         """Leave word of an instance for *ttl* seconds; again: in place of the last."""
         values = {"name": checked_name(instance), "sealed": checked(sealed), "ttl": ttl, "max_instances": MAX_INSTANCES}
 
         def work(connection: sqlite3.Connection) -> bool:
-            with _writing(connection):
+            with _passing(connection):
                 timed = self._timed(values)
                 connection.execute(_SWEEP, timed)
                 return connection.execute(_ANNOUNCE, timed).rowcount == 1
@@ -196,16 +200,22 @@ class SqliteStore:
 
 
 @contextmanager
-def _writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """Do several statements as one; an error undoes them all."""
-    connection.execute("BEGIN IMMEDIATE")
+def _passing(connection: sqlite3.Connection) -> Iterator[None]:
+    """Do several statements as one; an error undoes them all. For what is over soon: the disk is not waited for.
+
+    A lease that a power cut takes along is none that anybody would still have.
+    """
+    connection.execute("PRAGMA synchronous = NORMAL")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         yield
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # a full disk has ended it already
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
+    finally:
+        connection.execute("PRAGMA synchronous = FULL")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
