@@ -169,7 +169,7 @@ class Broker:
         return holding.newer_than(used)
 
     def accepted(self, token: Token, *, own: bool = False) -> None:
-        """Take note that an upstream took *token*, for a request or for its *own* sake; cheap, on every request's way."""
+        """Take note that an upstream took *token*, for a request or its *own* sake; cheap, on every request's way."""
         verdicts, now = self.verdicts, self._clock.monotonic()
         if own:
             verdicts.kept(token, now)
