@@ -1,6 +1,6 @@
 """A PLM system as client libraries know it: OData 2, SOAP with a WSDL, WebDAV; over TLS and below a base path.
 
-It writes its own name into every link. It takes the newest token of its issuer only, and revokes it after USES requests.
+It writes its own name into every link. It takes only the newest token of its issuer, and that for USES requests.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tests.rig import TOKEN, TokenServer
 HOST = "plm.test"
 """A name that only the sidecar can resolve."""
 PATH = "/plm"
-USES = 3
+USES = 2
 
 _CSRF = "X-CSRF-Token"
 _PAGE = 2
@@ -37,7 +37,9 @@ _METADATA = """<?xml version="1.0" encoding="utf-8"?>
     <Property Name="Number" Type="Edm.String" Nullable="false"/>
     <Property Name="Name" Type="Edm.String" Nullable="false"/>
    </EntityType>
-   <EntityContainer Name="PLM" m:IsDefaultEntityContainer="true"><EntitySet Name="Parts" EntityType="PLM.Part"/></EntityContainer>
+   <EntityContainer Name="PLM" m:IsDefaultEntityContainer="true">
+    <EntitySet Name="Parts" EntityType="PLM.Part"/>
+   </EntityContainer>
   </Schema>
  </edmx:DataServices>
 </edmx:Edmx>"""
@@ -66,7 +68,9 @@ _TYPES = """<?xml version="1.0" encoding="UTF-8"?>
   <xsd:element name="number" type="xsd:string"/>
  </xsd:sequence></xsd:complexType></xsd:element>
  <xsd:element name="GetPartResponse"><xsd:complexType><xsd:sequence>
-  <xsd:element name="name" type="xsd:string"/><xsd:element name="call" type="xsd:int"/><xsd:element name="page" type="xsd:string"/>
+  <xsd:element name="name" type="xsd:string"/>
+  <xsd:element name="call" type="xsd:int"/>
+  <xsd:element name="page" type="xsd:string"/>
  </xsd:sequence></xsd:complexType></xsd:element>
 </xsd:schema>"""
 _ENVELOPE = Template(
@@ -80,7 +84,8 @@ _PART = Template(
 _FAULT = "<e:Fault><faultcode>e:Client</faultcode><faultstring>no such part</faultstring></e:Fault>"
 _RESOURCE = Template(
     "<d:response><d:href>$href</d:href><d:propstat><d:prop><d:resourcetype>$kind</d:resourcetype>"
-    "<d:getcontentlength>$length</d:getcontentlength></d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response>"
+    "<d:getcontentlength>$length</d:getcontentlength></d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat>"
+    "</d:response>"
 )
 
 
@@ -99,6 +104,7 @@ class Plm:
     parts: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes | None] = field(default_factory=dict)
     locks: dict[str, str] = field(default_factory=dict)
+    short_hrefs: bool = False
     _used: Counter[str] = field(default_factory=Counter)
     _sessions: Counter[str] = field(default_factory=Counter)
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
@@ -107,8 +113,9 @@ class Plm:
     def url(self) -> str:
         return f"https://{HOST}:{self.port}{PATH}"
 
-    def reset(self) -> None:
-        """Forget what was asked and stored; the newest token stays what it is."""
+    def reset(self, *, short_hrefs: bool) -> None:
+        """Forget what was asked and stored; the newest token stays what it is. *short_hrefs*: WebDAV lists paths."""
+        self.short_hrefs = short_hrefs
         self.parts = {"1": "bolt", "2": "nut", "3": "washer"}
         self.files = {"/": None}
         for record in (self.refused, self.heads, self.locks, self._sessions):
@@ -158,7 +165,11 @@ class Plm:
         if path == "/Parts":
             skip = int(request.query.get("$skiptoken", "0"))
             page = {"results": [self._entity(number) for number in list(self.parts)[skip : skip + _PAGE]]}
-            more = {"__next": f"{self.url}/odata/Parts?$skiptoken={skip + _PAGE}"} if len(self.parts) > skip + _PAGE else {}
+            more = (
+                {"__next": f"{self.url}/odata/Parts?$skiptoken={skip + _PAGE}"}
+                if len(self.parts) > skip + _PAGE
+                else {}
+            )
             return web.json_response({"d": page | more})
         if key is None or key[1] not in self.parts:
             return web.Response(status=404)
@@ -183,7 +194,9 @@ class Plm:
         self._sessions[session] += 1
         number = re.search(rb"number>(\w+)<", body)
         known = number is not None and number[1] != b"0"
-        part = _PART.substitute(number=number[1].decode(), call=self._sessions[session], url=self.url) if known else _FAULT
+        part = (
+            _PART.substitute(number=number[1].decode(), call=self._sessions[session], url=self.url) if known else _FAULT
+        )
         return web.Response(
             status=200 if known else 500,
             text=_ENVELOPE.substitute(body=part),
@@ -241,7 +254,8 @@ class Plm:
     def _resource(self, path: str) -> str:
         content = self.files[path]
         kind = "<d:collection/>" if content is None else ""
-        return _RESOURCE.substitute(href=self._href(path), kind=kind, length=len(content or b""))
+        href = f"{PATH}/dav{path}" if self.short_hrefs else self._href(path)
+        return _RESOURCE.substitute(href=href, kind=kind, length=len(content or b""))
 
 
 def _json(body: bytes) -> dict[str, str]:
@@ -257,7 +271,7 @@ async def serving(issuer: TokenServer, ca: Path) -> AsyncIterator[Plm]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(HOST).configure_cert(context)
     plm = Plm(issuer)
-    plm.reset()
+    plm.reset(short_hrefs=False)
     runner = web.ServerRunner(web.Server(plm.answer))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
