@@ -15,6 +15,7 @@ NODE = "24.21.0"
 AXIOS = "1.21.1"
 OLD_AXIOS = "1.7.9"
 """One that asks a proxy for `https://` in plain, without CONNECT."""
+SOAP = "1.13.0"
 
 
 def program(name: str) -> str:

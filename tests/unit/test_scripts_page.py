@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sidecar.run.exec.variables import Files, variables
 from tests.e2e.test_clients import CLIENTS
+from tests.e2e.test_libraries import HTTP, HTTPS, LIBRARIES, LIMITS, REVERSE, REWRITTEN
 
 PAGE = (Path(__file__).parents[2] / "docs/scripts.md").read_text(encoding="utf-8")
 
@@ -21,3 +22,15 @@ def test_variables_on_the_page_are_those_that_exec_sets() -> None:
 def test_clients_called_tried_are_those_of_the_tests() -> None:
     """What the page calls tried is run by tests/e2e/test_clients.py, by the same name; all of it is there."""
     assert sorted(re.findall(r"^\| ([^|]+) \| tried \|", PAGE, re.MULTILINE)) == sorted(CLIENTS)
+
+
+def test_libraries_work_where_the_page_says_so() -> None:
+    """Each way of each library is one that tests/e2e/test_libraries.py tries, and as the page has it."""
+    section = PAGE.split("## OData, SOAP and WebDAV")[1].split("\n## ")[0]
+    [header, _, *rows] = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert header[1:] == [HTTPS, HTTP, REVERSE]
+    found = {name: {way for way, cell in zip(header[1:], cells, strict=True) if cell != "no"} for name, *cells in rows}
+    assert found == {name: set(library.ways) for name, library in LIBRARIES.items()}
+    limited = [(name, way) for name, *cells in rows for way, cell in zip(header[1:], cells, strict=True) if "," in cell]
+    assert limited == [(name, way) for name, way, arguments, _ in LIMITS if arguments]
+    assert f"rewrite: [{', '.join(REWRITTEN)}]" in section
