@@ -15,8 +15,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.waiting import PATIENCE
+
 SLOTS = 16384
-_START_SECONDS = 15
 _QUIET = ("save ''", "appendonly no", "protected-mode no", "bind 127.0.0.1", "daemonize no")
 
 
@@ -70,7 +71,7 @@ class Server:
         made = redis.Redis(
             host="127.0.0.1",
             port=self.port,
-            socket_timeout=5,
+            socket_timeout=PATIENCE,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             **self.admin,
@@ -110,7 +111,7 @@ class Server:
             self.process.wait(10)
 
 
-def eventually[T](attempt: Callable[[], T], what: str, *, within: float = _START_SECONDS) -> T:
+def eventually[T](attempt: Callable[[], T], what: str, *, within: float = PATIENCE) -> T:
     """Return the first true answer of *attempt*, which may raise what Redis raises until then."""
     end = time.monotonic() + within
     last: Exception | None = None

@@ -18,6 +18,7 @@ from sidecar.proxy.port import Dispatch
 from sidecar.run.app import App, running
 from sidecar.settings import Settings
 from tests.canary import canary
+from tests.waiting import PATIENCE
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SECRET = canary("rig-secret")
@@ -190,7 +191,7 @@ async def sidecar(data: dict[str, Any], **options: Any) -> AsyncIterator[Rig]:
     asyncio.get_running_loop().set_task_factory(None)
 
 
-async def raw(port: int, data: bytes, *, wait: float = 20.0) -> bytes:
+async def raw(port: int, data: bytes, *, wait: float = PATIENCE) -> bytes:
     """Send *data* and return all that comes until the connection closes; a reset counts as the end.
 
     Raises TimeoutError when it stays open longer than *wait*: say `Connection: close`.

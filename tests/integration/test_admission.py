@@ -15,9 +15,9 @@ from sidecar.clock import SystemClock
 from sidecar.events import BreakerChanged, RequestDone
 from sidecar.exchange.admission import Admission
 from sidecar.tokens.seal import new_key
-from tests.fleet import until
 from tests.redis_servers import Server, redis_of_session, redis_server
 from tests.rig import OK, Recorder, Rig, Seen, TokenServer, configuration, problem_of, raw, recorder, sidecar, status_of
+from tests.waiting import until
 
 __all__ = ["redis_of_session", "redis_server"]
 

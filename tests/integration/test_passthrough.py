@@ -39,7 +39,7 @@ CLOSE = b"Connection: close\r\n\r\n"
 MIB = 1 << 20
 EVERY_BYTE = bytes(range(256))
 THEIRS = canary("own-credential").encode()
-SOON = 5.0
+SOON = 30.0
 """Seconds that everything takes which happens at once, on a slow machine."""
 
 Reader = asyncio.StreamReader
