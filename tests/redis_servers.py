@@ -1,6 +1,7 @@
 """Real Redis servers on loopback: alone, with replica and Sentinels, as a cluster; ended by their process id."""
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -22,15 +23,15 @@ _QUIET = ("save ''", "appendonly no", "protected-mode no", "bind 127.0.0.1", "da
 
 
 def free_port() -> int:
-    """Return a port that is free on loopback, and 10000 above it too: there a cluster's nodes talk."""
+    """Return a port that is free on loopback, and 10000 above it too: there a cluster's nodes talk.
+
+    Not one that the system gives to whoever connects or asks for any: it would be taken before it is used.
+    """
     while True:
-        with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port: int = low.getsockname()[1]
-            try:
-                high.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
+        port = random.randrange(10240, 22000)
+        with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10000))
             return port
 
 

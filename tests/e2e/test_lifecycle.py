@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import httpx
 import pytest
 
 from tests.process import Running, start_sidecar
+from tests.redis_servers import free_port
 from tests.rig import OK, Seen, configuration, problem_of, raw, recorder, status_of, token_server
 from tests.waiting import PATIENCE, until
 
@@ -133,12 +133,6 @@ async def test_grace_is_the_most_that_a_request_gets(tmp_path: Path, outputs: Pa
 
 
 # Readiness.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def ready_with(data: dict[str, Any], folder: Path, log: Path, wanted: int) -> dict[str, str]:
