@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.policy.classify import Challenge
@@ -41,7 +41,6 @@ def again(decision: Decision) -> bool:
     return not isinstance(decision, Pass)
 
 
-@settings(deadline=None, max_examples=400)
 @given(ATTEMPTS, POLICIES, JITTERS)
 def test_what_worsens_a_request_gets_it_no_attempt(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """Less time, more attempts made, a body that is gone, an address that is prohibited, a stricter policy."""
@@ -64,7 +63,6 @@ def test_what_worsens_a_request_gets_it_no_attempt(attempt: Attempt, policy: Ret
     assert [each for each in stricter if again(decide(attempt, each, jitter))] == []
 
 
-@settings(deadline=None, max_examples=400)
 @given(ATTEMPTS, POLICIES, JITTERS)
 @example(Attempt(method="POST", status=None, sent=True), RetryPolicy(), 0.5)
 @example(Attempt(method="POST", status=503), RetryPolicy(), 0.5)
@@ -77,7 +75,6 @@ def test_what_may_have_been_applied_is_repeated_for_idempotent_requests_only(
         assert attempt.keyed or attempt.method in policy.methods
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS, JITTERS)
 def test_chance_moves_the_wait_alone(attempt: Attempt, policy: RetryPolicy, one: float, other: float) -> None:
     """The same kind of decision for any jitter, unless the wait no longer fits; a higher one never waits less."""
@@ -92,7 +89,6 @@ def test_chance_moves_the_wait_alone(attempt: Attempt, policy: RetryPolicy, one:
         assert low == high
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS)
 def test_an_idempotency_key_makes_any_method_idempotent(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """With it the method is of no account any more."""
@@ -100,7 +96,6 @@ def test_an_idempotency_key_makes_any_method_idempotent(attempt: Attempt, policy
     assert len(decisions) == 1
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS)
 @example(Attempt(method="POST", status=401, challenge=Challenge.TOKEN), RetryPolicy(), 0.5)
 @example(Attempt(method="GET", status=401, challenge=Challenge.TOKEN, renewals=1), RetryPolicy(), 0.5)
