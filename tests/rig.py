@@ -137,7 +137,7 @@ async def token_server() -> AsyncIterator[TokenServer]:
         token = f"{TOKEN}-{state.calls}"
         return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": state.lifetime})
 
-    runner = web.ServerRunner(web.Server(grant))
+    runner = web.ServerRunner(web.Server(grant), shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -321,7 +321,8 @@ async def test_probe_goes_on_a_new_connection(tokens: TokenServer, tmp_path: Pat
 async def test_request_that_waits_for_a_token_does_not_hide_the_breaker(tokens: TokenServer, tmp_path: Path) -> None:
     """Without a usable token and with an open breaker the answer still comes at once."""
     play = Play()
-    async with behind(play, tokens, tmp_path, retry={"attempts": 1}, breaker={"min_requests": 2}) as (running, _):
+    limits: dict[str, Any] = {"breaker": {"min_requests": 2}, "renew": {"timeout": "2s"}}
+    async with behind(play, tokens, tmp_path, retry={"attempts": 1}, **limits) as (running, _):
         await open_breaker(running, play)
         admission(running).breaker.not_before += 60
         tokens.delay = 20.0

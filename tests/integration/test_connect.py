@@ -306,16 +306,20 @@ async def test_raw_bytes_go_nowhere(rig: Rig, upstream: Recorder, sent: bytes, s
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x00\x05hello", b"\x16\x03\x01" + b"\xff" * (70 << 10)])
-async def test_broken_handshake_ends_the_connection(rig: Rig, upstream: Recorder, sent: bytes) -> None:
+async def test_broken_handshake_ends_the_connection(
+    upstream: Recorder, tokens: TokenServer, authority: trustme.CA, tmp_path: Path, sent: bytes
+) -> None:
     """A ClientHello that makes no sense, or that never ends, is not kept, and the log says that it failed."""
-    reader, writer = await tunnel(rig, upstream.port)
-    writer.write(sent)
-    with contextlib.suppress(ConnectionError):
-        assert await reader.read() == b""
-    writer.close()
+    data = settings(upstream, tokens, authority, tmp_path) | {"limits": {"header_timeout": "2s"}}
+    async with sidecar(data) as rig:
+        reader, writer = await tunnel(rig, upstream.port)
+        writer.write(sent)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
 
-    await asyncio.sleep(0)
-    assert any(isinstance(event, Trouble) and event.where.startswith("CONNECT localhost") for event in rig.events)
+        await asyncio.sleep(0)
+        assert any(isinstance(event, Trouble) and event.where.startswith("CONNECT localhost") for event in rig.events)
     assert upstream.connections == 0
 
 

@@ -149,6 +149,15 @@ def test_scripts_can_be_run(name: str) -> None:
     assert os.access(ROOT / ".ci" / name, os.X_OK)
 
 
+def test_a_run_ends_by_itself() -> None:
+    """In the order of their patience: a test, all tests, the script; the build server gives it 25 minutes."""
+    makefile, run = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", ".ci/run"))
+    one, every = (int(re.findall(rf"{option} (\d+)", makefile)[0]) for option in ("--timeout", "--session-timeout"))
+    script = 60 * int(re.findall(r"(\d+)m make test", run)[0])
+    assert 2 * one < every < script - 120
+    assert script <= 23 * 60
+
+
 def test_a_stray_file_is_found() -> None:
     """Only the first part of a path counts."""
     assert strangers(["sidecar/notes.txt", "README.md", ".gitignore"]) == []
