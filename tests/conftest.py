@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def _hide(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _clean_session() -> Iterator[None]:
     """Hide the proxies and the configuration of whoever runs the tests, from what a whole session shares too."""
+    # What a script runs in its background ignores it, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         _hide(patch)
         yield
