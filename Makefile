@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 COMPILE = $(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --only-binary :all: \
 	--custom-compile-command 'make lock' --quiet
 
+# A file's tests stay together, for what they share; the slow ones come first in the order of their names.
+PYTEST = $(BIN)/pytest --timeout 180 --numprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # Debian keeps servers such as nginx where a plain user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 
@@ -12,11 +15,14 @@ help: ## list the targets
 
 install: $(VENV)/.installed ## make .venv, with the command in .venv/bin/auth-sidecar
 
-test: install tools lint ## lint, then run every test
-	$(BIN)/pytest --timeout 120 --numprocesses 4 --dist loadfile --durations 20 --session-timeout 1020
+check: install tools lint ## for every edit: lint, then the tests of units and properties: under 3 minutes
+	$(PYTEST) tests/unit tests/properties
 
-test-long: install tools ## what takes too long for every change: about 10 minutes
-	$(BIN)/pytest --timeout 1200 --durations 20 tests/long
+test: install tools lint ## lint, then run every test: under 8 minutes
+	$(PYTEST) --durations 20 --session-timeout 1200
+
+test-long: install tools ## what takes too long for every change: about 15 minutes
+	$(BIN)/pytest --timeout 1200 --durations 20 --hypothesis-profile long tests/long tests/properties
 
 soak: install tools ## real processes under random faults for 20 minutes; SOAK=60 for so many seconds
 	$(BIN)/python -m tests.long.soak $(or $(SOAK),1200)
@@ -68,4 +74,4 @@ $(VENV)/.bench: $(VENV)/.locked bench/requirements.lock
 	@if $(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r bench/requirements.lock; \
 	then touch $@; else echo "Envoy cannot be installed here: going on without it" >&2; fi
 
-.PHONY: help install test test-long soak mutants lint bench demo lock clean tools
+.PHONY: help install check test test-long soak mutants lint bench demo lock clean tools

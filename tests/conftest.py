@@ -1,11 +1,14 @@
 """What every test shares: an environment without proxies, and a place for outputs that must hold no secret."""
 
 import faulthandler
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.canary import leaks
 
@@ -13,6 +16,14 @@ PROXY_VARIABLES = ("ALL_PROXY", "FTP_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PR
 
 
 _TEARDOWN_SECONDS = 120
+
+# A property is judged by its examples, not by the time that they took, and they are the same until the test changes:
+# what fails is the change that was made. `make test-long` looks for others.
+settings.register_profile(
+    "tests", max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("tests"), max_examples=4000, derandomize=False)
+settings.load_profile("tests")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -34,6 +45,9 @@ def _hide(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _clean_session() -> Iterator[None]:
     """Hide the proxies and the configuration of whoever runs the tests, from what a whole session shares too."""
+    # What a script runs in its background ignores it, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         _hide(patch)
         yield
@@ -43,6 +57,13 @@ def _clean_session() -> Iterator[None]:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start every test without what an earlier one left in the environment."""
     _hide(monkeypatch)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _leaks_are_found_where_they_were_made() -> Iterator[None]:
+    """Collect what a file's tests left open before another file's tests are blamed for it."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

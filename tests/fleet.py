@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import new_key
 from sidecar.tokens.store import TokenStore, store_key
 from tests.rig import configuration
+from tests.waiting import PATIENCE
 
 _HOP = ("connection", "content-length", "transfer-encoding", "host")
 
@@ -33,13 +34,14 @@ class Relay:
 
     *fate* of the next call, once: `unreached` (it never gets to the issuer, nor does an answer come), `unanswered`
     (the issuer acts, no answer comes), `dropped` (the issuer acts, the connection is broken), a status (nobody acts),
-    or seconds that the answer takes. *fates* are those of the calls after it. *presented*: how often the issuer saw
-    each refresh token; *grants*: the calls that it saw; *arrived*: those that came so far.
+    seconds that the answer takes, or an event that it waits for. *fates* are those of the calls after it.
+    *presented*: how often the issuer saw each refresh token; *grants*: the calls that it saw; *arrived*: those that
+    came so far.
     """
 
     target: str
     url: str = ""
-    fates: list[str | int | float] = field(default_factory=list)
+    fates: list[str | int | float | asyncio.Event] = field(default_factory=list)
     presented: Counter[str] = field(default_factory=Counter)
     grants: list[str] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
@@ -55,7 +57,7 @@ class Relay:
 async def relay(target: str, ca: Path | None = None) -> AsyncIterator[Relay]:
     """Serve a Relay on loopback, over plain HTTP."""
     state = Relay(target)
-    client = httpx.AsyncClient(trust_env=False, timeout=30, verify=str(ca) if ca else True)
+    client = httpx.AsyncClient(trust_env=False, timeout=PATIENCE, verify=str(ca) if ca else True)
 
     async def pass_on(request: web.BaseRequest) -> web.Response:
         body = await request.read()
@@ -79,6 +81,8 @@ async def relay(target: str, ca: Path | None = None) -> AsyncIterator[Relay]:
             await asyncio.Event().wait()
         elif isinstance(fate, float):
             await asyncio.sleep(fate)
+        elif isinstance(fate, asyncio.Event):
+            await fate.wait()
         return web.Response(status=answer.status_code, body=answer.content, content_type="application/json")
 
     runner = web.ServerRunner(web.Server(pass_on, access_log=None), shutdown_timeout=0.1)
@@ -155,7 +159,7 @@ class Node:
     def troubles(self) -> list[str]:
         return [event.detail for event in self.events if isinstance(event, Trouble)]
 
-    async def get(self, within: float = 5.0) -> str:
+    async def get(self, within: float = PATIENCE) -> str:
         """Return the token of a request that waits so long."""
         return (await self.broker.token(time.monotonic() + within)).access_token.reveal()
 
@@ -235,11 +239,3 @@ async def by_refresh_token(plm: Emulator) -> dict[str, Any]:
         "client_secret": {"value": plm.client_secret},
         "refresh_token": {"value": first},
     }
-
-
-async def until(ready: Callable[[], Any], what: str, within: float = 10.0) -> None:
-    """Wait until *ready* is true, which is asked every 10 ms; AssertionError if it takes too long."""
-    end = time.monotonic() + within
-    while not ready():
-        assert time.monotonic() < end, f"{what}: not within {within} s"
-        await asyncio.sleep(0.01)

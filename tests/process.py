@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 20
+from tests.waiting import PATIENCE
 
 
 @dataclass
@@ -65,7 +65,7 @@ async def start_sidecar(data: dict[str, Any], folder: Path, log: Path, *argument
         )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(_START_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             line = await process.stdout.readline()
         assert line, log.read_text()
         yield Running(process, json.loads(line)["addresses"], log)

@@ -1,6 +1,7 @@
 """Real Redis servers on loopback: alone, with replica and Sentinels, as a cluster; ended by their process id."""
 
 import contextlib
+import random
 import signal
 import socket
 import subprocess
@@ -15,21 +16,22 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.waiting import PATIENCE
+
 SLOTS = 16384
-_START_SECONDS = 15
 _QUIET = ("save ''", "appendonly no", "protected-mode no", "bind 127.0.0.1", "daemonize no")
 
 
 def free_port() -> int:
-    """Return a port that is free on loopback, and 10000 above it too: there a cluster's nodes talk."""
+    """Return a port that is free on loopback, and 10000 above it too: there a cluster's nodes talk.
+
+    Not one that the system gives to whoever connects or asks for any: it would be taken before it is used.
+    """
     while True:
-        with socket.socket() as low, socket.socket() as high:
-            low.bind(("127.0.0.1", 0))
-            port: int = low.getsockname()[1]
-            try:
-                high.bind(("127.0.0.1", port + 10000))
-            except (OSError, OverflowError):
-                continue
+        port = random.randrange(10240, 22000)
+        with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10000))
             return port
 
 
@@ -70,7 +72,7 @@ class Server:
         made = redis.Redis(
             host="127.0.0.1",
             port=self.port,
-            socket_timeout=5,
+            socket_timeout=PATIENCE,
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             **self.admin,
@@ -110,7 +112,7 @@ class Server:
             self.process.wait(10)
 
 
-def eventually[T](attempt: Callable[[], T], what: str, *, within: float = _START_SECONDS) -> T:
+def eventually[T](attempt: Callable[[], T], what: str, *, within: float = PATIENCE) -> T:
     """Return the first true answer of *attempt*, which may raise what Redis raises until then."""
     end = time.monotonic() + within
     last: Exception | None = None

@@ -19,6 +19,7 @@ from sidecar.run.app import App
 from sidecar.run.running import running
 from sidecar.settings import Settings
 from tests.canary import canary
+from tests.waiting import PATIENCE
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SECRET = canary("rig-secret")
@@ -137,7 +138,7 @@ async def token_server() -> AsyncIterator[TokenServer]:
         token = f"{TOKEN}-{state.calls}"
         return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": state.lifetime})
 
-    runner = web.ServerRunner(web.Server(grant))
+    runner = web.ServerRunner(web.Server(grant), shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -191,7 +192,7 @@ async def sidecar(data: dict[str, Any], **options: Any) -> AsyncIterator[Rig]:
     asyncio.get_running_loop().set_task_factory(None)
 
 
-async def raw(port: int, data: bytes, *, wait: float = 20.0) -> bytes:
+async def raw(port: int, data: bytes, *, wait: float = PATIENCE) -> bytes:
     """Send *data* and return all that comes until the connection closes; a reset counts as the end.
 
     Raises TimeoutError when it stays open longer than *wait*: say `Connection: close`.

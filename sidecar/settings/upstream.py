@@ -95,6 +95,14 @@ class Strip(Model):
             raise ValueError("keep cannot name authorization: the sidecar sends exactly one, its own")
         return self
 
+    @model_validator(mode="after")
+    def _kept_or_not(self) -> Self:
+        kept = {name.lower().replace("_", "-") for name in self.keep}
+        for key, names in (("headers", self.headers), ("query", self.query)):
+            if both := sorted(name for name in names if name.lower().replace("_", "-") in kept):
+                raise ValueError(f"{key} and keep both name {both[0]}; expected each name in one of them")
+        return self
+
 
 class Retry(Model):
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
@@ -105,6 +113,12 @@ class Retry(Model):
     cap: Duration = 20.0
     max_retry_after: Duration = 30.0
     budget: Annotated[Share, Field(validate_default=False)] = 0.2
+
+    @model_validator(mode="after")
+    def _base_below_cap(self) -> Self:
+        if self.base > self.cap:
+            raise ValueError("base is over cap, the longest random wait; expected a base of at most cap")
+        return self
 
 
 class Timeouts(Model):
@@ -140,6 +154,12 @@ class Keepalive(Model):
     path: TargetPath
     every: Annotated[Duration, Field(gt=0)] = 600.0
     only_if_used_within: Annotated[Duration, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _comes_in_time(self) -> Self:
+        if self.every >= self.only_if_used_within:
+            raise ValueError("every is not below only_if_used_within, so that none would be sent; expected less")
+        return self
 
 
 class Replay(Model):

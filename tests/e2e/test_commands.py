@@ -14,8 +14,10 @@ import pytest
 
 from sidecar.emulator import Emulator, Switches
 from tests.canary import canary
+from tests.faults.site import metric
 from tests.process import start_sidecar
 from tests.rig import configuration, raw, status_of
+from tests.waiting import PATIENCE, eventually, until
 
 
 def _run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -211,9 +213,9 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
         async with start_sidecar(_plm(plm, tmp_path), tmp_path, outputs / "run.log") as sidecar:
             admin = f"http://{sidecar.addresses['admin']}"
             target = plm.base_url.replace("https://", "http://", 1).encode()
-            async with httpx.AsyncClient(base_url=admin, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=admin, trust_env=False, timeout=PATIENCE) as client:
                 alive = await client.get("/livez")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE):
                     while (await client.get("/readyz")).status_code != 200:
                         await asyncio.sleep(0.05)
                 status = (await client.get("/status")).json()
@@ -222,13 +224,13 @@ async def test_run_announces_serves_and_stops(tmp_path: Path, outputs: Path) -> 
                 unknown = await client.get("/nonsense")
                 metrics = await client.get("/metrics")
             run_file = json.loads((tmp_path / "state/run.json").read_text())
-            plm.change(api_delay=1)
+            plm.change(api_delay=3)
             request = b"GET %b/echo/slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % target
             slow = asyncio.create_task(raw(sidecar.port(), request))
-            await asyncio.sleep(0.3)
+            await eventually(lambda: metric(sidecar, "auth_sidecar_in_flight"), 1)
             sidecar.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
-            async with httpx.AsyncClient(base_url=admin, trust_env=False) as client:
+            await until(lambda: sidecar.log_events("drain"), "the signal is heard")
+            async with httpx.AsyncClient(base_url=admin, trust_env=False, timeout=PATIENCE) as client:
                 stopping = await client.get("/readyz")
             answer = await slow
             code = await sidecar.process.wait()
@@ -258,14 +260,14 @@ async def test_second_signal_ends_at_once(tmp_path: Path, outputs: Path) -> None
     async with Emulator.start(switches=Switches(supplier_lifetime=None)) as plm:
         async with start_sidecar(_plm(plm, tmp_path), tmp_path, outputs / "second-signal.log") as sidecar:
             target = plm.base_url.replace("https://", "http://", 1).encode()
-            plm.change(api_delay=15)
+            plm.change(api_delay=30)
             request = b"GET %b/echo/slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % target
             slow = asyncio.create_task(raw(sidecar.port(), request))
-            await asyncio.sleep(0.5)
-            for _ in range(2):
-                sidecar.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.2)
-            async with asyncio.timeout(5):
+            await eventually(lambda: metric(sidecar, "auth_sidecar_in_flight"), 1)
+            sidecar.process.send_signal(signal.SIGTERM)
+            await until(lambda: sidecar.log_events("drain"), "the first one is heard")
+            sidecar.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):  # of the 25 that the first one leaves
                 await sidecar.process.wait()
             assert await slow == b""
 

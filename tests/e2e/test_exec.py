@@ -28,16 +28,16 @@ from sidecar.run.join import configuration_hash
 from sidecar.settings import effective, load
 from tests.process import start_sidecar
 from tests.rig import OK, TOKEN, Recorder, Seen, TokenServer, configuration, recorder, token_server
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 25
 COUNT = """
 import json, signal, sys, time
 seen = []
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
     signal.signal(number, lambda number, frame: seen.append(number))
 print("up", flush=True)
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 60
 while not seen and time.monotonic() < deadline:
     time.sleep(0.02)
 time.sleep(0.7)
@@ -100,7 +100,7 @@ class Stage:
     def sidecars(self) -> list[int]:
         return [pid for pid, line in self.alive().items() if "--for-exec" in line]
 
-    async def gone(self, seconds: float = 5) -> None:
+    async def gone(self, seconds: float = PATIENCE) -> None:
         """Wait until no process with our mark is there."""
         try:
             async with asyncio.timeout(seconds):
@@ -108,6 +108,11 @@ class Stage:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             pytest.fail(f"left behind: {self.alive()}")
+
+
+def state(pid: int) -> str:
+    """Return the letter that says what a process does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def line(process: Process) -> str:
@@ -290,7 +295,7 @@ async def test_a_stopped_command_hears_a_request_to_end(stage: Stage) -> None:
     assert await line(process) == "up"
     [pid] = [pid for pid, shown in stage.alive().items() if shown.startswith("python3")]
     os.kill(pid, signal.SIGSTOP)
-    await asyncio.sleep(0.2)
+    await until(lambda: state(pid) == "T", "it stands still")
     process.terminate()
 
     assert json.loads(await line(process)) == [signal.SIGTERM]
@@ -316,19 +321,17 @@ async def test_nobody_survives_our_kill(stage: Stage) -> None:
     process.kill()
     await process.wait()
 
-    await stage.gone(5)
+    await stage.gone()
     await process.communicate()
 
 
 async def test_interrupt_during_the_start_leaves_nothing(stage: Stage) -> None:
     """SIGINT before the command runs ends all, and the exit code says so."""
     process = await stage.start("--", "sleep", "60")
-    async with asyncio.timeout(PATIENCE):
-        while not stage.sidecars():
-            await asyncio.sleep(0.01)
+    await until(stage.sidecars, "its sidecar")
     process.send_signal(signal.SIGINT)
 
-    assert await asyncio.wait_for(process.wait(), 10) == 130
+    assert await asyncio.wait_for(process.wait(), PATIENCE) == 130
     await process.communicate()
 
 
@@ -340,7 +343,7 @@ async def test_a_sidecar_that_dies_is_reported_and_the_command_goes_on(stage: St
     assert {Path(f"/proc/{pid}/fd/{number}").readlink() for number in (1, 2)} == {stage.state / "exec.log"}
     os.kill(pid, signal.SIGKILL)
     assert process.stderr is not None
-    said = await asyncio.wait_for(process.stderr.readline(), 10)
+    said = await asyncio.wait_for(process.stderr.readline(), PATIENCE)
     assert not Path(f"/proc/{pid}").exists()
     out, rest = await process.communicate(b"on\n")
 
@@ -350,10 +353,10 @@ async def test_a_sidecar_that_dies_is_reported_and_the_command_goes_on(stage: St
 
 async def test_grandchildren_do_not_hold_us(stage: Stage) -> None:
     """A process that the command left behind has its pipes, and we end with the command."""
-    process = await stage.start("--", "sh", "-c", "sleep 20 & echo $!")
+    process = await stage.start("--", "sh", "-c", "sleep 100 & echo $!")
     left = int(await line(process))
     try:
-        assert await ended(process, 10) == 0
+        assert await ended(process, PATIENCE) == 0
         assert list(stage.alive()) == [left]
     finally:
         os.kill(left, signal.SIGKILL)
@@ -370,16 +373,14 @@ async def test_a_further_signal_ends_the_wait_for_requests_in_flight(stage: Stag
     process = await stage.start("--", "sh", "-c", f"curl -sS {stage.upstream.url}/slow & echo $!; read word; exit 3")
     curl = int(await line(process))
     try:
-        async with asyncio.timeout(10):
-            while not stage.upstream.seen:
-                await asyncio.sleep(0.02)
+        await until(lambda: stage.upstream.seen, "the request")
         assert process.stdin is not None
         process.stdin.write(b"on\n")
         await asyncio.sleep(1)
         assert process.returncode is None
         assert len(stage.sidecars()) == 1
         process.terminate()
-        assert await ended(process, 5) == 3
+        assert await ended(process, 20) == 3  # of the 25 that a request gets
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(curl, signal.SIGKILL)
@@ -388,14 +389,25 @@ async def test_a_further_signal_ends_the_wait_for_requests_in_flight(stage: Stag
 
 async def test_requests_in_flight_are_finished_after_the_command(stage: Stage) -> None:
     """Without a further signal the answer still arrives."""
+    ready = asyncio.Event()
 
     async def slow(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(1.5)
+        await ready.wait()
         writer.write(OK)
 
     stage.upstream.script = slow
-    script = f"curl -sS -o answer {stage.upstream.url}/slow & sleep 0.7; exit 3"
-    assert await stage.run("--", "sh", "-c", script) == (3, "", "")
+    script = f"curl -sS -o answer {stage.upstream.url}/slow & echo $$; read word; exit 3"
+    process = await stage.start("--", "sh", "-c", script)
+    command = int(await line(process))
+    await until(lambda: stage.upstream.seen, "the request")
+    assert process.stdin is not None
+    process.stdin.write(b"on\n")
+    await until(lambda: command not in stage.alive(), "the end of the command")
+    assert process.returncode is None
+    ready.set()
+
+    assert await ended(process, PATIENCE) == 3
+    assert await process.communicate() == (b"", b"")
     assert (stage.folder / "answer").read_text() == "ok"
 
 
@@ -506,7 +518,7 @@ async def test_ctrl_c_reaches_the_command_once(stage: Stage, terminal: Terminal)
     terminal.type("\x03")
     await terminal.until(f"[{int(signal.SIGINT)}]")
 
-    assert await asyncio.wait_for(process.wait(), 10) == 7
+    assert await asyncio.wait_for(process.wait(), PATIENCE) == 7
     assert termios.tcgetattr(terminal.theirs) == before
 
 
@@ -520,7 +532,7 @@ async def test_ctrl_z_stops_and_fg_goes_on(stage: Stage, terminal: Terminal) -> 
     terminal.type("\x1a")
     await terminal.until("Stopped")
     [pid] = stage.sidecars()
-    assert (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in "SR"
+    assert state(pid) in "SR"
     terminal.type("fg\n")
     await terminal.until("exec")
     terminal.type("on\n")
@@ -530,7 +542,7 @@ async def test_ctrl_z_stops_and_fg_goes_on(stage: Stage, terminal: Terminal) -> 
     await terminal.until("code=6")
     terminal.type("exit\n")
 
-    await asyncio.wait_for(shell.wait(), 10)
+    await asyncio.wait_for(shell.wait(), PATIENCE)
     assert authorizations(stage.upstream) == [[f"Bearer {TOKEN}-1".encode()]]
 
 
@@ -542,7 +554,7 @@ async def test_the_end_of_the_terminal_reaches_the_command(stage: Stage, termina
     )
     await terminal.until("up")
     os.close(terminal.ours)
-    await asyncio.wait_for(process.wait(), 10)
+    await asyncio.wait_for(process.wait(), PATIENCE)
     terminal.ours = os.open(os.devnull, os.O_RDONLY)
 
     assert (stage.folder / "hung-up").read_text() == "x"
@@ -555,7 +567,7 @@ async def test_a_running_sidecar_of_the_same_configuration_is_joined(stage: Stag
         code, out, err = await stage.run("--", "sh", "-c", f"{script}; echo $AUTH_SIDECAR_URL_PLM $http_proxy")
         assert stage.sidecars() == []
         await stage.run("--", "curl", "-sS", f"{stage.upstream.url}/again")
-        await asyncio.sleep(0.2)
+        await until(lambda: len(running.log_events("request")) == 3, "the log")
 
         assert (code, err) == (0, "")
         assert out.startswith(f"okokhttp://{running.addresses['plm']} http://127.0.0.1:")

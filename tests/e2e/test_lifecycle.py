@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import httpx
 import pytest
 
 from tests.process import Running, start_sidecar
+from tests.redis_servers import free_port
 from tests.rig import OK, Seen, configuration, problem_of, raw, recorder, status_of, token_server
+from tests.waiting import PATIENCE, until
 
 REQUEST = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -20,14 +21,14 @@ async def get(running: Running, path: bytes) -> bytes:
 
 
 async def ready(running: Running) -> tuple[int, dict[str, str]]:
-    """Return status and reasons of `/readyz`, which answers within a second whatever is down."""
-    async with httpx.AsyncClient(trust_env=False, timeout=1.0) as client:
+    """Return status and reasons of `/readyz`, which answers whatever is down."""
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         answer = await client.get(f"http://{running.addresses['admin']}/readyz")
     return answer.status_code, answer.json()["reasons"]
 
 
 async def until_ready(running: Running, wanted: int) -> dict[str, str]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             status, reasons = await ready(running)
             if status == wanted:
@@ -52,22 +53,18 @@ async def test_sigterm_with_everything_under_way(tmp_path: Path, outputs: Path) 
             await until_ready(running, 200)
             flying = [asyncio.create_task(get(running, b"/slow")) for _ in range(100)]
             waiting = [asyncio.create_task(get(running, b"/busy")) for _ in range(5)]
-            async with asyncio.timeout(20):
-                while len(upstream.seen) < 105:
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(upstream.seen) == 105, "the requests")
             issuer.delay = 2.0
             renewal = asyncio.create_task(_renew(running, tmp_path))
-            async with asyncio.timeout(10):
-                while issuer.calls < 2:
-                    await asyncio.sleep(0.01)
+            await until(lambda: issuer.calls == 2, "the renewal")
             running.process.terminate()
-            refused = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+            refused = await asyncio.wait_for(asyncio.gather(*waiting), 15)  # of the 20 that they were asked to wait
             status, reasons = await ready(running)
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", running.port())
             release.set()
-            answers = await asyncio.wait_for(asyncio.gather(*flying), 10)
-            code = await asyncio.wait_for(running.process.wait(), 20)
+            answers = await asyncio.gather(*flying)
+            code = await asyncio.wait_for(running.process.wait(), PATIENCE)
             await asyncio.wait({renewal})
             drains = running.log_events("drain")
         async with start_sidecar(data, tmp_path, outputs / "sigterm.log") as running:
@@ -102,14 +99,12 @@ async def test_second_sigterm_ends_at_once(tmp_path: Path, outputs: Path) -> Non
         data = configuration(upstream.url, issuer.url, tmp_path / "state")
         async with start_sidecar(data, tmp_path, outputs / "twice.log") as running:
             flying = asyncio.create_task(get(running, b"/slow"))
-            async with asyncio.timeout(10):
-                while not upstream.seen:
-                    await asyncio.sleep(0.01)
+            await until(lambda: upstream.seen, "the request")
             running.process.terminate()
-            await asyncio.sleep(0.3)
+            await until(lambda: running.log_events("drain"), "the first one is heard")
             assert running.process.returncode is None
             running.process.terminate()
-            code = await asyncio.wait_for(running.process.wait(), 3)
+            code = await asyncio.wait_for(running.process.wait(), 20)  # of the 25 that the first one leaves
             never.set()
 
     assert await flying == b""
@@ -128,11 +123,9 @@ async def test_grace_is_the_most_that_a_request_gets(tmp_path: Path, outputs: Pa
         data = configuration(upstream.url, issuer.url, tmp_path / "state")
         async with start_sidecar(data, tmp_path, outputs / "grace.log", "--grace", "500ms") as running:
             flying = asyncio.create_task(get(running, b"/slow"))
-            async with asyncio.timeout(10):
-                while not upstream.seen:
-                    await asyncio.sleep(0.01)
+            await until(lambda: upstream.seen, "the request")
             running.process.terminate()
-            code = await asyncio.wait_for(running.process.wait(), 5)
+            code = await asyncio.wait_for(running.process.wait(), 20)  # of the usual 25
             never.set()
 
     assert await flying == b""
@@ -140,12 +133,6 @@ async def test_grace_is_the_most_that_a_request_gets(tmp_path: Path, outputs: Pa
 
 
 # Readiness.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def ready_with(data: dict[str, Any], folder: Path, log: Path, wanted: int) -> dict[str, str]:
@@ -172,7 +159,7 @@ async def test_not_ready_with_a_wrong_secret(tmp_path: Path, outputs: Path) -> N
         issuer.status = 401
         data = configuration(upstream.url, issuer.url, tmp_path / "state")
         async with start_sidecar(data, tmp_path, outputs / "wrong.log") as running:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while (await ready(running))[1] != {"plm": "the issuer refused the credential"}:
                     await asyncio.sleep(0.05)
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.process import Running, start_sidecar
 from tests.rig import OK, Recorder, Seen, TokenServer, configuration, raw, recorder, status_of, token_server
+from tests.waiting import PATIENCE, eventually, until
 
 HOP = re.compile(rb"Auth-Sidecar-Hop: ([0-9a-f]+)")
 
@@ -67,9 +68,7 @@ def alive(pid: int) -> bool:
 
 
 async def gone(*pids: int) -> None:
-    async with asyncio.timeout(10):
-        while any(alive(pid) for pid in pids):
-            await asyncio.sleep(0.05)
+    await until(lambda: not any(alive(pid) for pid in pids), "their end")
 
 
 async def get(running: Running, path: bytes = b"/x") -> bytes:
@@ -110,30 +109,23 @@ async def test_end_of_one_is_its_own(running: Running, upstream: Recorder, token
     before = workers(running)
     for _ in range(20):
         await get(running)
-    counts = [await counted(running)]
+    await eventually(lambda: counted(running), 20)
     upstream.seen.clear()
     slow = [asyncio.create_task(get(running, b"/slow")) for _ in range(20)]
-    async with asyncio.timeout(10):
-        while len(upstream.seen) < 20:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(upstream.seen) == 20, "the requests")
     os.kill(before[0], signal.SIGKILL)
     await gone(before[0])
     during = [status_of(await get(running)) for _ in range(50)]
-    counts.append(await counted(running))
+    await eventually(lambda: counted(running), 70)
     gate.open.set()
     answers = await asyncio.gather(*slow)
     lost = answers.count(b"")
-    async with asyncio.timeout(20):
-        while len(workers(running)) < 2:
-            await asyncio.sleep(0.05)
+    await until(lambda: len(workers(running)) == 2, "another worker")
     after = [status_of(await get(running)) for _ in range(20)]
-    counts.append(await counted(running))
+    await eventually(lambda: counted(running), 70 + (20 - lost) + 20)
 
     assert set(during) == set(after) == {200}
     assert lost in served_slow(upstream)
-    assert counts[0] == 20
-    assert counts[1] == 70
-    assert counts[2] == 70 + (20 - lost) + 20
     assert all(status_of(answer) == 200 for answer in answers if answer)
     assert tokens.calls == 1
     assert [event["code"] for event in running.log_events("worker_replaced")] == [-signal.SIGKILL]
@@ -148,11 +140,9 @@ async def test_sigterm_ends_all(running: Running, upstream: Recorder, gate: Gate
     """Requests in flight are answered, nothing new is taken, and nobody is left; exit code 0."""
     pids = workers(running)
     slow = [asyncio.create_task(get(running, b"/slow")) for _ in range(10)]
-    async with asyncio.timeout(10):
-        while len(upstream.seen) < 10:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(upstream.seen) == 10, "the requests")
     running.process.terminate()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", running.port())
@@ -162,7 +152,7 @@ async def test_sigterm_ends_all(running: Running, upstream: Recorder, gate: Gate
             await asyncio.sleep(0.02)
     gate.open.set()
     answers = await asyncio.gather(*slow)
-    code = await asyncio.wait_for(running.process.wait(), 20)
+    code = await asyncio.wait_for(running.process.wait(), PATIENCE)
     await gone(*pids)
 
     assert {status_of(answer) for answer in answers} == {200}
@@ -173,13 +163,11 @@ async def test_second_sigterm_ends_at_once(running: Running, upstream: Recorder,
     """Whatever is in flight."""
     pids = workers(running)
     slow = asyncio.create_task(get(running, b"/slow"))
-    async with asyncio.timeout(10):
-        while not upstream.seen:
-            await asyncio.sleep(0.01)
+    await until(lambda: upstream.seen, "the request")
     running.process.terminate()
-    await asyncio.sleep(0.5)
+    await until(lambda: len(running.log_events("drain")) >= 2, "the first one is heard")
     running.process.terminate()
-    await asyncio.wait_for(running.process.wait(), 5)
+    await asyncio.wait_for(running.process.wait(), 20)  # of the 25 that the first one leaves
     await gone(*pids)
     gate.open.set()
 
@@ -198,7 +186,7 @@ async def test_admin_port_speaks_for_all(
     running: Running, upstream: Recorder, tokens: TokenServer, tmp_path: Path
 ) -> None:
     """Who is found is the supervisor; a renewal through one process is used by the other at once."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while len(served(upstream)) < 2:  # until each has its token
             await asyncio.gather(*(get(running) for _ in range(8)))
     run_file = json.loads((tmp_path / "state/run.json").read_text())
@@ -206,18 +194,21 @@ async def test_admin_port_speaks_for_all(
     proof = (tmp_path / "state/admin.token").read_bytes()
     renew = b"POST /upstreams/plm/renew HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n" % proof
     renewed = await raw(running.port("admin"), renew + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
-    await asyncio.sleep(0.5)
-    upstream.seen.clear()
-    for _ in range(100):
-        assert status_of(await get(running)) == 200
-    used = {seen.values(b"Authorization")[0] for seen in upstream.seen}
+
+    async def used() -> tuple[int, set[bytes]]:
+        upstream.seen.clear()
+        answers = [await get(running) for _ in range(100)]
+        assert {status_of(answer) for answer in answers} == {200}
+        tokens = {seen.values(b"Authorization")[0].rsplit(b"-", 1)[1] for seen in upstream.seen}
+        return len(served(upstream)), tokens
+
+    # Long before a process looks at the store by itself.
+    await eventually(used, (2, {b"2"}))
 
     assert run_file["pid"] == running.process.pid
     assert b'"pid": %d' % running.process.pid in livez
     assert status_of(renewed) == 200
     assert tokens.calls == 2
-    assert len(served(upstream)) == 2
-    assert {value.rsplit(b"-", 1)[1] for value in used} == {b"2"}
 
 
 async def test_reload_reaches_all(running: Running, upstream: Recorder, tmp_path: Path) -> None:
@@ -227,9 +218,7 @@ async def test_reload_reaches_all(running: Running, upstream: Recorder, tmp_path
     data["upstreams"]["plm"]["read_only"] = True
     file.write_text(json.dumps(data))
     running.process.send_signal(signal.SIGHUP)
-    async with asyncio.timeout(10):
-        while len([each for each in running.log_events("reload") if each["result"] == "ok"]) < 2:
-            await asyncio.sleep(0.05)
+    await until(lambda: [each["result"] for each in running.log_events("reload")] == ["ok", "ok"], "the reload")
     post = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     statuses = {status_of(await raw(running.port("plm"), post)) for _ in range(30)}
 

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from tests.faults.site import admin, state
 from tests.process import Running, start_sidecar
 from tests.redis_servers import Server
 from tests.rig import configuration
-
-LONG = 20.0
-"""Seconds that a busy machine is given for what takes a moment."""
 
 
 def plain(base_url: str, token_url: str, oauth2: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -124,11 +120,3 @@ def is_refused(answer: httpx.Response, status: int, reason: str) -> bool:
     assert status != 503 or int(answer.headers["retry-after"]) >= 1
     assert WORD not in answer.text.upper()
     return True
-
-
-async def eventually(ask: Callable[[], Awaitable[Any]], wanted: Any, within: float = LONG) -> None:
-    """Ask until the answer is *wanted*."""
-    end, last = time.monotonic() + within, None
-    while (last := await ask()) != wanted:
-        assert time.monotonic() < end, f"{last} and not {wanted} within {within} s"
-        await asyncio.sleep(0.05)

@@ -5,7 +5,7 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import httpx
 from sidecar.emulator import Emulator, Switches
 from tests.process import Running, start_sidecar
 from tests.rig import Recorder, Script, Seen, TokenServer, configuration, raw, recorder, token_server
+from tests.waiting import PATIENCE
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REFUSED = (
@@ -36,13 +37,6 @@ def closing(answer: bytes) -> bytes:
     return answer.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
 
 
-async def until(ready: Callable[[], Any], what: str, within: float = 20.0) -> None:
-    """Wait until *ready* is true; AssertionError if it takes too long."""
-    async with asyncio.timeout(within):
-        while not ready():
-            await asyncio.sleep(0.02)
-
-
 @dataclass
 class Site:
     """A running sidecar with one upstream `plm`, and what is around it."""
@@ -57,7 +51,7 @@ class Site:
         method: bytes = b"GET",
         *fields: bytes,
         body: bytes | None = None,
-        wait: float = 40.0,
+        wait: float = PATIENCE,
         to: str = "plm",
     ) -> bytes:
         """Make a request on a connection of its own and return the whole answer, as far as it came."""

@@ -18,12 +18,13 @@ from sidecar.secret import Secret
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.store import store_key
 from tests.canary import canary
-from tests.faults.instances import LONG, Instances, eventually, generation, get, instances, plain, reasons, statuses
+from tests.faults.instances import Instances, generation, get, instances, plain, reasons, statuses
 from tests.faults.issuers import granting, issuer
 from tests.faults.site import metric, state
-from tests.fleet import Upstream, by_password, by_refresh_token, fleet, relay, until, upstream
+from tests.fleet import Upstream, by_password, by_refresh_token, fleet, relay, upstream
 from tests.process import Running
 from tests.redis_servers import Server, server, watched
+from tests.waiting import eventually, until
 
 __all__ = ["instances"]
 
@@ -56,14 +57,14 @@ def by_client(plm: Emulator) -> dict[str, Any]:
     return {"client_id": plm.client_id, "client_secret": {"value": plm.client_secret}}
 
 
-async def one_token(pair: tuple[Running, ...], name: str = "plm", within: float = LONG) -> dict[str, Any]:
+async def one_token(pair: tuple[Running, ...], name: str = "plm") -> dict[str, Any]:
     """Wait until all use the same token, and return its state."""
 
     async def used() -> tuple[int, bool]:
         found = [await state(each, name) for each in pair]
         return len({(one["generation"], one["renewed_by"]) for one in found}), found[0]["usable"]
 
-    await eventually(used, (1, True), within)
+    await eventually(used, (1, True))
     return await state(pair[0], name)
 
 
@@ -114,7 +115,7 @@ async def test_flt_rd_01_without_redis_each_starts_alone(instances: Instances, p
         assert await metric(pair[0], "auth_sidecar_store_errors_total") >= 1
 
         redis.start()
-        await one_token(pair, within=2 * LONG)
+        await one_token(pair)
         assert redis.command("KEYS", "auth-sidecar:token:*")
         async with instances.start("c") as third:
             assert await status(third) == 200
@@ -154,18 +155,18 @@ async def test_flt_rd_03_without_the_lease_a_refresh_token_waits(
             instances.upstreams[name] = plain(url, each.url, grants[name], renew={"margin": "2.5s"})
         sidecar = await stack.enter_async_context(instances.start())
         assert await statuses(sidecar, "free", "bound") == {200}
-        granted = time.monotonic()
         redis.command("ACL", "SETUSER", "default", "resetkeys", "~auth-sidecar:token:*")
 
         api.revoke("free")
         assert await status(sidecar, "free") == 200
         assert relays["free"].grants == ["client_credentials"] * 2
         async with under_load(sidecar, name="bound"):
-            await until(lambda: time.monotonic() > granted + 4, "the last second", LONG)
-            assert relays["bound"].grants == ["refresh_token"]
-            assert "the store is down" in (await state(sidecar, "bound"))["last_renewal"]["detail"]
-            await until(lambda: len(relays["bound"].grants) == 2, "the renewal", LONG)
+            await until(lambda: len(relays["bound"].grants) == 2, "the renewal")
             await eventually(lambda: generation(sidecar, "bound"), 2)
+        first, *kept, last = [each for each in sidecar.log_events("renewal") if each["upstream"] == "bound"]
+        assert (first["result"], last["result"]) == ("ok", "ok")
+        assert kept
+        assert all("the store is down" in each["detail"] for each in kept)
         assert relays["bound"].reused == []
 
 
@@ -177,12 +178,12 @@ async def test_flt_rd_04_slow_redis_holds_up_no_request(instances: Instances, pl
         async with under_load(sidecar) as times:
             await until(lambda: len(times) > 10, "the load")
             redis.command("CLIENT", "PAUSE", "30000")
-            await eventually(lambda: failing(sidecar), True, 5)
+            await eventually(lambda: failing(sidecar), True)
             plm.revoke_all()
-            await until(lambda: calls(plm) == 2, "the renewal", 5)
+            await until(lambda: calls(plm) == 2, "the renewal")
             seen = len(times)
-            await until(lambda: len(times) > seen + 10, "the load", 5)
-        assert max(times) < 5
+            await until(lambda: len(times) > seen + 10, "the load")
+        assert max(times) < 15
         assert await reasons(sidecar) == {}
 
 
@@ -307,15 +308,17 @@ async def test_flt_rd_08_frozen_holder_finds_itself_overtaken(
         instances.upstreams["plm"] = plain(api.url, endpoint.url, oauth2, renew={"timeout": "30s"})
         async with instances.pair() as (frozen, other):
             assert {await status(frozen), await status(other)} == {200}
-            endpoint.fates = [1.0]
+            answered = asyncio.Event()
+            endpoint.fates = [answered]
             renewing = asyncio.create_task(instances.renew(frozen))
             await until(lambda: endpoint.arrived == 2, "the call")
             asleep = time.monotonic()
             frozen.process.send_signal(signal.SIGSTOP)
+            answered.set()
             try:
                 api.revoke("echo")
                 assert await status(other) == 200
-                assert time.monotonic() > asleep + 7
+                assert time.monotonic() > asleep + 3
                 taken = await state(other)
                 assert taken["generation"] == 2
             finally:
@@ -383,7 +386,7 @@ async def test_flt_rd_10_lost_records_are_written_again(
         async with instances.pair() as pair, under_load(*pair):
             await one_token(pair)
             redis.command("FLUSHALL")
-            await until(lambda: redis.command("KEYS", "auth-sidecar:token:*"), "the record", LONG)
+            await until(lambda: redis.command("KEYS", "auth-sidecar:token:*"), "the record")
             (key,) = redis.command("KEYS", "auth-sidecar:token:*")
             assert await instances.renew(pair[0]) == 200
             assert endpoint.grants == ["password", "refresh_token"]
@@ -404,8 +407,8 @@ async def test_flt_rd_11_clocks_minutes_apart_make_no_difference(
 ) -> None:
     """Both instances see the end of a token at the same moment, renew when it is due and no earlier, and no request
     fails."""
-    plm.switches.lifetime = 4
-    instances.upstreams["plm"] = plain(plm.base_url, plm.token_url, by_client(plm), renew={"margin": "2s"})
+    plm.switches.lifetime = 8
+    instances.upstreams["plm"] = plain(plm.base_url, plm.token_url, by_client(plm), renew={"margin": "4s"})
     async with contextlib.AsyncExitStack() as stack:
         pair = []
         for name, skew in (("a", -150), ("b", 150)):
@@ -417,9 +420,9 @@ async def test_flt_rd_11_clocks_minutes_apart_make_no_difference(
                 pair.append(await stack.enter_async_context(instances.start(name)))
         before, began = calls(plm), time.monotonic()
         async with under_load(*pair):
-            await asyncio.sleep(3.5)
+            await until(lambda: calls(plm) > before, "a renewal")
         took = time.monotonic() - began
-        assert 1 <= calls(plm) - before <= took / 2 + 1
+        assert calls(plm) - before <= took / 4 + 1
         assert plm.counters.sent[401] == 0
         await one_token(tuple(pair))
         ends = [(await state(each))["expires_at"] for each in pair]
@@ -464,7 +467,7 @@ async def test_flt_rd_12_refused_instance_goes_on_alone(instances: Instances, pl
 
             (folder / "wrong-password").write_text(canary("right"))
             redis.command("ACL", "SETUSER", "sidecar", "allkeys")
-            await one_token((sidecars["password"], sidecars["rights"]), within=2 * LONG)
+            await one_token((sidecars["password"], sidecars["rights"]))
             assert redis.command("KEYS", "auth-sidecar:token:*")
             assert calls(plm) == 3
 
@@ -506,9 +509,9 @@ async def test_flt_rd_14_crowd_that_starts_makes_one_call(instances: Instances, 
         others = await stack.enter_async_context(fleet(store, plm.token_url, instances.folder, **oauth2))
         nodes = [await others.node(start=False) for _ in range(46)]
         starting = [asyncio.create_task(stack.enter_async_context(instances.start(name))) for name in "abcd"]
-        await until(lambda: calls(plm) == 1, "the call", LONG)
+        await until(lambda: calls(plm) == 1, "the call")
         await asyncio.gather(*(node.broker.start() for node in nodes))
         sidecars = await asyncio.gather(*starting)
         assert {each.status_code for each in await asyncio.gather(*(get(each) for each in sidecars))} == {200}
-        assert len(set(await asyncio.gather(*(node.get(LONG) for node in nodes)))) == 1
+        assert len(set(await asyncio.gather(*(node.get() for node in nodes)))) == 1
         assert calls(plm) <= 2

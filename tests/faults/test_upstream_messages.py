@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.faults.site import GOOD, REFUSED, by_path, closing, request, reset, site
 from tests.rig import Script, Seen, problem_of, status_of
+from tests.waiting import PATIENCE
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -17,7 +18,7 @@ MIB = 1 << 20
 
 def fetch(port: int, path: str) -> bytes:
     """Return the body of an answer as a usual client reads it; it raises for one that is not complete."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", path)
         return connection.getresponse().read()
@@ -132,7 +133,7 @@ def is_right(kind: str, answer: bytes) -> bool:
 async def test_flt_up_15_body_after_the_answer_to_a_head(tmp_path: Path, log: Path) -> None:
     """A body that follows the answer to a HEAD is never taken for another answer."""
     async with site(tmp_path, log, by_path({b"/broken": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n" + LATE})) as at:
-        answers = [await at.send(b"/broken", b"HEAD", wait=5), await at.send(b"/good")]
+        answers = [await at.send(b"/broken", b"HEAD"), await at.send(b"/good")]
 
     assert status_of(answers[0]) in (200, 502)
     assert not any(b"poison" in answer for answer in answers)
@@ -199,7 +200,7 @@ async def test_flt_up_18_large_answer_waits_for_a_slow_script(tmp_path: Path, lo
             await asyncio.sleep(2)
             held_back = sent[0]
             got, check, wanted = 0, 0, 0
-            async with asyncio.timeout(50):
+            async with asyncio.timeout(2 * PATIENCE):
                 while data := await reader.read(4 * MIB):
                     got, check = got + len(data), zlib.crc32(data, check)
         writer.close()
@@ -239,7 +240,7 @@ async def test_flt_up_19_refused_upload_does_not_hang(tmp_path: Path, log: Path)
                 await writer.drain()
 
         sending = asyncio.create_task(upload())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             endless = await reader.readuntil(b"no...")
         sending.cancel()
         await asyncio.wait({sending})
@@ -298,7 +299,7 @@ async def test_flt_up_20_events_are_not_held_back(tmp_path: Path, log: Path) -> 
         for number in range(3):
             writer.write(b"data: %d\n\n" % number)
             await writer.drain()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE):
                 await got.wait()
             got.clear()
         writer.close()
@@ -306,7 +307,7 @@ async def test_flt_up_20_events_are_not_held_back(tmp_path: Path, log: Path) -> 
     async with site(tmp_path, log, script) as at:
         reader, writer = await asyncio.open_connection("127.0.0.1", at.running.port("plm"))
         writer.write(request(b"/events"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             for number in range(3):
                 await reader.readuntil(b"data: %d\n" % number)
                 got.set()

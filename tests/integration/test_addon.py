@@ -11,18 +11,13 @@ from urllib.parse import urlsplit
 
 from sidecar.emulator import Emulator, Switches
 from tests.canary import canary
+from tests.redis_servers import free_port
 from tests.rig import configuration, raw, status_of
+from tests.waiting import PATIENCE
 
 TOP = Path(__file__).parents[2]
 ADDON = TOP / "addons/auth_sidecar.py"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(TOP)}
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _through_connect(port: int, base_url: str, roots: Path) -> int:
@@ -30,7 +25,7 @@ def _through_connect(port: int, base_url: str, roots: Path) -> int:
     target = urlsplit(base_url)
     assert target.hostname
     context = ssl.create_default_context(cafile=str(roots))
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=PATIENCE)
     connection.set_tunnel(target.hostname, target.port)
     connection.request("GET", "/echo/inside", headers={"Authorization": f"Bearer {canary('inside')}"})
     status = connection.getresponse().status
@@ -40,7 +35,7 @@ def _through_connect(port: int, base_url: str, roots: Path) -> int:
 
 async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, outputs: Path) -> None:
     """`mitmdump -s` serves through the sidecar; its log, flow file and HAR show neither the client's nor our token."""
-    port = _free_port()
+    port = free_port()
     log = outputs / "mitmdump.log"
     async with Emulator.start(switches=Switches(supplier_lifetime=None)) as plm:
         oauth2 = {"client_id": plm.client_id, "client_secret": {"value": plm.client_secret}}
@@ -66,7 +61,7 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
                 env=ENVIRONMENT,
             )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while b'"event": "ready"' not in log.read_bytes():
                     await asyncio.sleep(0.1)
             target = plm.base_url.replace("https://", "http://", 1).encode()
@@ -84,7 +79,7 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
             inside = await asyncio.to_thread(_through_connect, port, plm.base_url, state / "ca/roots.pem")
         finally:
             process.terminate()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 code = await process.wait()
 
     har = json.loads((outputs / "mitmdump.har").read_text())
@@ -110,7 +105,7 @@ async def test_bad_configuration_ends_mitmdump(tmp_path: Path) -> None:
         stderr=asyncio.subprocess.STDOUT,
         env=ENVIRONMENT,
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         output, _ = await process.communicate()
 
     assert process.returncode == 1

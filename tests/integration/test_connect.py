@@ -30,6 +30,7 @@ from tests.rig import (
     sidecar,
     status_of,
 )
+from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("both_modes")
 
@@ -305,16 +306,20 @@ async def test_raw_bytes_go_nowhere(rig: Rig, upstream: Recorder, sent: bytes, s
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x00\x05hello", b"\x16\x03\x01" + b"\xff" * (70 << 10)])
-async def test_broken_handshake_ends_the_connection(rig: Rig, upstream: Recorder, sent: bytes) -> None:
+async def test_broken_handshake_ends_the_connection(
+    upstream: Recorder, tokens: TokenServer, authority: trustme.CA, tmp_path: Path, sent: bytes
+) -> None:
     """A ClientHello that makes no sense, or that never ends, is not kept, and the log says that it failed."""
-    reader, writer = await tunnel(rig, upstream.port)
-    writer.write(sent)
-    with contextlib.suppress(ConnectionError):
-        assert await reader.read() == b""
-    writer.close()
+    data = settings(upstream, tokens, authority, tmp_path) | {"limits": {"header_timeout": "2s"}}
+    async with sidecar(data) as rig:
+        reader, writer = await tunnel(rig, upstream.port)
+        writer.write(sent)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
 
-    await asyncio.sleep(0)
-    assert any(isinstance(event, Trouble) and event.where.startswith("CONNECT localhost") for event in rig.events)
+        await asyncio.sleep(0)
+        assert any(isinstance(event, Trouble) and event.where.startswith("CONNECT localhost") for event in rig.events)
     assert upstream.connections == 0
 
 
@@ -322,12 +327,12 @@ async def test_silent_tunnel_is_ended(
     upstream: Recorder, tokens: TokenServer, authority: trustme.CA, tmp_path: Path
 ) -> None:
     """The time to begin a handshake is bounded; once it stands, the connection may idle as any other."""
-    data = settings(upstream, tokens, authority, tmp_path) | {"limits": {"header_timeout": "300ms"}}
+    data = settings(upstream, tokens, authority, tmp_path) | {"limits": {"header_timeout": "2s"}}
     async with sidecar(data) as rig:
         reader, writer = await tunnel(rig, upstream.port)
         async with inside(rig, upstream, trusting(tmp_path)) as (secure_reader, secure_writer):
             with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(reader.read(), 5) == b""
+                assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
             await asyncio.sleep(0.5)
             secure_writer.write(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await answer_of(secure_reader) == OK
@@ -340,11 +345,12 @@ async def test_client_that_does_not_trust_us_is_told_of(rig: Rig, upstream: Reco
     with pytest.raises(ssl.SSLCertVerificationError):
         await writer.start_tls(ssl.create_default_context(), server_hostname="localhost")
     writer.close()
-    for _ in range(100):
-        troubles = [event for event in rig.events if isinstance(event, Trouble) and "CONNECT" in event.where]
-        if troubles:
-            break
-        await asyncio.sleep(0.01)
+
+    def told() -> list[Trouble]:
+        return [event for event in rig.events if isinstance(event, Trouble) and "CONNECT" in event.where]
+
+    await until(told, "the log")
+    troubles = told()
 
     assert troubles[0].where == f"CONNECT localhost:{upstream.port}"
     assert "does it trust the bundle of the local CA?" in troubles[0].detail
@@ -382,19 +388,17 @@ async def test_many_tunnels_leave_nothing_behind(rig: Rig, upstream: Recorder, t
                 writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert await answer_of(reader) == OK
 
-    async def settled() -> tuple[int, int]:
-        await asyncio.sleep(0.3)
+    def left() -> tuple[int, int]:
         return len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
 
     for number in range(6):
         await once(number)
-    before = await settled()
+    await asyncio.sleep(0.3)
+    tasks, descriptors = left()
     for number in range(90):
         await once(number)
-    after = await settled()
 
-    assert after[0] <= before[0]
-    assert after[1] <= before[1]
+    await until(lambda: left()[0] <= tasks and left()[1] <= descriptors, "nothing left")
 
 
 async def test_refused_connect_says_so_once(rig: Rig) -> None:

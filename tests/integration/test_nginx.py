@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.redis_servers import free_port
 from tests.rig import TOKEN, Rig, configuration, raw, sidecar, status_of, token_server
+from tests.waiting import PATIENCE
 
 _CONF = """
 {user}
@@ -66,18 +68,11 @@ class Nginx:
     folder: Path
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @contextlib.asynccontextmanager
 async def _start(folder: Path) -> AsyncIterator[Nginx]:
     program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     assert program is not None, "nginx is missing: run .ci/install-tools"
-    port = _free_port()
+    port = free_port()
     (folder / "files").mkdir(parents=True)
     # As root nginx would drop to a user who cannot reach a test's folder.
     user = "user root;" if os.getuid() == 0 else ""
@@ -87,7 +82,7 @@ async def _start(folder: Path) -> AsyncIterator[Nginx]:
     (folder / "nginx.conf").write_text(_CONF.format(folder=folder, port=port, token=TOKEN, user=user))
     process = await asyncio.create_subprocess_exec(program, "-p", str(folder), "-c", str(folder / "nginx.conf"))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -119,7 +114,7 @@ async def rig(nginx: Nginx, tmp_path: Path) -> AsyncIterator[Rig]:
 
 async def _logged(nginx: Nginx, count: int) -> list[str]:
     """Return the status codes of the access log, which nginx writes after it has answered."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(lines := (nginx.folder / "access.log").read_text().splitlines()) < count:
             await asyncio.sleep(0.05)
     return [line.split('" ')[1].split()[0] for line in lines]
@@ -177,7 +172,7 @@ async def test_upload_and_download_through_the_reverse_port(nginx: Nginx, rig: R
         body
     )
 
-    put = await raw(rig.port("plm"), head + body, wait=20)
+    put = await raw(rig.port("plm"), head + body)
     got = await raw(rig.port("plm"), b"GET /files/part.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     gone = await raw(
         rig.port("plm"), b"DELETE /files/part.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -40,7 +40,7 @@ CHALLENGE = b'Proxy-Authenticate: Basic realm="auth-sidecar", charset="UTF-8"\r\
 USER = "skript"
 PASSWORD = canary("ports-pässwörd")
 ADMIN = canary("ports-admin-token")
-SOON = 5.0
+SOON = 30.0
 
 
 def login(password: str = PASSWORD, scheme: bytes = b"Basic") -> bytes:

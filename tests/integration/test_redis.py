@@ -33,12 +33,13 @@ from tests.redis_servers import (
     server,
     watched,
 )
+from tests.waiting import PATIENCE
 
 __all__ = ["redis_of_session", "redis_server"]
 
-TIMEOUT = 0.1
-BOUND = 3 * (TIMEOUT + 0.05)
-"""What a call may take on a busy machine; on a quiet one it is a third of that."""
+TIMEOUT = 1.0
+BOUND = 20 * TIMEOUT
+"""What a call may take on a busy machine; on a quiet one it is a fraction of that."""
 
 KEY = store_key("one")
 LEASE = store_key("one", "lease")
@@ -55,7 +56,7 @@ ACL_CLUSTER = f"{ACL} +cluster|slots +asking"
 @contextlib.asynccontextmanager
 async def store(url: str, **options: Any) -> AsyncIterator[RedisStore]:
     """Open a store that is patient, for tests that are not about time."""
-    opened = RedisStore(url, **{"timeout": 2.0, **options})
+    opened = RedisStore(url, **{"timeout": 10.0, **options})
     try:
         yield opened
     finally:
@@ -105,7 +106,7 @@ async def timed(call: Awaitable[object]) -> Timed:
     return Timed(error, seconds, silent)
 
 
-async def until_well(opened: RedisStore, *, within: float = 10.0) -> None:
+async def until_well(opened: RedisStore, *, within: float = PATIENCE) -> None:
     """Wait until the store can be written."""
     async with asyncio.timeout(within):
         generation = 1 << 20
@@ -448,7 +449,7 @@ async def test_connections_are_few(redis_server: Server) -> None:
 
 async def test_fifty_start_at_once(redis_server: Server) -> None:
     """Of fifty instances one gets the lease and writes; all the others then find its record."""
-    stores = [RedisStore(redis_server.url, timeout=5.0) for _ in range(50)]
+    stores = [RedisStore(redis_server.url, timeout=20.0) for _ in range(50)]
 
     async def start(number: int) -> bool:
         opened = stores[number]
@@ -467,7 +468,7 @@ async def test_fifty_start_at_once(redis_server: Server) -> None:
 async def test_a_closed_store_leaves_nothing_behind(redis_server: Server) -> None:
     """No connection and no task, even if it is closed while calls are under way; they end well or as closed."""
     before = asyncio.all_tasks()
-    opened = RedisStore(redis_server.url, timeout=5.0)
+    opened = RedisStore(redis_server.url, timeout=20.0)
     await opened.write(KEY, 1, b"x")
     calls = [asyncio.create_task(opened.read(KEY)) for _ in range(50)]
     await asyncio.sleep(0)
@@ -477,6 +478,22 @@ async def test_a_closed_store_leaves_nothing_behind(redis_server: Server) -> Non
     assert asyncio.all_tasks() == before
     gc.collect()
     eventually(lambda: redis_server.info("clients")["connected_clients"] == 1, "close")
+
+
+@pytest.mark.parametrize("layout", ["single", "cluster"])
+async def test_a_loop_that_is_held_up_while_a_store_closes(layout: str, request: pytest.FixtureRequest) -> None:
+    """Longer than the time-out, at any moment: every connection is closed all the same, none is left to the garbage."""
+    url = request.getfixturevalue("redis_server" if layout == "single" else "nodes").url
+    for moment in range(8):
+        opened = RedisStore(url, timeout=0.2)
+        await until_well(opened)
+        closing = asyncio.create_task(opened.aclose())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        time.sleep(0.25)
+        await closing
+        del opened, closing
+        gc.collect()
 
 
 async def test_a_line_that_nobody_used_for_long_is_made_anew(redis_server: Server) -> None:
@@ -526,7 +543,7 @@ async def bounded_trouble(opened: RedisStore) -> list[float]:
     waited = [(await timed(opened.acquire(LEASE, "a", 10))).seconds for _ in range(2)]
     refused = [await timed(call) for call in (opened.read(KEY), opened.write(KEY, 9, b"x"), opened.release(LEASE, "a"))]
     assert all("not asked again for" in call.error for call in refused), refused
-    assert min(call.seconds for call in refused) < 0.005
+    assert min(call.seconds for call in refused) < TIMEOUT / 2
     return waited
 
 
@@ -534,7 +551,7 @@ async def test_a_slow_server_costs_little(redis_server: Server) -> None:
     """A pause of the server is over for us after two time-outs, and it is used again when it answers."""
     async with store(redis_server.url, timeout=TIMEOUT) as opened:
         await opened.write(KEY, 1, b"x")
-        redis_server.command("CLIENT", "PAUSE", 1500)
+        redis_server.command("CLIENT", "PAUSE", 5000)
         waited = await bounded_trouble(opened)
         assert min(waited) > TIMEOUT * 0.8
         await until_well(opened)
@@ -553,7 +570,7 @@ async def test_a_frozen_server_costs_little(redis_server: Server, at_once: int) 
             assert time.perf_counter() - began < 4 * BOUND
             assert all(call.error and call.silent for row in calls for call in row)
             assert all("not asked again" in call.error for call in calls[-1])
-            assert min(call.seconds for call in calls[-1]) < 0.005
+            assert min(call.seconds for call in calls[-1]) < TIMEOUT / 2
         finally:
             redis_server.thaw()
         await until_well(opened)
@@ -671,7 +688,7 @@ async def test_a_password_that_was_rotated_is_read_again(
                 step()
                 with contextlib.suppress(StoreError):
                     await opened.read(KEY)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(StoreError):
                         assert await opened.read(KEY) == (1, b"x")
@@ -815,7 +832,7 @@ async def test_after_a_failover_the_new_master_is_found(sentinels: Watched) -> N
             eventually(lambda key=key: all(one.command("EXISTS", key) for one in sentinels.servers), "replication")
             new = await asyncio.to_thread(sentinels.fail_over, kill=kill)
             # One that steps back still takes writes for a while.
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(PATIENCE):
                 generation = 1
                 while new.command("HGET", key, "generation") == b"1":
                     generation += 1

@@ -16,6 +16,7 @@ from sidecar.run.reload import Reloader
 from sidecar.settings import Settings, load
 from tests.canary import canary
 from tests.rig import OK, Recorder, Rig, Seen, TokenServer, configuration, problem_of, raw, recorder, sidecar, status_of
+from tests.waiting import PATIENCE
 
 CLOSE = b"Connection: close\r\n\r\n"
 
@@ -97,7 +98,7 @@ async def test_reverse_port_that_moves(upstream: Recorder, tokens: TokenServer, 
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n" + CLOSE)
         answer = await reader.read()
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     _, writer = await asyncio.open_unix_connection(f"{tmp_path}/one")
@@ -165,14 +166,14 @@ async def test_reloads_under_load_fail_no_request(tokens: TokenServer, tmp_path:
                 data["upstreams"]["plm"]["retry"] = {"cap": f"{number + 1}s"}
                 await rig.app.reload(settings(data))
                 before = len(answered)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE):
                     while len(answered) < before + 8:
                         await asyncio.sleep(0.005)
             done.set()
             await asyncio.gather(*clients)
             retired = rig.app._retired
             assert retired
-            await asyncio.wait_for(retired, 5)
+            await asyncio.wait_for(retired, PATIENCE)
             left = [task.get_name() for task in asyncio.all_tasks() if "retirement" in task.get_name()]
 
     assert set(answered) == {OK}
@@ -194,7 +195,7 @@ async def watched(rig: Rig, file: Path) -> AsyncIterator[Reloader]:
 
 
 async def until(rig: Rig, result: str, number: int = 1) -> Reload:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (
             len(found := [each for each in rig.events if isinstance(each, Reload) and each.result == result]) < number
         ):
@@ -269,7 +270,7 @@ async def test_changed_secret_ends_a_rejection(upstream: Recorder, tokens: Token
         tokens.status = 200
         secret.write_text(canary("new"))
         await until(rig, "ok")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not [each for each in rig.events if isinstance(each, Renewal) and each.result == "ok"]:
                 await asyncio.sleep(0.02)
         assert status_of(await get(rig, upstream.url.encode())) == 200
@@ -296,19 +297,19 @@ async def test_waits_end_with_503_when_the_sidecar_stops(tokens: TokenServer, tm
             reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
             writer.write(b"GET %b/slow HTTP/1.1\r\nHost: a\r\n\r\n" % upstream.url.encode())
             idle = await asyncio.open_connection("127.0.0.1", rig.port())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while len(upstream.seen) < 6:
                     await asyncio.sleep(0.01)
             draining = asyncio.create_task(rig.app.drain(25.0, SystemClock(), rig.events.append))
-            refused = await asyncio.wait_for(asyncio.gather(*waiting), 5)
-            assert await asyncio.wait_for(idle[0].read(), 5) == b""
+            refused = await asyncio.wait_for(asyncio.gather(*waiting), 15)
+            assert await asyncio.wait_for(idle[0].read(), 15) == b""
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection("127.0.0.1", rig.port())
             assert b'"addresses"' in await raw(
                 rig.port("admin"), b"GET /status HTTP/1.1\r\nHost: localhost\r\n" + CLOSE
             )
             release.set()
-            answer = await asyncio.wait_for(reader.read(), 5)
+            answer = await asyncio.wait_for(reader.read(), PATIENCE)
             await draining
             writer.close()
             idle[1].close()

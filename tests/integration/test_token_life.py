@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sidecar.events import ForcedRenewals, Trouble
-from tests.fleet import until
 from tests.rig import (
     OK,
     Recorder,
@@ -21,6 +20,7 @@ from tests.rig import (
     sidecar,
     status_of,
 )
+from tests.waiting import until
 
 REFUSED = b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer error="invalid_token"\r\nContent-Length: 2\r\n\r\nno'
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"

@@ -26,6 +26,7 @@ from tests.rig import (
     status_of,
     token_server,
 )
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("both_modes")
 
@@ -484,7 +485,7 @@ async def test_pipelined_request_may_take_its_time(
     writer.write(head % 1 + b"\r\nbody" + head % 2 + b"Connection: close\r\n\r\nbo")
     await asyncio.sleep(0.4)
     writer.write(b"dy")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         answers = await reader.read()
     writer.close()
 
@@ -507,7 +508,7 @@ async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig
     await asyncio.sleep(0.1)
     writer.transport.abort()
     done: list[tuple[str, str]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(done) < 2:
             await asyncio.sleep(0.02)
             done = [(event.path, event.outcome) for event in rig.events if isinstance(event, RequestDone)]

@@ -129,7 +129,7 @@ def configuration(upstream: Scripted, redis: Server, folder: Path, name: str, po
                     "client_secret": {"value": canary("soak")},
                 },
                 "renew": {"min_interval": "1s", "timeout": "5s"},
-                "timeout": {"total": "20s", "connect": "2s", "first_byte": "4s", "idle": "8s"},
+                "timeout": {"token": "20s", "connect": "2s", "first_byte": "4s", "idle": "8s"},
             }
         },
     }

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.auth.lifetimes import MAX_LIFETIME
@@ -72,7 +72,6 @@ def read(answer: Answer) -> Grant | IssuerError:
         return error
 
 
-@settings(deadline=None, max_examples=500)
 @given(st.one_of(st.just(200), st.integers(100, 599)), BODIES, FIELDS)
 @example(200, json.dumps({"access_token": "t", "token_type": "bearer", "expires_in": 0}).encode(), ())
 @example(400, json.dumps({"error": "invalid_client", "error_description": SECRET}).encode(), ())
@@ -94,7 +93,6 @@ def test_any_answer_is_a_grant_a_refusal_or_weather(status: int, body: bytes, fi
     assert grant.requested_at == NOW
 
 
-@settings(deadline=None, max_examples=200)
 @given(GRANTS, st.dictionaries(st.text("xyz_", min_size=1, max_size=6), JSON, max_size=3))
 def test_unknown_members_change_nothing(document: dict[str, Any], more: dict[str, Any]) -> None:
     """RFC 6749 section 5.1: they are ignored, wherever they stand."""
@@ -107,7 +105,6 @@ def test_unknown_members_change_nothing(document: dict[str, Any], more: dict[str
     assert meaning({**more, **known, **more}) == meaning(known)
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(list(REMEDIES)), st.integers(100, 599), st.dictionaries(st.text(max_size=4), JSON, max_size=2))
 def test_a_fatal_error_is_one_whatever_the_status(error: str, status: int, more: dict[str, Any]) -> None:
     """RFC 6749 section 5.2 names six; only a 429 speaks of the rate instead."""
@@ -120,7 +117,6 @@ def test_a_fatal_error_is_one_whatever_the_status(error: str, status: int, more:
 SKEWS = st.integers(-(10**6), 10**6)
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.integers(0, 10**7), SKEWS, st.sampled_from(["imf", "rfc850", "asctime"]))
 def test_a_date_means_the_same_on_any_clock(seconds: int, skew: int, form: str) -> None:
     """All three formats of RFC 9110 section 5.6.7, measured against the upstream's own Date."""
@@ -135,7 +131,6 @@ def test_a_date_means_the_same_on_any_clock(seconds: int, skew: int, form: str) 
     assert retry_after(fields, NOW) == float(seconds)
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     st.lists(st.tuples(st.sampled_from([b"Retry-After", b"Date"]), st.binary(max_size=30)), max_size=4),
     st.floats(0, 4e9),
@@ -163,7 +158,6 @@ def line(scheme: str, parameters: dict[str, str]) -> bytes:
     return f"{scheme} {', '.join(quoted)}".encode()
 
 
-@settings(deadline=None, max_examples=200)
 @given(CHALLENGES, st.integers(0, 4))
 def test_challenges_mean_the_same_in_one_field_or_in_several(
     wanted: list[tuple[str, dict[str, str]]], cut: int

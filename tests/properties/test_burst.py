@@ -88,7 +88,7 @@ class Load:
             await asyncio.wait(self.tasks)
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     rate=st.sampled_from([3.0, 20.0, 100.0, 200.0]),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar.policy.classify import Challenge
@@ -47,7 +47,6 @@ def again(decision: Decision) -> bool:
     return not isinstance(decision, Pass)
 
 
-@settings(deadline=None, max_examples=400)
 @given(ATTEMPTS, POLICIES, JITTERS)
 def test_what_worsens_a_request_gets_it_no_attempt(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """Less time, more attempts made, a body that is gone, an address that is prohibited, a stricter policy."""
@@ -72,7 +71,6 @@ def test_what_worsens_a_request_gets_it_no_attempt(attempt: Attempt, policy: Ret
     assert [each for each in stricter if again(decide(attempt, NOTHING, each, jitter))] == []
 
 
-@settings(deadline=None, max_examples=400)
 @given(ATTEMPTS, POLICIES, JITTERS)
 @example(Attempt(method="POST", status=None, sent=True), RetryPolicy(), 0.5)
 @example(Attempt(method="POST", status=503), RetryPolicy(), 0.5)
@@ -86,7 +84,6 @@ def test_what_may_have_been_applied_is_repeated_for_idempotent_requests_only(
         assert attempt.method in SAFE or not attempt.conditional
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS, JITTERS)
 def test_chance_moves_the_wait_alone(attempt: Attempt, policy: RetryPolicy, one: float, other: float) -> None:
     """The same kind of decision for any jitter; a higher one never waits less."""
@@ -99,7 +96,6 @@ def test_chance_moves_the_wait_alone(attempt: Attempt, policy: RetryPolicy, one:
         assert low == high
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS)
 def test_an_idempotency_key_makes_any_method_repeatable(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
     """With it the method is of no account any more, unless there is a precondition."""
@@ -108,7 +104,6 @@ def test_an_idempotency_key_makes_any_method_repeatable(attempt: Attempt, policy
     assert len({again(each) and each for each in decisions}) == 1
 
 
-@settings(deadline=None, max_examples=300)
 @given(ATTEMPTS, POLICIES, JITTERS)
 @example(Attempt(method="POST", status=401, challenge=Challenge.TOKEN), RetryPolicy(), 0.5)
 @example(Attempt(method="GET", status=401, challenge=Challenge.TOKEN, renewals=1), RetryPolicy(), 0.5)

@@ -5,7 +5,7 @@ I2: the upstream sees exactly one credential, which is never the client's. I13: 
 
 import h11
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from sidecar.errors import Refusal
@@ -125,7 +125,6 @@ def sent(request: Request) -> tuple[bytes, Fields]:
     return strip_target(request.target, STRIPS), fields
 
 
-@settings(deadline=None, max_examples=300)
 @given(heads())
 @example([b"POST / HTTP/1.1", b"Host: a", b"Transfer-Encoding: chunked"])
 @example([b"POST / HTTP/1.1", b"Host: a", b"Content-Length: 3"])
@@ -148,7 +147,6 @@ def test_what_we_take_another_parser_reads_alike(lines: list[bytes]) -> None:
     assert request.length == (None if chunked else lengths.pop() if lengths else 0)
 
 
-@settings(deadline=None, max_examples=300)
 @given(heads())
 @example([b"GET /?sid=1&a=2 HTTP/1.1", b"Host: a", b"Connection: authorization", b"Authorization: " + THEIRS])
 def test_what_goes_upstream_has_one_credential_which_is_ours(lines: list[bytes]) -> None:
@@ -171,7 +169,6 @@ def test_what_goes_upstream_has_one_credential_which_is_ours(lines: list[bytes])
     assert [field for field in values if field[0] != b"host"] == kept + ours
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, TEXT), max_size=8), st.lists(NAMES, max_size=2))
 def test_an_answer_loses_what_is_hop_by_hop_only(fields: list[tuple[bytes, bytes]], named: list[bytes]) -> None:
     """The rest comes in its order and spelling, duplicates too; twice is once."""

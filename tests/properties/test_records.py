@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import SealError, StoreError
@@ -67,7 +67,6 @@ def on_a_loop(loop: VirtualLoop) -> tuple[Skewed, VirtualClock]:
     return Skewed(clock), clock
 
 
-@settings(deadline=None, max_examples=150)
 @given(TOKENS, SKEWS, SKEWS)
 def test_a_record_means_the_same_on_every_clock(token: Token, writer: int, reader: int) -> None:
     """Lifetime and all the rest; the times move by as much as the clocks differ."""
@@ -86,7 +85,6 @@ def test_a_record_means_the_same_on_every_clock(token: Token, writer: int, reade
     assert events == []
 
 
-@settings(deadline=None, max_examples=100)
 @given(TOKENS, st.integers(0, 400), st.integers(1, 255), st.integers(0, 2))
 def test_a_changed_record_is_a_miss_that_is_told(token: Token, position: int, flip: int, kind: int) -> None:
     """Any byte of it, its number, or its name: never another token, never an exception, never a secret in the log."""
@@ -112,7 +110,6 @@ def test_a_changed_record_is_a_miss_that_is_told(token: Token, position: int, fl
     assert WORD not in repr(events)
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.sampled_from([OLD, MIDDLE, NEW]), min_size=1, max_size=3, unique_by=Secret.reveal),
     st.binary(max_size=40),
@@ -133,7 +130,6 @@ def test_a_mark_is_no_token(generation: int) -> None:
     assert Token.decode(Revoked(generation).encode()) == Revoked(generation)
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_nothing_but_our_errors_comes_of_any_bytes(sealed: bytes, plain: bytes) -> None:
     """Of a seal and of a record in clear."""
@@ -146,7 +142,6 @@ def test_nothing_but_our_errors_comes_of_any_bytes(sealed: bytes, plain: bytes) 
         raise AssertionError("random bytes were taken for a record")
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     lifetime=st.floats(1, 10**7),
     share=st.floats(0, 1),

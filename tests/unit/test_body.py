@@ -432,14 +432,14 @@ async def test_reader_that_is_behind_holds_the_feeder() -> None:
     body = make()
     body.feed(b"x" * (MARK - 1))
     assert not body.full
-    await asyncio.wait_for(body.room(), 1)
+    await asyncio.wait_for(body.room(), 10)
     body.feed(b"x")
     body.feed(b"x" * 1000)
     waiting = asyncio.create_task(body.room())
     await settle(waiting)
     full = body.full
     await read_some(body, 1)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
 
     assert full
     assert not body.full
@@ -460,7 +460,7 @@ async def test_room_comes_back_only_below_the_mark() -> None:
 
     assert still_full
     assert not body.full
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
     await reader.aclose()
 
 
@@ -472,7 +472,7 @@ async def test_feeder_is_let_go_when_the_body_is_given_up(end: str) -> None:
     waiting = asyncio.create_task(body.room())
     await settle(waiting)
     getattr(body, end)()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
     body.feed(b"y" * MARK)
 
     assert not body.full
@@ -538,7 +538,7 @@ async def test_waiting_reader_is_woken(end: str, error: type[Exception]) -> None
     getattr(body, end)()
 
     with pytest.raises(error):
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 10)
 
 
 @pytest.mark.parametrize(("end", "error"), [("discard", RuntimeError), ("fail", ClientGone)])

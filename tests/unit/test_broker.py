@@ -318,7 +318,7 @@ async def test_start_does_not_wait_for_the_first_token(rig: Rig) -> None:
     """Start begins the first renewal and returns; requests wait for it."""
     rig.issuer.gate.clear()
     broker = rig.broker()
-    await asyncio.wait_for(broker.start(), 1)
+    await asyncio.wait_for(broker.start(), 10)
     await settle()
     assert broker.current() is None
     assert (broker.status().state, broker.status().attempted, broker.status().usable) == ("none", False, False)

@@ -1031,7 +1031,7 @@ async def test_the_deadline_is_for_the_whole_answer() -> None:
     """An answer that comes in drips ends at the deadline, and the connection with it."""
     async with endpoint(drip) as server:
         error = await failure(IssuerUnavailable, issuer_of(server.url, timeout=1))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await server.hung_up.wait()
 
     assert "gave no complete answer within 1 s" in str(error)
@@ -1039,9 +1039,9 @@ async def test_the_deadline_is_for_the_whole_answer() -> None:
 
 async def test_the_deadline_is_for_all_attempts_together() -> None:
     """A refresh and the grant after it share one deadline, which callers hold a lease for."""
-    steps = [slowly(refused("invalid_grant"), 0.5), slowly(answer(TOKEN), 0.8)]
+    steps = [slowly(refused("invalid_grant"), 0.5), slowly(answer(TOKEN), 2.8)]
     async with endpoint(*steps) as server:
-        await failure(IssuerUnavailable, issuer_of(server.url, timeout=1), FIRST)
+        await failure(IssuerUnavailable, issuer_of(server.url, timeout=3), FIRST)
 
     assert len(server.calls) == 2
 

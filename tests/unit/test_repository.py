@@ -23,6 +23,7 @@ TOP_LEVEL = re.compile(
     r"sidecar|addons|tests|deploy|docs|bench|\.ci|\.git.*|\.editorconfig|\.dockerignore"
     r"|pyproject\.toml|requirements\.lock|Dockerfile|Makefile|LICENSE|(README|CHANGELOG|CONTRIBUTING|SECURITY)\.md"
 )
+LEFTOVER = re.compile(r".*(\.orig|\.rej|\.bak|\.sw[a-p]|~)")
 HOME = re.compile(r"(?<![\w.])/(?:home|Users)/(?!app\b|nonroot\b)\w+/|(?<![\w.])/root/\w")
 REGISTRY = re.compile(r"://|--(?:extra-)?index-url|--find-links|--trusted-host|\s@\s")
 PINNED = re.compile(r"[a-z0-9-]+==[\w.!+]+( ; .+)?( --hash=sha256:[0-9a-f]{64})+")
@@ -38,6 +39,11 @@ def tracked() -> list[str]:
 def strangers(names: list[str]) -> list[str]:
     """Return the top-level names that are not part of the plan."""
     return sorted({name.split("/")[0] for name in names if not TOP_LEVEL.fullmatch(name.split("/")[0])})
+
+
+def leftovers(names: list[str]) -> list[str]:
+    """Return what an editor, a merge or a patch left behind."""
+    return [name for name in names if LEFTOVER.fullmatch(name)]
 
 
 def homes(text: str) -> list[str]:
@@ -80,6 +86,11 @@ def fetched_from(text: str) -> list[str]:
 def test_top_level_is_fixed() -> None:
     """A new name at the top is a decision, not an accident."""
     assert strangers(tracked()) == []
+
+
+def test_no_leftovers() -> None:
+    """No file is the old version of another, or what did not fit into it."""
+    assert leftovers(tracked()) == []
 
 
 def test_no_path_of_anybodys_machine() -> None:
@@ -138,10 +149,25 @@ def test_scripts_can_be_run(name: str) -> None:
     assert os.access(ROOT / ".ci" / name, os.X_OK)
 
 
+def test_a_run_ends_by_itself() -> None:
+    """In the order of their patience: a test, all tests, the script; the build server gives it 25 minutes."""
+    makefile, run = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", ".ci/run"))
+    one, every = (int(re.findall(rf"{option} (\d+)", makefile)[0]) for option in ("--timeout", "--session-timeout"))
+    script = 60 * int(re.findall(r"(\d+)m make test", run)[0])
+    assert 2 * one < every < script - 120
+    assert script <= 23 * 60
+
+
 def test_a_stray_file_is_found() -> None:
     """Only the first part of a path counts."""
     assert strangers(["sidecar/notes.txt", "README.md", ".gitignore"]) == []
     assert strangers(["notes.txt", "sidecar2/x.py", "README.md.orig"]) == ["README.md.orig", "notes.txt", "sidecar2"]
+
+
+@pytest.mark.parametrize("name", ["a/b.py.orig", "a/b.py.rej", "b.yaml.bak", "a/.b.py.swp", "a/b.py~"])
+def test_a_leftover_is_found(name: str) -> None:
+    """By the end of its name, in any directory."""
+    assert leftovers(["a/original.py", "a/swp.py", name]) == [name]
 
 
 def test_a_home_is_found() -> None:

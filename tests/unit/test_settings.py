@@ -298,6 +298,14 @@ ERRORS = [
     (f"{PLM}.retry.attempts=0", f"{PLM}.retry.attempts: Input should be greater than or equal to 1"),
     (f"{PLM}.retry.attempts=11", f"{PLM}.retry.attempts: Input should be less than or equal to 10"),
     (f"{PLM}.retry.base=0", f"{PLM}.retry.base: Input should be greater than 0"),
+    (
+        f"{PLM}.retry.base=21s",
+        f"{PLM}.retry: base is over cap, the longest random wait; expected a base of at most cap",
+    ),
+    (
+        f"{PLM}.retry.cap=99ms",
+        f"{PLM}.retry: base is over cap, the longest random wait; expected a base of at most cap",
+    ),
     (f"{PLM}.retry.statuses=[399]", f"{PLM}.retry.statuses.0: Input should be greater than or equal to 400"),
     (f"{PLM}.retry.statuses=[600]", f"{PLM}.retry.statuses.0: Input should be less than or equal to 599"),
     (f"{PLM}.retry.methods=['A B']", f"{PLM}.retry.methods.0: expected an HTTP method"),
@@ -317,6 +325,13 @@ ERRORS = [
     (f"{PLM}.keepalive={{every: 5m}}", f"{PLM}.keepalive.path: missing; expected a value"),
     (f"{PLM}.keepalive={{path: /x, every: 0}}", f"{PLM}.keepalive.every: Input should be greater than 0"),
     *(
+        (
+            f"{PLM}.keepalive={{path: /x, {times}}}",
+            f"{PLM}.keepalive: every is not below only_if_used_within, so that none would be sent; expected less",
+        )
+        for times in ("every: 1h", "every: 2h", "only_if_used_within: 10m", "every: 9s, only_if_used_within: 8s")
+    ),
+    *(
         (f"{PLM}.keepalive.path={path}", f"{PLM}.keepalive.path: expected a path such as /api/v1/health")
         for path in ("health", "https://x/health", "//x/health", "/a b", "/a#b", "/ä")
     ),
@@ -330,6 +345,14 @@ ERRORS = [
             f"{PLM}.strip: keep cannot name authorization: the sidecar sends exactly one, its own",
         )
         for name in ("Authorization", "AUTHORIZATION", "Proxy-Authorization", "proxy_authorization")
+    ),
+    *(
+        (
+            f"{PLM}.strip={{{key}: [a, {name}], keep: [{kept}]}}",
+            f"{PLM}.strip: {key} and keep both name {name}; expected each name in one of them",
+        )
+        for key in ("headers", "query")
+        for name, kept in (("X-Api-Key", "x_api_key"), ("access_token", "Access-Token"))
     ),
     *(
         (

@@ -1,6 +1,5 @@
 """Connections to Redis, alone, behind Sentinels or as a cluster; the only place that imports its client."""
 
-import asyncio
 import contextlib
 import ssl
 from collections.abc import Mapping
@@ -123,9 +122,11 @@ class _Cluster(RedisCluster):
     """Closes what a failure has left open, too."""
 
     async def aclose(self) -> None:
-        await super().aclose()
+        with contextlib.suppress(Exception):
+            await super().aclose()
         for nodes in ("nodes_cache", "startup_nodes"):
-            await self.nodes_manager.aclose(nodes)
+            with contextlib.suppress(Exception):
+                await self.nodes_manager.aclose(nodes)
 
 
 def _cluster(target: Target, options: dict[str, Any]) -> list[_Client]:
@@ -183,12 +184,12 @@ class Line:
         except NoScriptError:
             return await self._clients[0].execute_command("EVAL", script.text, 1, key, *args)
 
-    async def aclose(self, patience: float) -> None:
-        """Close every connection, within *patience* seconds."""
+    async def aclose(self) -> None:
+        """Close every connection; each takes no longer than its time-out."""
+        # No time-out for all: one that ran out while the loop was held up would leave connections open.
         for client in self._clients:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(patience):
-                    await client.aclose()
+                await client.aclose()
 
 
 def fault_in(error: BaseException) -> Fault:

@@ -218,7 +218,7 @@ class RedisStore:
             self._line = None
         line.spent = True
         if line.users == 0:
-            self._spawn(line.aclose(self._timeout))
+            self._spawn(line.aclose())
 
     def _spawn[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name="redis")

@@ -1,0 +1,1 @@
+"""The tests; a package, so that nobody else's of this name, which some libraries bring along, takes its place."""
