@@ -17,7 +17,7 @@ from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.events import Emit
 from sidecar.exchange.addresses import checked_socket, prohibition
 from sidecar.exchange.body import RequestBody
-from sidecar.exchange.patience import Deadline, Patience
+from sidecar.exchange.patience import Patience
 from sidecar.exchange.ports import Client
 from sidecar.exchange.relay import relay
 from sidecar.exchange.tally import Tally
@@ -73,8 +73,7 @@ class Passthrough:
             keep=False,
         )
         try:
-            deadline = Deadline(asyncio.get_running_loop().time() + _HOUR)
-            answer = await pool.send(request.method, b"\r\n".join(lines) + b"\r\n\r\n", body, deadline)
+            answer = await pool.send(request.method, b"\r\n".join(lines) + b"\r\n\r\n", body)
             try:
                 await relay(answer, headers.incoming(answer.fields), client, tally, self._emit, origin.authority)
             finally:

@@ -7,7 +7,7 @@ import asyncio
 
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Destination
@@ -64,7 +64,7 @@ class Rounds:
                     token = None
                 if token is None:
                     token = broker.current() or await broker.token(deadline.at)
-                outcome = await self._attempt(request, way, destination, token, body, deadline, tally, fresh=fresh)
+                outcome = await self._attempt(request, way, destination, token, body, tally, fresh=fresh)
                 if isinstance(outcome, Answer):
                     if last is not None:
                         last.close()
@@ -111,7 +111,6 @@ class Rounds:
         destination: Destination,
         token: Token,
         body: RequestBody,
-        deadline: Deadline,
         tally: Tally,
         *,
         fresh: bool,
@@ -124,7 +123,7 @@ class Rounds:
             head = self._head(request, way, destination, token)
             # A probe that went to a kept connection could meet one that ended with the outage.
             fresh = fresh or admission.breaker.state is not State.CLOSED
-            answer = await destination.pool.send(request.method, head, body, deadline, fresh=fresh)
+            answer = await destination.pool.send(request.method, head, body, fresh=fresh)
         except UpstreamFailure as failure:
             if failure.reused or failure.prohibited:  # the pool's affair, and ours: neither says how the upstream is
                 admission.abandoned(permit, monotonic())

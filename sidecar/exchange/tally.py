@@ -7,7 +7,7 @@ from typing import Any
 
 from sidecar.errors import UpstreamFailure
 from sidecar.events import RequestDone
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.policy.decide import Backoff, Decision, Pass, Renew
 from sidecar.policy.message import Request
 

@@ -6,7 +6,7 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.errors import UpstreamFailure
 from sidecar.events import Emit, Trouble
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.patience import Deadline
 from sidecar.exchange.ports import Destination
@@ -44,7 +44,7 @@ async def _use(path: str, destination: Destination, deadline: Deadline, clock: C
     token, renewed, wrong = broker.current(), False, ""
     while token is not None:
         try:
-            answer = await _get(path, destination, token, deadline)
+            answer = await _get(path, destination, token)
         except UpstreamFailure as failure:
             return str(failure)
         try:
@@ -62,15 +62,15 @@ async def _use(path: str, destination: Destination, deadline: Deadline, clock: C
     return wrong
 
 
-async def _get(path: str, destination: Destination, token: Token, deadline: Deadline) -> Answer:
+async def _get(path: str, destination: Destination, token: Token) -> Answer:
     """Make one attempt, and a second on a new connection when a pooled one turned out to be closed."""
     head = _head(path, destination, token)
     try:
-        return await destination.pool.send(b"GET", head, _nothing(), deadline)
+        return await destination.pool.send(b"GET", head, _nothing())
     except UpstreamFailure as failure:
         if not failure.reused:
             raise
-    return await destination.pool.send(b"GET", head, _nothing(), deadline, fresh=True)
+    return await destination.pool.send(b"GET", head, _nothing(), fresh=True)
 
 
 def _head(path: str, destination: Destination, token: Token) -> bytes:

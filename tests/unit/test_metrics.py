@@ -31,7 +31,7 @@ from sidecar.events import (
     WorkerReplaced,
 )
 from sidecar.exchange import rounds
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.tally import RETRY_REFUSED, Tally, measured
 from sidecar.observe.metrics import METRICS, Metrics
 from sidecar.observe.slots import Slot, Standing, shared_folder
