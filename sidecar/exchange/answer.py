@@ -5,6 +5,7 @@ import math
 from typing import Protocol
 
 from sidecar.errors import UpstreamFailure
+from sidecar.exchange.patience import Limit
 from sidecar.policy.answer import AnswerHead
 from sidecar.policy.message import value_of
 
@@ -16,9 +17,7 @@ _EVENTS = b"text/event-stream"
 class Source(Protocol):
     """The connection that an answer comes from."""
 
-    def limit(self, seconds: float) -> None:
-        """Give the upstream *seconds* to go on, infinity: as long as it likes."""
-        ...
+    limit: Limit
 
     def resume(self) -> None:
         """Read on, when reading was held back."""
@@ -141,11 +140,11 @@ class Answer:
         if source is None:
             return False
         self._waiter = asyncio.get_running_loop().create_future()
-        source.limit(seconds)
+        source.limit.give(seconds)
         try:
             await self._waiter
         finally:
             self._waiter = None
             if self._source is not None:
-                source.limit(math.inf)
+                source.limit.lift()
         return True

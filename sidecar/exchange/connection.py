@@ -4,20 +4,22 @@ aiohttp makes the connections and keeps the idle ones. What comes in on them is 
 """
 
 import asyncio
-import math
 
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from sidecar.errors import UpstreamFailure
-from sidecar.exchange.addresses import AddressProhibited
+from sidecar.exchange.addresses import AddressProhibited, acknowledged_within
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import RequestBody
-from sidecar.exchange.patience import Patience
+from sidecar.exchange.patience import Limit, Patience
 from sidecar.policy.answer import AnswerReader, InvalidAnswer
+from sidecar.policy.chunks import LAST_CHUNK, chunk
 
 _HIGH_WATER = 128 << 10
-_LAST_CHUNK = b"0\r\n\r\n"
+_ACKNOWLEDGED_WITHIN = 60
+_SURELY_TAKEN = 16 << 10
+"""Bytes of a request that the kernel of an upstream acknowledges, however busy the upstream itself is."""
 
 
 class UpstreamConnection(ResponseHandler):
@@ -32,10 +34,7 @@ class UpstreamConnection(ResponseHandler):
         self.used = False
         self._peer = peer
         self._patience = patience
-        self._clock: asyncio.TimerHandle | None = None
-        self._due = math.inf
-        self._span = math.inf
-        self._left = 0
+        self.limit = Limit(loop, self._late, self._unsent)
         self._held = False
         self._transports: tuple[asyncio.Transport, ...] = ()
         # Of the request that is under way:
@@ -66,16 +65,18 @@ class UpstreamConnection(ResponseHandler):
         self._heard = self._early = self._written = False
         try:
             whole = body.whole()
+            data = head if whole is None else head + (whole if body.length is not None else chunk(whole) + LAST_CHUNK)
+            if whole is None or len(data) > _SURELY_TAKEN:
+                acknowledged_within(transport.get_extra_info("socket"), 0)
+            transport.write(data)
             if whole is None:
-                transport.write(head)
                 self._upload = self._loop.create_task(self._send(transport, body))
             else:
-                transport.write(head + _framed(whole, body.length))
                 self._written = True
                 if self._unsent():
                     self._upload = self._loop.create_task(self._flush(transport))
                 else:
-                    self.limit(self._patience.first_byte)
+                    self.limit.give(self._patience.first_byte)
             return await asked
         except BaseException:
             if self._asked is asked:
@@ -89,7 +90,7 @@ class UpstreamConnection(ResponseHandler):
             self.abort()
             return
         self._heard = True
-        if answer is None and not (self._written and not self._unsent()):
+        if answer is None and (not self._written or (self._upload is not None and self._unsent())):
             self._early = True
         try:
             body = reader.feed(data)
@@ -101,7 +102,7 @@ class UpstreamConnection(ResponseHandler):
                 self._early = self._early and not reader.between
                 return
             answer = self._answer = Answer(reader.head, self, self._patience.idle)
-            self._due = math.inf
+            self.limit.lift()
             if not asked.done():
                 asked.set_result(answer)
         if reader.ended:
@@ -120,25 +121,15 @@ class UpstreamConnection(ResponseHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note where bytes can wait to be sent: under TLS also in the transport below."""
         super().connection_made(transport)
+        acknowledged_within(transport.get_extra_info("socket"), _ACKNOWLEDGED_WITHIN)
         below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
         self._transports = tuple(each for each in (self.transport, below) if each is not None)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what is under way."""
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+        self.limit.cancel()
         self._end(exc)
         super().connection_lost(exc)
-
-    def limit(self, seconds: float, left: int = 0) -> None:
-        """Give the upstream *seconds* to go on, infinity: as long as it likes.
-
-        *left*: so many bytes are to be sent; when there are fewer at the end of that time, it begins anew.
-        """
-        self._due, self._span, self._left = self._loop.time() + seconds, seconds, left
-        if seconds < math.inf:
-            self._set_clock()
 
     def resume(self) -> None:
         """Read on, when reading was held back."""
@@ -151,7 +142,6 @@ class UpstreamConnection(ResponseHandler):
         """Send no more of the request."""
         if self._upload is not None:
             self._upload.cancel()
-            self._upload = None
 
     def give_up(self) -> None:
         """End the connection; when nothing is under way nothing happens."""
@@ -164,7 +154,7 @@ class UpstreamConnection(ResponseHandler):
         """
         try:
             async for data in body.chunks():
-                transport.write(_chunk(data) if body.length is None else data)
+                transport.write(chunk(data) if body.length is None else data)
                 if self.writing_paused and not await self._drained():
                     return
         except Exception as error:  # noqa: BLE001  whatever it is, the request will not be whole
@@ -172,7 +162,7 @@ class UpstreamConnection(ResponseHandler):
                 self._fail(error)
             return
         if body.length is None:
-            transport.write(_LAST_CHUNK)
+            transport.write(LAST_CHUNK)
         self._written = True
         await self._flush(transport)
 
@@ -180,18 +170,18 @@ class UpstreamConnection(ResponseHandler):
         """Wait until all that was written has left; only then is the answer due."""
         transport.set_write_buffer_limits(0)
         if (not self.writing_paused or await self._drained()) and self._answer is None:
-            self.limit(self._patience.first_byte, self._unsent())
+            self.limit.give(self._patience.first_byte, self._unsent())
 
     async def _drained(self) -> bool:
         """Wait until the upstream takes more, and return whether it still does."""
         if self._answer is None:
-            self.limit(self._patience.idle, self._unsent())
+            self.limit.give(self._patience.idle, self._unsent())
         try:
             await self._drain_helper()
         except OSError:
             return False
         if self._answer is None:
-            self.limit(math.inf)
+            self.limit.lift()
         return True
 
     def _unsent(self) -> int:
@@ -223,9 +213,9 @@ class UpstreamConnection(ResponseHandler):
         lease, upload = self._lease, self._upload
         if lease is None:
             return
-        self._lease = self._asked = self._reader = self._answer = None
-        self._due = math.inf
         self.stop_upload()
+        self._lease = self._asked = self._reader = self._answer = self._upload = None
+        self.limit.lift()
         if keep and self.transport is not None:
             if upload is not None:
                 self.transport.set_write_buffer_limits()
@@ -236,26 +226,9 @@ class UpstreamConnection(ResponseHandler):
             self.abort()  # closing waits until the rest has been taken, and this peer may never do it
         lease.close()
 
-    def _set_clock(self) -> None:
-        """See to it that somebody looks when the time is over; a clock that is set for earlier will do."""
-        if self._clock is not None:
-            if self._clock.when() <= self._due:
-                return
-            self._clock.cancel()
-        self._clock = self._loop.call_at(self._due, self._look)
-
-    def _look(self) -> None:
-        self._clock = None
-        if self._due == math.inf:
-            return
-        left = self._unsent()
-        if self._loop.time() < self._due:
-            self._set_clock()
-        elif left < self._left:
-            self.limit(self._span, left)
-        else:
-            what = "nothing came in time" if self._written else "it took no more of the request in time"
-            self._fail(self._failure(what, timeout=True))
+    def _late(self) -> None:
+        what = "nothing came in time" if self._written else "it took no more of the request in time"
+        self._fail(self._failure(what, timeout=True))
 
 
 def describe(error: BaseException | None) -> str:
@@ -265,11 +238,3 @@ def describe(error: BaseException | None) -> str:
     if isinstance(error, AddressProhibited):
         return str(error)
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-def _framed(data: bytes, length: int | None) -> bytes:
-    return data if length is not None else (_chunk(data) if data else b"") + _LAST_CHUNK
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)

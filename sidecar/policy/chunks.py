@@ -1,4 +1,4 @@
-"""A chunked body, taken apart as it comes (RFC 9112 section 7.1)."""
+"""Chunks, and a body in them taken apart as it comes (RFC 9112 section 7.1)."""
 
 import re
 
@@ -8,6 +8,12 @@ _BEGUN_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}" + _EXTENSION + rb"\r?")
 _MAX_SIZE_LINE = 4 << 10
 _MAX_TRAILERS = 16 << 10
 _END = b"\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Return *data* as one chunk; nothing for none, since an empty chunk would be the last."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
 class ChunkReader:
