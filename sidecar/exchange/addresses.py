@@ -4,8 +4,11 @@ A name can resolve to anything, at any time. Link-local and metadata addresses a
 our own listeners; with `addresses` set, only what lies in them is.
 """
 
+import fcntl
 import ipaddress
 import socket
+import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,6 +88,14 @@ def acknowledged_within(connected: socket.socket, seconds: int) -> None:
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+
+
+def unacknowledged(connected: socket.socket) -> int:
+    """Return how many of the bytes sent the peer has not acknowledged yet; 0 where the system does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _unmapped(address: IpAddress) -> IpAddress:

@@ -27,8 +27,8 @@ class Source(Protocol):
         """Send no more of the request."""
         ...
 
-    def give_up(self) -> None:
-        """End the connection."""
+    def let_go(self) -> None:
+        """Give the connection up."""
         ...
 
 
@@ -107,7 +107,7 @@ class Answer:
     def close(self) -> None:
         """Give the connection up; after the end of the body nothing happens."""
         if self._source is not None:
-            self._source.give_up()
+            self._source.let_go()
             self.fail(UpstreamFailure("the answer was given up", sent=True))
 
     def take(self, data: bytes, *, ended: bool) -> None:

@@ -9,7 +9,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from sidecar.errors import UpstreamFailure
-from sidecar.exchange.addresses import AddressProhibited, acknowledged_within
+from sidecar.exchange.addresses import AddressProhibited, acknowledged_within, unacknowledged
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.patience import Limit, Patience
@@ -45,6 +45,7 @@ class UpstreamConnection(ResponseHandler):
         self._answer: Answer | None = None
         self._heard = False
         self._early = False
+        self._large = False
         self._written = False
         self._upload: asyncio.Task[None] | None = None
 
@@ -66,7 +67,8 @@ class UpstreamConnection(ResponseHandler):
         try:
             whole = body.whole()
             data = head if whole is None else head + (whole if body.length is not None else chunk(whole) + LAST_CHUNK)
-            if whole is None or len(data) > _SURELY_TAKEN:
+            self._large = whole is None or len(data) > _SURELY_TAKEN
+            if self._large:
                 acknowledged_within(transport.get_extra_info("socket"), 0)
             transport.write(data)
             if whole is None:
@@ -80,7 +82,7 @@ class UpstreamConnection(ResponseHandler):
             return await asked
         except BaseException:
             if self._asked is asked:
-                self.give_up()
+                self.let_go()
             raise
 
     def data_received(self, data: bytes) -> None:
@@ -90,8 +92,7 @@ class UpstreamConnection(ResponseHandler):
             self.abort()
             return
         self._heard = True
-        if answer is None and (not self._written or (self._upload is not None and self._unsent())):
-            self._early = True
+        self._early = self._early or (answer is None and not self._taken())
         try:
             body = reader.feed(data)
         except InvalidAnswer as wrong:
@@ -106,7 +107,7 @@ class UpstreamConnection(ResponseHandler):
             if not asked.done():
                 asked.set_result(answer)
         if reader.ended:
-            self._let_go(keep=reader.persistent and not self._early)
+            self.let_go(keep=reader.persistent and not self._early)
         answer.take(body, ended=reader.ended)
         if reader.fault:
             self._fail(self._failure(reader.fault))
@@ -119,7 +120,7 @@ class UpstreamConnection(ResponseHandler):
         self._end(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note where bytes can wait to be sent: under TLS also in the transport below."""
+        """Note where bytes can wait to be sent: in TLS also in the transport below."""
         super().connection_made(transport)
         acknowledged_within(transport.get_extra_info("socket"), _ACKNOWLEDGED_WITHIN)
         below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
@@ -143,18 +144,18 @@ class UpstreamConnection(ResponseHandler):
         if self._upload is not None:
             self._upload.cancel()
 
-    def give_up(self) -> None:
-        """End the connection; when nothing is under way nothing happens."""
-        self._let_go(keep=False)
-
     async def _send(self, transport: asyncio.Transport, body: RequestBody) -> None:
         """Copy *body*; an upstream that no longer takes it is no error here, its answer may be on the way.
 
         While the client is waited for, no time of the upstream's runs.
         """
+        left = body.length
         try:
             async for data in body.chunks():
-                transport.write(chunk(data) if body.length is None else data)
+                transport.write(chunk(data) if left is None else data)
+                if left is not None:
+                    left -= len(data)
+                    self._written = left == 0  # which the upstream may know before the client's side says so
                 if self.writing_paused and not await self._drained():
                     return
         except Exception as error:  # noqa: BLE001  whatever it is, the request will not be whole
@@ -184,6 +185,12 @@ class UpstreamConnection(ResponseHandler):
             self.limit.lift()
         return True
 
+    def _taken(self) -> bool:
+        """Whether the upstream has got all of the request, as far as can be told from here."""
+        if not self._written or not self._large or self.transport is None:
+            return self._written
+        return not self._unsent() and not unacknowledged(self.transport.get_extra_info("socket"))
+
     def _unsent(self) -> int:
         return 0 if self.transport is None else sum(each.get_write_buffer_size() for each in self._transports)
 
@@ -192,7 +199,7 @@ class UpstreamConnection(ResponseHandler):
         if reader is None:
             return
         if answer is not None and error is None and reader.feed_end():
-            self.give_up()
+            self.let_go()
             answer.take(b"", ended=True)
         else:
             self._fail(self._failure(describe(error), reused=self._reused and not self._heard))
@@ -203,13 +210,14 @@ class UpstreamConnection(ResponseHandler):
 
     def _fail(self, error: Exception) -> None:
         asked, answer = self._asked, self._answer
-        self.give_up()
+        self.let_go()
         if answer is not None:
             answer.fail(error)
         elif asked is not None and not asked.done():
             asked.set_exception(error)
 
-    def _let_go(self, *, keep: bool) -> None:
+    def let_go(self, *, keep: bool = False) -> None:
+        """Give the connection back to the pool (*keep*), or up; when nothing is under way nothing happens."""
         lease, upload = self._lease, self._upload
         if lease is None:
             return
@@ -227,7 +235,8 @@ class UpstreamConnection(ResponseHandler):
         lease.close()
 
     def _late(self) -> None:
-        what = "nothing came in time" if self._written else "it took no more of the request in time"
+        sent = self._written and not self._unsent()
+        what = "nothing came in time" if sent else "it took no more of the request in time"
         self._fail(self._failure(what, timeout=True))
 
 

@@ -12,7 +12,7 @@ from sidecar.policy.message import Fields
 
 _TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _TEXT + rb"))?\r?\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ++([1-9][0-9][0-9])(?: (" + _TEXT + rb"))?\r?\n")
 _USUAL_FIELDS = re.compile(rb"(?:" + _NAME + rb": (?![ \t])" + _TEXT + rb"(?<![ \t])\r\n)*+\r\n")
 _FIELD = re.compile(rb"(" + _NAME + rb")[ \t]*+:(" + _TEXT + rb")")
 _FOLD = re.compile(rb"\r?\n[ \t]++")
