@@ -91,10 +91,10 @@ def acknowledged_within(connected: socket.socket, seconds: int) -> None:
 
 
 def unacknowledged(connected: socket.socket) -> int:
-    """Return how many of the bytes sent the peer has not acknowledged yet; 0 where the system does not tell."""
+    """Return how many of the bytes sent the peer has not acknowledged; 0 where nobody can tell, and when closed."""
     try:
         return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
+    except (OSError, ValueError):
         return 0
 
 

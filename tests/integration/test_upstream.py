@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -181,7 +182,7 @@ def piecemeal(size: int) -> Script:
             # Nagle is off: each write is a packet, as long as the other side reads in between.
             await writer.drain()
             await asyncio.sleep(0)
-        if name in ENDS or name in CUT:
+        if name in ENDS or name in CUT or seen.values(b"connection"):
             writer.close()
             raise ConnectionError
 
@@ -204,6 +205,19 @@ async def test_what_every_client_takes_is_taken(size: int) -> None:
                     await until_nothing_idles(at)  # nobody can tell from an answer what is still on its way
         assert [content for _, content in got] == [body, b"ok", body], name
         assert at.upstream.connections == (1 if kept else 2), name
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is what it is held against")
+async def test_curl_takes_what_is_taken() -> None:
+    """Status and body are what curl makes of the same bytes."""
+    async with asking(piecemeal(MIB)) as at:
+        for name in TAKEN:
+            url = f"{at.upstream.url}{path_of(name).decode()}"
+            arguments = ("curl", "-q", "-s", "--max-time", "20", "-H", "Connection: close", "-w", "|%{http_code}", url)
+            curl = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+            output, _ = await curl.communicate()
+            status, body = await at.whole(path_of(name))
+            assert (output, curl.returncode) == (b"%b|%d" % (body, status), 0), name
 
 
 REFUSED: dict[str, tuple[bytes]] = {
