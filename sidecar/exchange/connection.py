@@ -169,9 +169,9 @@ class UpstreamConnection(ResponseHandler):
 
     async def _flush(self, transport: asyncio.Transport) -> None:
         """Wait until all that was written has left; only then is the answer due."""
-        transport.set_write_buffer_limits(0)
+        transport.set_write_buffer_limits(high=1, low=0)
         if (not self.writing_paused or await self._drained()) and self._answer is None:
-            self.limit.give(self._patience.first_byte, self._unsent())
+            self.limit.give(self._patience.first_byte, self._unsent())  # of what waits below TLS
 
     async def _drained(self) -> bool:
         """Wait until the upstream takes more, and return whether it still does."""
@@ -227,7 +227,6 @@ class UpstreamConnection(ResponseHandler):
         if keep and self.transport is not None:
             if upload is not None:
                 self.transport.set_write_buffer_limits()
-            self.resume()
             lease.release()
             return
         if self._unsent():

@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from sidecar.errors import UpstreamFailure
+from sidecar.exchange import connection, upstream
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import ClientGone, RequestBody
 from sidecar.exchange.connection import UpstreamConnection
@@ -81,6 +82,19 @@ async def rest_of(answer: Answer) -> bytes:
     return b"".join(parts)
 
 
+async def until_full(body: RequestBody) -> int:
+    """Feed *body* until nobody takes any more of it, and return how much that was."""
+    fed = 0
+    async with asyncio.timeout(LONG):
+        for _ in range(20):
+            while not body.full:
+                body.feed(bytes(64 << 10))
+                fed += 64 << 10
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+    return fed
+
+
 async def failing(answer: Answer) -> tuple[bytes, UpstreamFailure]:
     """Return what can be read of an answer that breaks off, and the failure."""
     got = b""
@@ -90,6 +104,13 @@ async def failing(answer: Answer) -> tuple[bytes, UpstreamFailure]:
                 got += await answer.read()
             except UpstreamFailure as failure:
                 return got, failure
+
+
+def pool_of(
+    origin: Origin, *, context: ssl.SSLContext | None = None, first_byte: float = LONG, idle: float = LONG
+) -> Pool:
+    patience = Patience(connect=LONG, first_byte=first_byte, idle=idle)
+    return Pool(origin, context=context, patience=patience, addresses=(), own_addresses=lambda: ())
 
 
 @contextlib.asynccontextmanager
@@ -107,12 +128,11 @@ async def asking(
         tls.issue_cert("localhost").configure_cert(server)
         client = ssl.create_default_context()
         tls.configure_trust(client)
-    async with recorder(script, read_body=read_body, tls=server) as upstream:
-        origin = Origin("https" if tls else "http", "localhost" if tls else "127.0.0.1", upstream.port)
-        patience = Patience(connect=LONG, first_byte=first_byte, idle=idle)
-        pool = Pool(origin, context=client, patience=patience, addresses=(), own_addresses=lambda: ())
+    async with recorder(script, read_body=read_body, tls=server) as record:
+        origin = Origin("https" if tls else "http", "localhost" if tls else "127.0.0.1", record.port)
+        pool = pool_of(origin, context=client, first_byte=first_byte, idle=idle)
         try:
-            yield Asking(pool, upstream)
+            yield Asking(pool, record)
         finally:
             await pool.aclose()
 
@@ -313,8 +333,9 @@ async def test_head_of_an_answer_is_as_the_upstream_wrote_it() -> None:
 # Which connection is used again.
 
 
-async def test_what_comes_after_an_answer_ends_its_connection() -> None:
+async def test_what_comes_after_an_answer_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a packet of its own too: no request is answered with it, and none is sent where it came."""
+    monkeypatch.setattr(upstream, "_KEEP_IDLE", 600.0)
     sent = asyncio.Event()
 
     async def say(_: Seen, reader: Reader, writer: Writer) -> None:
@@ -336,8 +357,16 @@ async def test_what_comes_after_an_answer_ends_its_connection() -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-async def test_early_answer_ends_its_connection(authority: trustme.CA, secure: bool) -> None:
-    """One that says keep-alive before it has the request closes all the same; it is here at once, and read whole."""
+@pytest.mark.parametrize("told", [False, True], ids=["buffers", "kernel"])
+async def test_early_answer_ends_its_connection(
+    authority: trustme.CA, secure: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says keep-alive before it has the request closes all the same; it is here at once, and read whole.
+
+    Where the kernel does not tell what is acknowledged, what waits in our own buffers does.
+    """
+    if not told:
+        monkeypatch.setattr(connection, "unacknowledged", lambda _: 0)
 
     async def say(seen: Seen, reader: Reader, writer: Writer) -> None:
         if b"POST" not in seen.line:
@@ -503,30 +532,52 @@ async def test_cancelled_request_ends_its_connection() -> None:
 
 async def test_request_that_does_not_leave_does_not_hold_a_connection() -> None:
     """Given up, its connection is reset: closing it would wait for an upstream that reads nothing."""
-    stalled, ended = asyncio.Event(), asyncio.Event()
 
-    async def say(_: Seen, reader: Reader, writer: Writer) -> None:
+    async def say(_: Seen, __: Reader, writer: Writer) -> None:
         writer.transport.pause_reading()
-        stalled.set()
-        await asyncio.sleep(0.2)
-        writer.transport.resume_reading()
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(MIB):
-                pass
-        ended.set()
+        await over.wait()
         raise ConnectionError
 
+    over = asyncio.Event()
     async with asking(say, read_body=False) as at:
         body = a_body(None, 1 << 40)
         waiting = asyncio.create_task(at.ask(b"/x", b"PUT", body=body))
-        await stalled.wait()
-        while not body.full:
-            body.feed(bytes(64 << 10))
-            await asyncio.sleep(0.001)
+        await until_full(body)
+        (busy,) = at.pool._connector._acquired
+        used = busy.transport.get_extra_info("socket")
         waiting.cancel()
         async with asyncio.timeout(LONG):
-            await ended.wait()
-        assert body.full
+            while used.fileno() != -1:
+                await asyncio.sleep(0.001)
+        over.set()
+        assert busy.transport is None
+
+
+async def test_request_that_is_not_acknowledged_has_not_been_taken() -> None:
+    """Also when it has left for the kernel: an answer that comes meanwhile is early."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connections = 0
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"PUT" in head:
+            writer.transport.pause_reading()
+        writer.write(OK)
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(serve, sock=listening, limit=1024):
+        at = Asking(pool_of(Origin("http", *listening.getsockname())), Recorder())
+        assert await rest_of(await at.ask(b"/x", b"PUT", body=a_body(bytes(40 << 10), 40 << 10))) == b"ok"
+        assert await at.whole() == (200, b"ok")
+        over.set()
+        await at.pool.aclose()
+
+    assert connections == 2
 
 
 # Whose time runs.
@@ -588,6 +639,32 @@ async def test_no_time_of_the_upstream_runs_while_the_client_is_waited_for() -> 
         assert await rest_of(await waiting) == b"ok"
 
     assert at.upstream.seen[0].body == b"onetwoend"
+
+
+async def test_pause_of_the_client_after_one_of_the_upstream() -> None:
+    """The time that was given to the upstream to take more is over once it has."""
+
+    async def say(seen: Seen, reader: Reader, writer: Writer) -> None:
+        await go_on.wait()
+        await reader.readexactly(int(seen.values(b"content-length")[0]))
+        writer.write(OK)
+
+    go_on = asyncio.Event()
+    async with asking(say, read_body=False, idle=2) as at:
+        size = 64 * MIB
+        body = a_body(None, size)
+        waiting = asyncio.create_task(at.ask(b"/x", b"PUT", body=body))
+        fed = await until_full(body)
+        go_on.set()
+        async with asyncio.timeout(LONG):
+            while body._live_size:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(3)
+        while fed < size:
+            body.feed(bytes(min(MIB, size - fed)))
+            fed += min(MIB, size - fed)
+        body.feed_end()
+        assert await rest_of(await waiting) == b"ok"
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
@@ -681,6 +758,23 @@ async def test_no_time_of_the_upstream_runs_while_nobody_reads() -> None:
                 await asyncio.sleep(0.5)
 
     assert size == 8 * MIB
+
+
+async def test_body_has_no_time_for_its_first_byte() -> None:
+    """Once the head is here, `first_byte` is over."""
+
+    async def say(_: Seen, __: Reader, writer: Writer) -> None:
+        writer.write(HEAD + b"Content-Length: 5\r\n\r\nhe")
+        await writer.drain()
+        await go_on.wait()
+        writer.write(b"llo")
+
+    go_on = asyncio.Event()
+    async with asking(say, first_byte=1) as at:
+        answer = await at.ask()
+        await asyncio.sleep(1.5)
+        go_on.set()
+        assert await rest_of(answer) == b"hello"
 
 
 @pytest.mark.parametrize("kind", [b"text/event-stream", b"Text/Event-Stream; charset=utf-8"])
@@ -818,6 +912,29 @@ async def test_settling_does_not_wait_for_a_slow_body() -> None:
         assert not answer.empty
         go_on.set()
         assert await rest_of(answer) == b"xy"
+
+
+async def test_settled_answer_has_stopped_its_upload() -> None:
+    """What an upstream refused is not sent on to it while we wait."""
+
+    async def say(_: Seen, reader: Reader, writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 5\r\n\r\nn")
+        while await reader.read(MIB):
+            pass
+        raise ConnectionError
+
+    async with asking(say, read_body=False) as at:
+        body = a_body(None, 1 << 40)
+        answer = await at.ask(b"/x", b"PUT", body=body)
+        body.feed(bytes(100))
+        async with asyncio.timeout(LONG):
+            while body._live_size:
+                await asyncio.sleep(0.001)
+        await answer.settle()
+        body.feed(bytes(100))
+        await asyncio.sleep(0.05)
+        assert body._live_size == 100
+        answer.close()
 
 
 # Peers that are gone without a word.
