@@ -653,7 +653,7 @@ async def test_pause_of_the_client_after_one_of_the_upstream() -> None:
         writer.write(OK)
 
     go_on = asyncio.Event()
-    async with asking(say, read_body=False, idle=2) as at:
+    async with asking(say, read_body=False, idle=1.5) as at:
         size = 64 * MIB
         body = a_body(None, size)
         waiting = asyncio.create_task(at.ask(b"/x", b"PUT", body=body))
@@ -662,7 +662,7 @@ async def test_pause_of_the_client_after_one_of_the_upstream() -> None:
         async with asyncio.timeout(LONG):
             while body._live_size:
                 await asyncio.sleep(0.001)
-        await asyncio.sleep(3)
+        await asyncio.sleep(3.5)
         while fed < size:
             body.feed(bytes(min(MIB, size - fed)))
             fed += min(MIB, size - fed)
