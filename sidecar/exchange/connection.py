@@ -96,7 +96,8 @@ class UpstreamConnection(ResponseHandler):
         try:
             body = reader.feed(data)
         except InvalidAnswer as wrong:
-            self._fail(self._failure(str(wrong), invalid=True))
+            what = f"{self._peer} gave an answer that cannot be passed on: {wrong}"
+            self._fail(UpstreamFailure(what, sent=True, invalid=True))
             return
         if answer is None:
             if reader.head is None:
