@@ -4,8 +4,11 @@ A name can resolve to anything, at any time. Link-local and metadata addresses a
 our own listeners; with `addresses` set, only what lies in them is.
 """
 
+import fcntl
 import ipaddress
 import socket
+import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +28,8 @@ _METADATA = frozenset(
 )
 _EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 """NAT64 (RFC 6052) and the old compatible form: an IPv4 address in the last four bytes."""
+_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""When a silent peer is asked whether it is still there, in seconds; TCP_KEEPALIVE is how macOS calls TCP_KEEPIDLE."""
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -56,16 +61,41 @@ def prohibition(text: str, port: int, allowed: Iterable[str], own: Iterable[tupl
 def checked_socket(
     allowed: Iterable[str], own: Callable[[], Iterable[tuple[str, int]]]
 ) -> Callable[[tuple[Any, ...]], socket.socket]:
-    """Return a socket factory for aiohttp that refuses prohibited addresses with AddressProhibited."""
+    """Return a socket factory for aiohttp that refuses prohibited addresses with AddressProhibited.
+
+    Its sockets find out within a minute that a peer which owes nothing is gone.
+    """
     networks = tuple(allowed)
 
     def create(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, address = info
         if why := prohibition(address[0], address[1], networks, own()):
             raise AddressProhibited(f"{address[0]}:{address[1]} is {why}")
-        return socket.socket(family, kind, protocol)
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PROBES.items():
+            if hasattr(socket, name):
+                made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        return made
 
     return create
+
+
+def acknowledged_within(connected: socket.socket, seconds: int) -> None:
+    """Let *connected* end when its peer does not acknowledge within *seconds* what was sent; 0: as the system likes.
+
+    Nobody is asked whether it is still there while it owes that. A peer that is alive but takes no more ends so too.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
+
+
+def unacknowledged(connected: socket.socket) -> int:
+    """Return how many of the bytes sent the peer has not acknowledged; 0 where nobody can tell, and when closed."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):
+        return 0
 
 
 def _unmapped(address: IpAddress) -> IpAddress:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.answers import FAULT, send_own
-from sidecar.exchange.attempt import Answer
 from sidecar.exchange.body import ClientGone, ClientStalled, RequestBody
 from sidecar.exchange.destination import Client, Destination
 from sidecar.exchange.errand import Errand

@@ -2,7 +2,7 @@
 
 from sidecar.errors import Reason, UpstreamFailure
 from sidecar.events import Emit, Trouble
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.destination import Client
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Fields, value_of

@@ -7,7 +7,7 @@ import asyncio
 
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
-from sidecar.exchange.attempt import Answer
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.errand import Errand
 from sidecar.policy import headers
 from sidecar.policy.breaker import FAILED

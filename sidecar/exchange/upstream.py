@@ -1,26 +1,27 @@
-"""The upstream side: aiohttp's pool and response parser, our own request head, one attempt per call.
+"""The warm connections to one upstream, on which the exchange sends requests as it wrote them.
 
-aiohttp's session would upper-case methods, mend targets, merge fields, keep cookies, follow redirects and
-repeat requests by itself; so only its connector and its protocol are used, below the session. The bytes of
-the head are ours. What is relied on below aiohttp's public surface has a contract test each, and a pin.
+aiohttp's connector makes and keeps them: names, addresses, TLS, the idle ones. Its session would upper-case methods,
+mend targets, merge fields, keep cookies, follow redirects and repeat requests by itself; its parser refuses what every
+client takes and takes what nobody should. So neither is used. What is relied on below its public surface has a contract
+test each, and a pin.
 """
 
 import asyncio
+import functools
 import math
 import ssl
-import weakref
 from collections.abc import Callable, Iterable
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from yarl import URL
 
 from sidecar.errors import UpstreamFailure
 from sidecar.exchange.addresses import AddressProhibited, checked_socket
-from sidecar.exchange.attempt import Answer, Attempt, describe
+from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import RequestBody
+from sidecar.exchange.connection import UpstreamConnection, describe
 from sidecar.exchange.patience import Patience
 from sidecar.policy.routing import Origin
 
@@ -59,52 +60,39 @@ class Pool:
         )
         self._target = target
         # Exact, and only where a connection is made: a warm one costs no timer.
-        self._timeout = _within(patience.connect)
-        self._since: weakref.WeakKeyDictionary[ResponseHandler, float] = weakref.WeakKeyDictionary()
+        self._timeout = aiohttp.ClientTimeout(connect=patience.connect, ceil_threshold=math.inf)
+        make = functools.partial(UpstreamConnection, loop, origin.authority, patience)
+        self._connector._factory = make  # type: ignore[assignment]  # noqa: SLF001  its own hook for the protocol
 
     async def send(self, method: bytes, head: bytes, body: RequestBody, *, fresh: bool = False) -> Answer:
-        """Make one attempt, *fresh*: on a new connection, and return the head of the final answer; 1xx are skipped.
+        """Send a request once, *fresh*: on a new connection, and return the head of the final answer; 1xx are skipped.
 
-        Raises UpstreamFailure, which says whether anything was sent, and what *body* raises. Cancelled: the connection
-        is given up.
+        The time-outs run while the upstream is waited for, not the client. Raises UpstreamFailure, which says whether
+        anything was sent, and what *body* raises, such as ClientGone. Cancelled: the connection is given up.
         """
-        connection, reused = await self._connect(fresh=fresh)
-        attempt = Attempt(connection, reused=reused, peer=self.origin.authority, patience=self._patience)
-        try:
-            return await attempt.run(method, head, body)
-        except BaseException:
-            attempt.abandon()
-            raise
+        lease, connection = await self._connect(fresh=fresh)
+        return await connection.ask(lease, method, head, body)
 
-    async def _connect(self, *, fresh: bool) -> tuple[Connection, bool]:
+    async def _connect(self, *, fresh: bool) -> tuple[Connection, UpstreamConnection]:
         loop = asyncio.get_running_loop()
-        now = loop.time()
         try:
             while True:
-                connection = await self._connector.connect(self._target, [], self._timeout)
-                protocol = connection.protocol
-                born = None if protocol is None else self._since.get(protocol)
-                if protocol is None or protocol.should_close or not protocol.is_connected():
-                    connection.close()
-                elif born is None:
-                    self._since[protocol] = loop.time()
-                    return connection, False
-                elif fresh or now - born > _RETIRE_AFTER:
-                    connection.close()
+                lease = await self._connector.connect(self._target, [], self._timeout)
+                connection = lease.protocol
+                if not isinstance(connection, UpstreamConnection):
+                    raise TypeError("the connector made a connection of another kind")
+                if connection.used and (fresh or loop.time() - connection.born > _RETIRE_AFTER):
+                    lease.close()
                 else:
-                    return connection, True
+                    return lease, connection
         except TimeoutError:
             message = f"no connection to {self.origin.authority} within {self._patience.connect:.1f} s"
             raise UpstreamFailure(message, sent=False, timeout=True) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            message = f"no connection to {self.origin.authority}: {describe(error)}"
-            prohibited = isinstance(getattr(error, "os_error", error), AddressProhibited)
-            raise UpstreamFailure(message, sent=False, prohibited=prohibited) from error
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            message = f"no connection to {self.origin.authority}: {describe(cause)}"
+            raise UpstreamFailure(message, sent=False, prohibited=isinstance(cause, AddressProhibited)) from error
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._connector.close()
-
-
-def _within(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=seconds, ceil_threshold=math.inf)

@@ -1,16 +1,18 @@
 """What we rely on below the public surface of mitmproxy and aiohttp: an upgrade that breaks one says which."""
 
 import asyncio
+import functools
 import inspect
 import math
 import socket
+import ssl
 
 import aiohttp
 import h11
 import pytest
+import trustme
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import version
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -26,6 +28,8 @@ from yarl import URL
 from sidecar.proxy.bridge import StartExchange
 from sidecar.proxy.listener import proxy_options
 from tests.rig import Seen, recorder
+
+MIB = 1 << 20
 
 
 def test_mitmproxy_is_the_minor_version_we_know() -> None:
@@ -171,13 +175,6 @@ def test_tls_layer_hands_foreign_events_to_its_child() -> None:
     )
 
 
-def test_stream_reader_gives_what_is_there() -> None:
-    """aiohttp's `read_nowait` waits for nothing, and an empty payload has it too."""
-    assert "read_nowait" in dir(StreamReader)
-    assert EMPTY_PAYLOAD.read_nowait(-1) == b""
-    assert EMPTY_PAYLOAD.exception() is None
-
-
 def test_http_layer_hands_events_to_the_client_side() -> None:
     """What is sent with SendHttp reaches the layer of that connection as it is."""
     source = inspect.getsource(layers.HttpLayer.event_to_child)
@@ -205,58 +202,81 @@ async def test_connector_bounds_the_making_of_a_connection() -> None:
     assert loop.time() - began >= 0.3
 
 
-async def test_connector_and_protocol_serve_without_a_session() -> None:
-    """A connector connects for a bare ClientRequest; its protocol parses one answer at a time and is reused."""
+class Watched(ResponseHandler):
+    """A protocol of ours, which counts what the connector hands on to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.came = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.came += data
+
+
+async def test_connector_makes_connections_with_a_protocol_of_ours() -> None:
+    """Its `_factory` makes them, without a session; released they are given out again, closed they are not."""
     loop = asyncio.get_running_loop()
     async with recorder() as upstream:
         connector = aiohttp.TCPConnector(limit=0)
+        connector._factory = functools.partial(Watched, loop)
         target = ClientRequest("GET", URL(upstream.url), loop=loop)
         protocols = []
-        for _ in range(2):
+        for end in ("release", "close", "release"):
             connection = await connector.connect(target, [], aiohttp.ClientTimeout())
             protocol = connection.protocol
-            assert isinstance(protocol, ResponseHandler)
+            assert isinstance(protocol, Watched)
+            assert protocol.is_connected()
+            assert protocol.transport is connection.transport
             protocols.append(protocol)
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-            assert connection.transport is not None
-            connection.transport.write(b"get /raw? HTTP/1.1\r\nHost: a\r\n\r\n")
-            message, payload = await protocol.read()
-            assert (message.code, message.reason, message.chunked) == (200, "OK", False)
-            assert message.raw_headers == ((b"Content-Length", b"2"),)
-            assert await payload.readany() == b"ok"
-            assert payload.at_eof()
-            assert not protocol.should_close
-            connection.release()
+            before = len(protocol.came)
+            protocol.transport.write(b"get /raw? HTTP/1.1\r\nHost: a\r\n\r\n")
+            async with asyncio.timeout(20):
+                while len(protocol.came) == before:
+                    await asyncio.sleep(0.001)
+            getattr(connection, end)()
+            assert protocol.is_connected() == (end == "release")
         await connector.close()
 
-    assert protocols[0] is protocols[1]
+    assert protocols[0] is protocols[1] is not protocols[2]
+    assert not protocols[2].is_connected()
     assert upstream.seen[0].line == b"get /raw? HTTP/1.1"
 
 
-async def test_protocol_waits_for_a_slow_reader_and_times_a_silent_writer() -> None:
-    """`_drain_helper` waits while the peer takes nothing; `start_timeout` with `read_timeout` ends a silent answer."""
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_what_waits_to_be_sent_can_be_seen(secure: bool) -> None:
+    """`_drain_helper` waits while the peer takes nothing; in TLS the bytes wait in the transport below."""
 
-    async def silent(seen: Seen, _: object, __: object) -> None:
-        await asyncio.sleep(1)
+    async def silent(_: Seen, __: object, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()
+        await over.wait()
+        raise ConnectionError
 
-    async with recorder(silent, read_body=False) as upstream:
+    over, authority = asyncio.Event(), trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    async with recorder(silent, read_body=False, tls=server if secure else None) as upstream:
         connector = aiohttp.TCPConnector()
-        target = ClientRequest("GET", URL(upstream.url), loop=asyncio.get_running_loop())
+        target = ClientRequest("GET", URL(upstream.url), loop=asyncio.get_running_loop(), ssl=client)
         connection = await connector.connect(target, [], aiohttp.ClientTimeout())
-        protocol = connection.protocol
+        protocol, transport = connection.protocol, connection.transport
         assert protocol is not None
-        assert connection.transport is not None
-        protocol.set_response_params(read_until_eof=True)
-        connection.transport.write(b"PUT / HTTP/1.1\r\n\r\n" + bytes(16 << 20))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await protocol._drain_helper()
-        protocol.read_timeout = 0.05
-        protocol.start_timeout()
-        with pytest.raises(aiohttp.SocketTimeoutError):
-            await protocol.read()
+        assert transport is not None
+        transport.write(b"PUT / HTTP/1.1\r\n\r\n" + bytes(32 << 20))
+        waiting = asyncio.create_task(protocol._drain_helper())
+        await asyncio.sleep(0.1)
+        below = transport._ssl_protocol._transport if secure else transport
+        left = below.get_write_buffer_size()
+        stalled = protocol.writing_paused and not waiting.done()
+        protocol.abort()
+        over.set()
+        await asyncio.wait([waiting])
         connection.close()
         await connector.close()
+
+    assert left > MIB
+    assert stalled or secure
+    assert secure or isinstance(waiting.exception(), OSError)
 
 
 async def test_socket_factory_sees_the_address_before_it_is_dialled() -> None:
@@ -274,30 +294,3 @@ async def test_socket_factory_sees_the_address_before_it_is_dialled() -> None:
     await connector.close()
 
     assert asked == [("127.0.0.1", 9)]
-
-
-async def test_unasked_bytes_make_an_idle_connection_unfit() -> None:
-    """Bytes that come while a connection idles set `should_close`: it must not serve another request."""
-
-    async def answer_twice(_: object, __: object, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-    async with recorder(answer_twice) as upstream:
-        connector = aiohttp.TCPConnector()
-        target = ClientRequest("GET", URL(upstream.url), loop=asyncio.get_running_loop())
-        connection = await connector.connect(target, [], aiohttp.ClientTimeout())
-        protocol = connection.protocol
-        assert protocol is not None
-        assert connection.transport is not None
-        protocol.set_response_params(read_until_eof=True)
-        connection.transport.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        await protocol.read()
-        connection.release()
-        await asyncio.sleep(0.2)
-        unfit = protocol.should_close or not protocol.is_connected()
-        await connector.close()
-
-    assert unfit

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sidecar.events import RequestDone
-from tests.fleet import until
 from tests.rig import (
     OK,
     Recorder,
@@ -23,6 +22,7 @@ from tests.rig import (
     sidecar,
     status_of,
 )
+from tests.waiting import until
 
 QUICK = {"base": "1ms", "cap": "1ms"}
 

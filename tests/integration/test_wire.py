@@ -422,12 +422,13 @@ async def test_cut_answer_is_never_a_whole_one(upstream: Recorder, rig: Rig, ans
     [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: CANARY-upstream\x01\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * (70 << 10) + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
         b"CANARY-upstream garbage\r\n\r\n",
     ],
-    ids=["101", "two-lengths", "both-framings", "huge-field", "many-fields", "garbage"],
+    ids=["101", "two-lengths", "coding", "control", "huge-field", "many-fields", "garbage"],
 )
 async def test_broken_answer_is_a_502_without_its_bytes(upstream: Recorder, rig: Rig, answer: bytes) -> None:
     """An answer that is not HTTP, or switches protocols unasked, becomes our own 502; nothing of it is quoted."""
@@ -443,6 +444,50 @@ async def test_broken_answer_is_a_502_without_its_bytes(upstream: Recorder, rig:
     assert problem_of(got)["reason"] == "upstream_unreachable"
     assert b"CANARY-upstream" not in got
     assert len(upstream.seen) == 1
+
+
+MENDED = {
+    "204 with a body": (
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ),
+    "chunks and a length": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ),
+    "one length twice": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\nContent-Length: 5, 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\nhello",
+    ),
+    "identity": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ),
+    "layout": (
+        b"HTTP/1.0 200\nConnection: keep-alive\nX : y\n z\nContent-Length: 5\n\nhello",
+        b"HTTP/1.1 200 \r\nX: y z\r\nContent-Length: 5\r\n\r\nhello",
+    ),
+    "surplus": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "expected"), MENDED.values(), ids=MENDED)
+async def test_odd_answer_is_mended(upstream: Recorder, rig: Rig, answer: bytes, expected: bytes) -> None:
+    """What every client takes is passed on as the message it is taken for; the next request on both sides is served."""
+
+    async def say(seen: Seen, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer if b"/odd" in seen.line else OK)
+
+    upstream.script = say
+    odd, end = (_request(upstream, line) for line in (b"GET @/odd HTTP/1.1", b"GET @/x HTTP/1.1"))
+    kept = odd.replace(b"Connection: close\r\n", b"")
+    got = await raw(rig.port(), kept + kept + end)
+
+    assert got == expected * 2 + OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert len(upstream.seen) == 3
 
 
 async def test_answers_do_not_wait_for_acknowledgements() -> None:

@@ -1,5 +1,6 @@
 """Where a credential may be connected to: checked on the address, whatever the name was and however it is written."""
 
+import contextlib
 import ipaddress
 import socket
 
@@ -7,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.exchange.addresses import AddressProhibited, checked_socket, prohibition
+from sidecar.exchange.addresses import (
+    AddressProhibited,
+    acknowledged_within,
+    checked_socket,
+    prohibition,
+    unacknowledged,
+)
 
 METADATA = "a link-local or metadata address"
 NO_HOST = "not the address of a host"
@@ -156,6 +163,33 @@ def test_socket_is_made_for_an_allowed_address() -> None:
         found = (made.family, made.type, made.proto)
 
     assert found == INFO[:3]
+
+
+def test_socket_looks_for_a_dead_peer() -> None:
+    """After 30 s without a byte, three times; nothing bounds a peer that is there and takes nothing."""
+    with checked_socket((), lambda: OWN)(INFO) as made:
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        found = [made.getsockopt(socket.IPPROTO_TCP, name) for name in names]
+        alive = made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        acknowledged_within(made, 60)
+        bound = made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    assert (alive, found, bound) == (1, [30, 10, 3, 0], 60_000)
+
+
+def test_what_is_not_acknowledged_is_counted() -> None:
+    """What was sent and not acknowledged counts; on a socket that is closed it is nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        before = unacknowledged(client)
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client.send(bytes(1 << 20))
+        full = unacknowledged(client)
+
+    assert before == 0
+    assert full > 0
+    assert unacknowledged(client) == 0
 
 
 def test_no_socket_is_made_for_a_prohibited_address(monkeypatch: pytest.MonkeyPatch) -> None:

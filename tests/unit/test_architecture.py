@@ -53,7 +53,7 @@ RECORDS = ("sidecar.tokens.token", "sidecar.tokens.store")
 # Which files may import a foreign package; everybody else may not.
 OWNERS: dict[str, tuple[str, ...]] = {
     "OpenSSL": ("sidecar/proxy/",),
-    "aiohttp": ("sidecar/exchange/upstream.py", "sidecar/exchange/attempt.py"),
+    "aiohttp": ("sidecar/exchange/upstream.py", "sidecar/exchange/connection.py"),
     "aiohttp.HttpVersion11": ("sidecar/emulator/",),
     "aiohappyeyeballs": ("sidecar/exchange/passthrough.py",),
     "aiohttp.web": ("sidecar/observe/admin.py", "sidecar/emulator/"),

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.mirror import LinkPolicy, Mirror, mirror
-from sidecar.policy.routing import Origin, parse_base_url
-from sidecar.policy.routing import route as route_of
+from sidecar.policy.routing import Origin, Routes, parse_base_url
 
 HERE = b"http://127.0.0.1:8090"
 PLM = parse_base_url("https://plm.example.com/plm/api")
@@ -418,7 +417,7 @@ def test_mapped_redirect_leads_to_the_same_place(path: str, rest: str, root: str
     assert followed.startswith(b"/")
     assert location != followed or not followed.startswith(b"//")
 
-    way = route_of(request(target=followed.partition(b"#")[0]), {"plm": PLM})
+    way = Routes({"plm": PLM}).find(request(target=followed.partition(b"#")[0]))
     assert way.target == f"/plm/api{path}{rest}".partition("#")[0].encode()
     assert outward(b"Referer", HERE + followed) == b"https://plm.example.com" + f"/plm/api{path}{rest}".encode()
 
