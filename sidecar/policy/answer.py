@@ -164,10 +164,9 @@ class AnswerReader:
 
     def _take_chunks(self, chunks: ChunkReader, data: bytes) -> bytes:
         body = chunks.feed(data)
-        self.fault = chunks.fault
-        if chunks.ended:
-            self.ended = True
-            self.persistent = self.persistent and not chunks.rest
+        self.ended, self.fault = chunks.ended, chunks.fault
+        if chunks.rest or chunks.fault:
+            self.persistent = False
         return body
 
 

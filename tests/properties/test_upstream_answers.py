@@ -156,7 +156,7 @@ def test_what_both_take_another_parser_reads_alike(data: bytes, to_head: bool) -
     status, fields, content = theirs
 
     assert (reader.head.status, body) == (status, content)
-    # h11 leaves a length beside chunks, and one in a 204, where they stand, and writes a coding in lower case.
+    # h11 leaves a length beside chunks and one in a 204 where they stand, and spells codings its own way.
     framing = (b"content-length", b"transfer-encoding")
     ours = [field for field in reader.head.fields if field[0].lower() not in framing]
     assert ours == [field for field in fields if field[0].lower() not in framing]

@@ -110,7 +110,7 @@ def test_what_is_put_into_chunks_comes_out(parts: list[bytes], size: int) -> Non
 )
 @example([b"1", b"\r\n", b"a", b"\r\n", b"0\r\n\r\n"], 3)
 def test_what_we_take_another_reader_takes_alike(pieces: list[bytes], size: int) -> None:
-    """Held against h11's: where both see the end, the content is the same; it refuses more trailers."""
+    """Held against h11's: where both see the end, the content is the same; it refuses more trailers, we more sizes."""
     data = b"".join(pieces)
     ours = ChunkReader()
     body = take(ours, data, size)
@@ -122,7 +122,7 @@ def test_what_we_take_another_reader_takes_alike(pieces: list[bytes], size: int)
             read += bytes(event.data)
     except h11.ProtocolError:
         assert not ours.ended or b"\n0" in b"\n" + data
-        assert body.startswith(read)
+        assert body.startswith(read) or ours.fault
     else:
-        assert ours.ended or event is None
-        assert body == read
+        assert ours.ended or ours.fault or event is None
+        assert read == body if ours.ended else read.startswith(body)
