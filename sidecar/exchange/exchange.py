@@ -94,6 +94,7 @@ class Exchange:
         tally.upstream = way.upstream
         self._in_flight[way.upstream] += 1
         destination = self._destinations[way.upstream]
+        client.patience = destination.client_patience
         _check_method(request, read_only=destination.read_only)
         body.keep(destination.replay_memory, destination.replay_spool)
         deadline = Deadline(self._clock.monotonic() + destination.total_timeout)

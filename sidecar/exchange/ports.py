@@ -17,7 +17,12 @@ Present = Callable[[Secret], tuple[bytes, bytes]]
 
 
 class Client(Protocol):
-    """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left."""
+    """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left.
+
+    *patience*: seconds that the client may take nothing, then it counts as gone; set once the upstream is known.
+    """
+
+    patience: float
 
     async def start(
         self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
@@ -49,6 +54,7 @@ class Destination:
     strips: StripSet
     retry: RetryPolicy
     total_timeout: float
+    client_patience: float
     replay_memory: int
     replay_spool: int
     read_only: bool

@@ -1,7 +1,7 @@
 """What the connections of one listener have in common."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands
@@ -26,20 +26,21 @@ class Port:
 
     *limits*: what a client may ask for. *upstream* and *origin*: those of a reverse port, None on the proxy port.
     *gate*: who may come in. *beside*: the way to what is passed through. *server_context*: TLS for a client that
-    asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold.
-    *dispatch*: where mitmproxy's hooks go, None when no addon listens.
+    asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold, *mask*:
+    what of any bytes. *dispatch*: where mitmproxy's hooks go, None when no addon listens. *options*: for its TLS.
     """
 
     exchange: Exchange
     beside: Passthrough
     gate: Gate
     server_context: Callable[[str], SSL.Context]
-    options: Options
     limits: Limits
     clock: Clock
     emit: Emit
     open_spool: OpenSpool
     show: Callable[[Request], Request]
+    mask: Callable[[bytes], bytes]
     dispatch: Dispatch | None = None
     upstream: str | None = None
     origin: Origin | None = None
+    options: Options = field(default_factory=Options)

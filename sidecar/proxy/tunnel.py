@@ -4,8 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from sidecar.errors import Refusal
+from sidecar.exchange.answers import own_answer
+from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
-from sidecar.proxy.reset import reset
+from sidecar.proxy.connect import ESTABLISHED
+from sidecar.proxy.port import Port
+from sidecar.proxy.wire import reset
 
 Dial = Callable[[str, int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -36,9 +41,9 @@ class Tunnel:
         self._moved = 0.0
 
     @property
-    def abandoned(self) -> bool:
-        """Whether nobody listens at the client's side: it was reset, by the client or by us."""
-        return self._client.is_closing()
+    def full(self) -> bool:
+        """Whether whoever feeds it should wait for `room`."""
+        return self._writer is None or self._writer.transport.get_write_buffer_size() > _PIECE
 
     @property
     def quiet(self) -> bool:
@@ -117,3 +122,21 @@ class Tunnel:
         self._moved = asyncio.get_running_loop().time()
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._moved + self._patience)
+
+
+async def carry(tunnel: Tunnel, client: asyncio.StreamWriter, port: Port) -> None:
+    """Dial, answer *client*, and carry bytes until the end."""
+    now = port.clock.monotonic
+    tally = Tally(now(), outcome="client_gone", attempts=1)
+    try:
+        await tunnel.open()
+        tally.status = 200
+        client.write(ESTABLISHED)
+        await tunnel.run()
+        tally.outcome = "passed"
+    except Refusal as refusal:
+        answer = own_answer(refusal)
+        tally.status, tally.outcome = answer.status, refusal.reason
+        client.write(answer.encode())
+    finally:
+        port.emit(tally.done(tunnel.request, now()))

@@ -19,7 +19,7 @@ from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.message import Request
 from sidecar.policy.passthrough import EVERY_HOST
-from sidecar.proxy.listener import proxy_options
+from sidecar.proxy.flows import Mask
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
@@ -37,7 +37,8 @@ _LOOK_SECONDS = 0.1
 class Surroundings:
     """What lives longer than any configuration.
 
-    *own* tells our listeners, *identity* is our name in Via, *in_flight* counts requests by upstream.
+    *own* tells our listeners, *identity* is our name in Via, *in_flight* counts requests by upstream, *mask* knows
+    what flows must not show.
     """
 
     shared: Shared
@@ -46,6 +47,7 @@ class Surroundings:
     in_flight: Counter[str]
     dispatch: Dispatch | None
     for_exec: bool
+    mask: Mask = field(default_factory=Mask)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +119,10 @@ async def assemble(
                 continue
             issuer = make_issuer(upstream, shared.clock, shared.keys)
             broker = make_broker(name, upstream, issuer, shared)
-            destinations[name] = await make_destination(name, upstream, issuer, broker, around.own, shared)
+            made_now = await make_destination(name, upstream, issuer, broker, around.own, shared)
+            if around.dispatch is not None:
+                made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
+            destinations[name] = made_now
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -140,12 +145,12 @@ async def assemble(
             beside=beside,
             gate=gate,
             server_context=trust.context,
-            options=proxy_options(settings.limits.idle_connection),
             limits=settings.limits,
             clock=shared.clock,
             emit=shared.emit,
             open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
             show=_shown(destinations, dispatch=around.dispatch),
+            mask=around.mask,
             dispatch=around.dispatch,
         )
 

@@ -52,6 +52,7 @@ async def make_destination(
             max_retry_after=retry.max_retry_after,
         ),
         total_timeout=upstream.timeout.total,
+        client_patience=upstream.timeout.idle,
         replay_memory=upstream.replay.memory,
         replay_spool=upstream.replay.spool,
         read_only=upstream.read_only,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.proxy import connection
+from sidecar.proxy import http1
 from tests.rig import Recorder, Rig, Seen, TokenServer, configuration, raw, recorder, sidecar, status_of
 
 pytestmark = pytest.mark.usefixtures("both_modes")
@@ -78,7 +78,7 @@ async def test_broken_rest_of_an_answered_upload_gets_no_second_answer(rig: Rig)
 
 async def test_answered_upload_that_never_ends_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client has a few seconds to stop, no more."""
-    monkeypatch.setattr(connection, "_LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(http1, "_LINGER_SECONDS", 0.2)
     reader, writer = await _early(rig)
     async with asyncio.timeout(20):
         try:

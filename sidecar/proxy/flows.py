@@ -1,0 +1,280 @@
+"""Flows for addons, beside the exchange: a copy of a request and its answer, and mitmproxy's hooks with it.
+
+Until the request has been sent an addon may answer in the place of the upstream (`flow.response`), and at every hook
+it may end the connection (`flow.kill`). Whatever else it changes is not sent. docs/debugging.md has what is shown.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from urllib.parse import quote
+
+from mitmproxy import http
+from mitmproxy.connection import Client, Server
+from mitmproxy.flow import Error
+from mitmproxy.proxy import commands
+from mitmproxy.proxy.layers.http import (
+    HttpErrorHook,
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+from sidecar.errors import Reason, Refusal, where
+from sidecar.events import Trouble
+from sidecar.exchange.answers import FAULT
+from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.ports import Present
+from sidecar.exchange.spool import OpenSpool
+from sidecar.policy import headers
+from sidecar.policy.message import Fields
+from sidecar.proxy.head import Head
+from sidecar.proxy.port import Dispatch, Port
+from sidecar.proxy.reply import Reply
+from sidecar.secret import Secret
+
+_SHOWN = 1 << 20
+_SPARE = 64 << 10
+"""Copied beyond what is shown, so that no credential is cut in two, of which one half would not be known."""
+_GATHER_SECONDS = 1.0
+_CREDENTIALS = 64
+
+
+class Mask:
+    """Makes stars of the credentials that were put on requests, where an upstream sends them back.
+
+    It knows the last of them as they are, with the slashes of JSON escaped, and percent-encoded. Lengths stay.
+    """
+
+    def __init__(self) -> None:
+        self._presented: deque[Secret] = deque(maxlen=_CREDENTIALS)
+
+    def noting(self, present: Present) -> Present:
+        """Return *present* as it is, but that what it presents is masked from then on."""
+
+        def presented(secret: Secret) -> tuple[bytes, bytes]:
+            if secret not in self._presented:
+                self._presented.append(secret)
+            return present(secret)
+
+        return presented
+
+    def __call__(self, data: bytes) -> bytes:
+        """Return *data* with its credentials masked."""
+        plain = [secret.reveal() for secret in self._presented]
+        forms = {form for each in plain for form in (each, each.replace("/", "\\/"), quote(each, safe=""))}
+        for form in sorted(map(str.encode, forms), key=len, reverse=True):
+            data = data.replace(form, b"*" * len(form))
+        return data
+
+
+class _Copy:
+    """The beginning of a body."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        self._size += len(data)
+        self._data += data[: max(0, _SHOWN + _SPARE - len(self._data))]
+
+    def show(self, message: http.Message, mask: Callable[[bytes], bytes]) -> str:
+        """Make it the content of *message*; return what is missing there, in words.
+
+        A compressed one is looked into; where that cannot be done it is not shown, since nothing can be masked.
+        """
+        cut = self._size > _SHOWN
+        message.raw_content = bytes(self._data)
+        if "content-encoding" not in message.headers:
+            message.raw_content = mask(message.raw_content)[:_SHOWN]
+            return f"only the first {_SHOWN >> 20} MiB of {self._size} bytes are shown" if cut else ""
+        with contextlib.suppress(ValueError, TypeError):
+            if not cut and (content := message.get_content(strict=True)) is not None:
+                if (masked := mask(content)) != content:
+                    message.content = masked
+                return ""
+        message.raw_content = None
+        return f"a compressed body of {self._size} bytes is not shown"
+
+
+class CopiedBody(RequestBody):
+    """A request body of which a copy is kept to be shown."""
+
+    def __init__(self, length: int | None, *, open_spool: OpenSpool, wanted: Callable[[], None]) -> None:
+        super().__init__(length, open_spool=open_spool, wanted=wanted)
+        self.copy = _Copy()
+        self._came = asyncio.Event()
+
+    def feed(self, data: bytes) -> None:
+        """Copy what the client sent, and add it."""
+        self.copy.add(data)
+        super().feed(data)
+        self._came.set()
+
+    def feed_end(self) -> None:
+        """Say that the body is complete."""
+        super().feed_end()
+        self._came.set()
+
+    async def gathered(self) -> None:
+        """Wait until the body is complete, or as much is here as fits, or a second has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_SECONDS):
+                while not (self.complete or self.full):
+                    self._came.clear()
+                    await self._came.wait()
+
+
+async def show(port: Port, dispatch: Dispatch, client: Client, head: Head, body: CopiedBody, reply: Reply) -> None:
+    """Run the exchange of a request, or let an addon answer it; every hook is told on the way.
+
+    Raises Refusal when an addon failed before anything was sent upstream, and ClientGone when it killed the flow.
+    """
+    view = _View(port, dispatch, client, head, body, reply)
+    try:
+        if (mock := await view.asked()) is None:
+            await port.exchange.run(head.request, body, view)
+        else:
+            body.discard()
+            await view.mocked(mock)
+    finally:
+        await view.over()
+
+
+class _View:
+    """The client of one exchange, with a flow that shows what passes."""
+
+    def __init__(
+        self, port: Port, dispatch: Dispatch, client: Client, head: Head, body: CopiedBody, reply: Reply
+    ) -> None:
+        self._port = port
+        self._dispatch = dispatch
+        self._head = head
+        self._body = body
+        self._reply = reply
+        self._answer = _Copy()
+        self._response: http.Response
+        self._told = False
+        shown = port.show(head.request)
+        self._flow = flow = http.HTTPFlow(client, Server(address=(shown.host, shown.port)), live=True)
+        flow.request = http.Request(
+            host=shown.host,
+            port=shown.port,
+            method=shown.method,
+            scheme=shown.scheme.encode(),
+            authority=b"",
+            path=port.mask(shown.target),
+            http_version=b"HTTP/1.0" if shown.http10 else b"HTTP/1.1",
+            headers=self._headers(shown.fields),
+            content=None,
+            trailers=None,
+            timestamp_start=port.clock.now(),
+            timestamp_end=None,
+        )
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the client may take nothing."""
+        return self._reply.patience
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        self._reply.patience = seconds
+
+    async def asked(self) -> http.Response | None:
+        """Show the request, its body too unless the client waits to be asked; return an addon's answer to it."""
+        await self._tell(HttpRequestHeadersHook(self._flow))
+        if not self._head.expects_continue:
+            await self._body.gathered()
+        self._show_request()
+        self._flow.request.timestamp_end = self._port.clock.now()
+        await self._tell(HttpRequestHook(self._flow))
+        return self._flow.response
+
+    async def mocked(self, response: http.Response) -> None:
+        """Send an addon's answer."""
+        self._told = True
+        await self._tell(HttpResponseHook(self._flow))
+        data = response.raw_content or b""
+        fields = headers.incoming(response.headers.fields)
+        fields = tuple(pair for pair in fields if pair[0].lower() != b"content-length")
+        length: Fields = () if response.status_code == 204 else ((b"Content-Length", b"%d" % len(data)),)  # noqa: PLR2004
+        await self._reply.start(
+            response.status_code, response.data.reason, (*fields, *length), chunked=False, data=data, end=True
+        )
+
+    async def start(
+        self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
+    ) -> None:
+        """Show the head, and all of it if that is the end, before it is sent."""
+        now = self._port.clock.now()
+        shown = self._headers(fields)
+        self._response = http.Response(b"HTTP/1.1", status, self._port.mask(reason), shown, None, None, now, None)
+        self._flow.response = self._response
+        await self._tell(HttpResponseHeadersHook(self._flow))
+        self._answer.add(data)
+        if end:
+            await self._show_answer()
+        await self._reply.start(status, reason, fields, chunked=chunked, data=data, end=end)
+
+    async def send(self, data: bytes) -> None:
+        """Copy a part of the body, and send it."""
+        self._check_killed()
+        self._answer.add(data)
+        await self._reply.send(data)
+
+    async def end(self) -> None:
+        """Show the whole answer, and end it."""
+        await self._show_answer()
+        await self._reply.end()
+
+    async def abort(self) -> None:
+        """Cut the answer off."""
+        await self._reply.abort()
+
+    async def over(self) -> None:
+        """Tell the end of a flow that has had no whole answer, and forget it."""
+        if not self._told:
+            self._show_request()
+            self._flow.error = self._flow.error or Error("there was no whole answer, or nobody to take it")
+            await self._call(HttpErrorHook(self._flow))
+        self._flow.live = False
+
+    def _headers(self, fields: Fields) -> http.Headers:
+        return http.Headers([(name, self._port.mask(value)) for name, value in fields])
+
+    def _show_request(self) -> str:
+        missing = self._body.copy.show(self._flow.request, self._port.mask)
+        return missing and f"request: {missing}"
+
+    async def _show_answer(self) -> None:
+        missing = self._answer.show(self._response, self._port.mask)
+        notes = (self._flow.comment, self._show_request(), missing and f"answer: {missing}")
+        self._flow.comment = "; ".join(filter(None, notes))
+        self._response.timestamp_end = self._port.clock.now()
+        self._told = True
+        await self._tell(HttpResponseHook(self._flow))
+
+    async def _tell(self, hook: commands.StartHook) -> None:
+        """Tell the addons of *hook*; raises what came of it: a Refusal of the request, or ClientGone."""
+        fine = await self._call(hook)
+        if not fine and isinstance(hook, HttpRequestHeadersHook | HttpRequestHook):
+            raise Refusal(Reason.INTERNAL, FAULT)
+        self._check_killed()
+
+    async def _call(self, hook: commands.StartHook) -> bool:
+        try:
+            await self._dispatch(hook)
+        except Exception as error:  # noqa: BLE001  an addon's
+            detail = f"{hook.name}: {type(error).__name__} at {where(error)}"
+            self._port.emit(Trouble(where="addon", detail=detail))
+            return False
+        return True
+
+    def _check_killed(self) -> None:
+        if self._flow.error is not None and self._flow.error.msg == Error.KILLED_MESSAGE:
+            self._reply.cut()
+            raise ClientGone
