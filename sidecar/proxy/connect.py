@@ -36,19 +36,6 @@ class Carry:
     request: Request
 
 
-class Opening:
-    """Hands what a client says to *begin*, which has somebody else take the rest; its end to *end*."""
-
-    full = False
-
-    def __init__(self, begin: Callable[[bytes], None], end: Callable[[], None]) -> None:
-        self.feed = begin
-        self.feed_end = end
-
-    async def room(self) -> None:
-        """Wait for nothing."""
-
-
 def answer_connect(request: Request, port: Port) -> Intercept | Carry:
     """Return what is to be done for CONNECT; raises Refusal. Nothing is dialled yet."""
     try:

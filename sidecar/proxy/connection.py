@@ -18,7 +18,7 @@ from sidecar.events import Trouble
 from sidecar.exchange.answers import own_answer
 from sidecar.exchange.body import ClientGone
 from sidecar.policy.routing import Origin
-from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Carry, Intercept, InterceptedTls, Opening
+from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Carry, Intercept, InterceptedTls
 from sidecar.proxy.http1 import Http1
 from sidecar.proxy.port import Port
 from sidecar.proxy.tunnel import Tunnel, carry
@@ -49,7 +49,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         self.transport: asyncio.Transport
         self.writer: asyncio.StreamWriter
         self.http = Http1(self, current)
-        self._taker: Http1 | Tunnel | Opening = self.http
+        self._asked: Origin | None = None
         self._tls: InterceptedTls | None = None
         self._tunnel: Tunnel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,6 +62,10 @@ class ClientConnection(asyncio.StreamReaderProtocol):
     def busy(self) -> bool:
         """Whether an exchange is under way, or a tunnel in which something moves."""
         return self.http.busy if self._tunnel is None else not self._tunnel.quiet
+
+    @property
+    def _taker(self) -> Http1 | Tunnel:
+        return self._tunnel or self.http
 
     @cached_property
     def client(self) -> Client:
@@ -76,6 +80,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         self.transport = transport
         self.writer = asyncio.StreamWriter(transport, self, None, asyncio.get_running_loop())
         if refusal := self._admit(self):
+            self.http.lost()
             self.writer.write(own_answer(refusal).encode())
             self.finish(linger=_LINGER_SECONDS)
             return
@@ -85,10 +90,12 @@ class ClientConnection(asyncio.StreamReaderProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand on what the client sent, and read nothing more while there is no room for it."""
-        if self._tls is None:
-            self._taker.feed(data)
-        else:
+        if self._asked is not None:
+            self._begin(data, self._asked)
+        elif self._tls is not None:
             self._through_tls(events.DataReceived(self.client, data))
+        else:
+            self._taker.feed(data)
         if self._taker.full:
             self.transport.pause_reading()
             self._beside(self._until_room())
@@ -121,6 +128,8 @@ class ClientConnection(asyncio.StreamReaderProtocol):
             asyncio.get_running_loop().remove_reader(self._resets)
             self._resets.close()
         self._gone(self)
+        if self._tls is not None and not self._ended:
+            self._through_tls(events.ConnectionClosed(self.client))
         if self._port.dispatch is not None:
             self._beside(self._dispatch(ClientDisconnectedHook(self.client)))
 
@@ -166,7 +175,6 @@ class ClientConnection(asyncio.StreamReaderProtocol):
             self._tls = None
         if linger and not self._ended:
             self.writer.write_eof()
-            self._taker = Opening(lambda _: None, self.writer.close)
             self.hurry(linger)
         else:
             self.writer.close()
@@ -180,30 +188,29 @@ class ClientConnection(asyncio.StreamReaderProtocol):
     def drain(self) -> None:
         """Close when what is under way has ended, at once when nothing is; a tunnel goes on."""
         self.draining = True
-        if self._taker is self.http:
+        if self._tunnel is None:
             self.http.drain()
-        elif self._tunnel is None:
-            self.finish()
 
     def enter(self, inside: Intercept | Carry, sent: bytes) -> None:
         """Say yes and look what the client says, or carry it to the host that it asked for."""
         self._port = self._current()
         if isinstance(inside, Intercept):
-            self._taker = Opening(lambda data: self._begin(data, inside.origin), self.writer.close)
+            self._asked = inside.origin
             self.hurry(self._port.limits.header_timeout)
             self.writer.write(ESTABLISHED)
         else:
-            self._taker = self._tunnel = Tunnel(inside.request, self._port.beside.dial, self.writer)
-            self._beside(self._carry(self._tunnel))
+            self._tunnel = Tunnel(inside.request, self._port.beside.dial, self.writer)
+            self._beside(carry(self._tunnel, self.writer, self._port))
         if sent:
-            self._taker.feed(sent)
+            self.data_received(sent)
         if self._ended:
             self._taker.feed_end()
 
     def _begin(self, data: bytes, origin: Origin) -> None:
         """Tell by the first byte what the client speaks: TLS, or HTTP as it is."""
+        self._asked = None
         secure = data[0] == HANDSHAKE
-        self._taker = self.http = Http1(self, self._current, origin if secure else replace(origin, scheme="http"))
+        self.http = Http1(self, self._current, origin if secure else replace(origin, scheme="http"))
         if secure:
             context = Context(self.client, self._port.options)
             self._tls = InterceptedTls(context, self.http.feed, self.http.feed_end, origin)
@@ -258,14 +265,6 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         if self._tls is not None:
             self._through_tls(events.HookCompleted(hook))
         self.transport.resume_reading()
-
-    async def _carry(self, tunnel: Tunnel) -> None:
-        try:
-            await carry(tunnel, self.writer, self._port)
-        except Exception as error:  # noqa: BLE001  fail closed
-            self.http.fail(error)
-            self.abort()
-        self.finish()
 
     async def _until_room(self) -> None:
         while self._taker.full:

@@ -6,68 +6,30 @@ it may end the connection (`flow.kill`). Whatever else it changes is not sent. d
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable
-from urllib.parse import quote
+from typing import Any
 
 from mitmproxy import http
 from mitmproxy.connection import Client, Server
 from mitmproxy.flow import Error
 from mitmproxy.proxy import commands
-from mitmproxy.proxy.layers.http import (
-    HttpErrorHook,
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from mitmproxy.proxy.layers import http as hooks
 
 from sidecar.errors import Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT
 from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.exchange.ports import Present
-from sidecar.exchange.spool import OpenSpool
 from sidecar.policy import headers
 from sidecar.policy.message import Fields
 from sidecar.proxy.head import Head
-from sidecar.proxy.port import Dispatch, Port
+from sidecar.proxy.port import Port
 from sidecar.proxy.reply import Reply
-from sidecar.secret import Secret
 
 _SHOWN = 1 << 20
 _SPARE = 64 << 10
-"""Copied beyond what is shown, so that no credential is cut in two, of which one half would not be known."""
+"""Copied beyond what is shown: of a credential that is cut in two the first half would not be known for one."""
 _GATHER_SECONDS = 1.0
-_CREDENTIALS = 64
-
-
-class Mask:
-    """Makes stars of the credentials that were put on requests, where an upstream sends them back.
-
-    It knows the last of them as they are, with the slashes of JSON escaped, and percent-encoded. Lengths stay.
-    """
-
-    def __init__(self) -> None:
-        self._presented: deque[Secret] = deque(maxlen=_CREDENTIALS)
-
-    def noting(self, present: Present) -> Present:
-        """Return *present* as it is, but that what it presents is masked from then on."""
-
-        def presented(secret: Secret) -> tuple[bytes, bytes]:
-            if secret not in self._presented:
-                self._presented.append(secret)
-            return present(secret)
-
-        return presented
-
-    def __call__(self, data: bytes) -> bytes:
-        """Return *data* with its credentials masked."""
-        plain = [secret.reveal() for secret in self._presented]
-        forms = {form for each in plain for form in (each, each.replace("/", "\\/"), quote(each, safe=""))}
-        for form in sorted(map(str.encode, forms), key=len, reverse=True):
-            data = data.replace(form, b"*" * len(form))
-        return data
+_NO_CONTENT = 204
 
 
 class _Copy:
@@ -92,7 +54,7 @@ class _Copy:
             message.raw_content = mask(message.raw_content)[:_SHOWN]
             return f"only the first {_SHOWN >> 20} MiB of {self._size} bytes are shown" if cut else ""
         with contextlib.suppress(ValueError, TypeError):
-            if not cut and (content := message.get_content(strict=True)) is not None:
+            if not cut and (content := message.get_content()) is not None:
                 if (masked := mask(content)) != content:
                     message.content = masked
                 return ""
@@ -103,43 +65,36 @@ class _Copy:
 class CopiedBody(RequestBody):
     """A request body of which a copy is kept to be shown."""
 
-    def __init__(self, length: int | None, *, open_spool: OpenSpool, wanted: Callable[[], None]) -> None:
-        super().__init__(length, open_spool=open_spool, wanted=wanted)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.copy = _Copy()
-        self._came = asyncio.Event()
 
     def feed(self, data: bytes) -> None:
         """Copy what the client sent, and add it."""
         self.copy.add(data)
         super().feed(data)
-        self._came.set()
-
-    def feed_end(self) -> None:
-        """Say that the body is complete."""
-        super().feed_end()
-        self._came.set()
 
     async def gathered(self) -> None:
-        """Wait until the body is complete, or as much is here as fits, or a second has passed."""
+        """Wait until the body is complete, or as much is here as fits, or a second has passed; before it is read."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GATHER_SECONDS):
                 while not (self.complete or self.full):
-                    self._came.clear()
-                    await self._came.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
 
 
-async def show(port: Port, dispatch: Dispatch, client: Client, head: Head, body: CopiedBody, reply: Reply) -> None:
+async def show(port: Port, client: Client, head: Head, body: CopiedBody, reply: Reply) -> None:
     """Run the exchange of a request, or let an addon answer it; every hook is told on the way.
 
     Raises Refusal when an addon failed before anything was sent upstream, and ClientGone when it killed the flow.
     """
-    view = _View(port, dispatch, client, head, body, reply)
+    view = _View(port, client, head, body, reply)
     try:
-        if (mock := await view.asked()) is None:
-            await port.exchange.run(head.request, body, view)
-        else:
+        if await view.asked():
             body.discard()
-            await view.mocked(mock)
+            await view.mocked()
+        else:
+            await port.exchange.run(head.request, body, view)
     finally:
         await view.over()
 
@@ -147,77 +102,54 @@ async def show(port: Port, dispatch: Dispatch, client: Client, head: Head, body:
 class _View:
     """The client of one exchange, with a flow that shows what passes."""
 
-    def __init__(
-        self, port: Port, dispatch: Dispatch, client: Client, head: Head, body: CopiedBody, reply: Reply
-    ) -> None:
+    def __init__(self, port: Port, client: Client, head: Head, body: CopiedBody, reply: Reply) -> None:
         self._port = port
-        self._dispatch = dispatch
-        self._head = head
+        self._waits = head.expects_continue
         self._body = body
         self._reply = reply
         self._answer = _Copy()
         self._response: http.Response
         self._told = False
+        self.patience = reply.patience
         shown = port.show(head.request)
-        self._flow = flow = http.HTTPFlow(client, Server(address=(shown.host, shown.port)), live=True)
-        flow.request = http.Request(
-            host=shown.host,
-            port=shown.port,
-            method=shown.method,
-            scheme=shown.scheme.encode(),
-            authority=b"",
-            path=port.mask(shown.target),
-            http_version=b"HTTP/1.0" if shown.http10 else b"HTTP/1.1",
-            headers=self._headers(shown.fields),
-            content=None,
-            trailers=None,
-            timestamp_start=port.clock.now(),
-            timestamp_end=None,
-        )
+        version = b"HTTP/1.0" if shown.http10 else b"HTTP/1.1"
+        line = (shown.host, shown.port, shown.method, shown.scheme.encode(), b"", port.mask(shown.target), version)
+        self._flow = http.HTTPFlow(client, Server(address=(shown.host, shown.port)), live=True)
+        self._flow.request = http.Request(*line, self._headers(shown.fields), None, None, port.clock.now(), None)
 
-    @property
-    def patience(self) -> float:
-        """Seconds that the client may take nothing."""
-        return self._reply.patience
-
-    @patience.setter
-    def patience(self, seconds: float) -> None:
-        self._reply.patience = seconds
-
-    async def asked(self) -> http.Response | None:
-        """Show the request, its body too unless the client waits to be asked; return an addon's answer to it."""
-        await self._tell(HttpRequestHeadersHook(self._flow))
-        if not self._head.expects_continue:
+    async def asked(self) -> bool:
+        """Show the request, its body too unless the client waits for a word; tell whether an addon answers it."""
+        await self._tell(hooks.HttpRequestHeadersHook(self._flow))
+        if not self._waits:
             await self._body.gathered()
         self._show_request()
         self._flow.request.timestamp_end = self._port.clock.now()
-        await self._tell(HttpRequestHook(self._flow))
-        return self._flow.response
+        await self._tell(hooks.HttpRequestHook(self._flow))
+        return self._flow.response is not None
 
-    async def mocked(self, response: http.Response) -> None:
+    async def mocked(self) -> None:
         """Send an addon's answer."""
         self._told = True
-        await self._tell(HttpResponseHook(self._flow))
-        data = response.raw_content or b""
-        fields = headers.incoming(response.headers.fields)
-        fields = tuple(pair for pair in fields if pair[0].lower() != b"content-length")
-        length: Fields = () if response.status_code == 204 else ((b"Content-Length", b"%d" % len(data)),)  # noqa: PLR2004
-        await self._reply.start(
-            response.status_code, response.data.reason, (*fields, *length), chunked=False, data=data, end=True
-        )
+        await self._tell(hooks.HttpResponseHook(self._flow))
+        if (answer := self._flow.response) is not None:
+            status, reason, data = answer.status_code, answer.data.reason, answer.raw_content or b""
+            fields = [pair for pair in headers.incoming(answer.headers.fields) if pair[0].lower() != b"content-length"]
+            if status != _NO_CONTENT:
+                fields.append((b"Content-Length", b"%d" % len(data)))
+            await self._reply.start(status, reason, tuple(fields), chunked=False, data=data, end=True)
 
     async def start(
         self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
     ) -> None:
         """Show the head, and all of it if that is the end, before it is sent."""
-        now = self._port.clock.now()
-        shown = self._headers(fields)
+        now, shown = self._port.clock.now(), self._headers(fields)
         self._response = http.Response(b"HTTP/1.1", status, self._port.mask(reason), shown, None, None, now, None)
         self._flow.response = self._response
-        await self._tell(HttpResponseHeadersHook(self._flow))
+        await self._tell(hooks.HttpResponseHeadersHook(self._flow))
         self._answer.add(data)
         if end:
             await self._show_answer()
+        self._reply.patience = self.patience
         await self._reply.start(status, reason, fields, chunked=chunked, data=data, end=end)
 
     async def send(self, data: bytes) -> None:
@@ -240,7 +172,7 @@ class _View:
         if not self._told:
             self._show_request()
             self._flow.error = self._flow.error or Error("there was no whole answer, or nobody to take it")
-            await self._call(HttpErrorHook(self._flow))
+            await self._call(hooks.HttpErrorHook(self._flow))
         self._flow.live = False
 
     def _headers(self, fields: Fields) -> http.Headers:
@@ -256,18 +188,19 @@ class _View:
         self._flow.comment = "; ".join(filter(None, notes))
         self._response.timestamp_end = self._port.clock.now()
         self._told = True
-        await self._tell(HttpResponseHook(self._flow))
+        await self._tell(hooks.HttpResponseHook(self._flow))
 
     async def _tell(self, hook: commands.StartHook) -> None:
         """Tell the addons of *hook*; raises what came of it: a Refusal of the request, or ClientGone."""
         fine = await self._call(hook)
-        if not fine and isinstance(hook, HttpRequestHeadersHook | HttpRequestHook):
+        if not fine and isinstance(hook, hooks.HttpRequestHeadersHook | hooks.HttpRequestHook):
             raise Refusal(Reason.INTERNAL, FAULT)
         self._check_killed()
 
     async def _call(self, hook: commands.StartHook) -> bool:
         try:
-            await self._dispatch(hook)
+            if self._port.dispatch is not None:
+                await self._port.dispatch(hook)
         except Exception as error:  # noqa: BLE001  an addon's
             detail = f"{hook.name}: {type(error).__name__} at {where(error)}"
             self._port.emit(Trouble(where="addon", detail=detail))

@@ -7,6 +7,7 @@ is under way is here, in one word and what belongs to it; docs/decisions/0019 sa
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 
 import h11
 from h11._readers import ChunkedReader
@@ -29,20 +30,15 @@ from sidecar.proxy.wire import Wire
 
 _LINGER_SECONDS = 10.0
 _PIPELINE = 64 << 10
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LATE = Refusal(Reason.REQUEST_TIMEOUT, "the head of the request did not come in time")
 
 
 class _State(Enum):
-    HEAD = auto()
-    """The next request is awaited, or the rest of its head."""
-    BODY = auto()
-    """The rest of a body is awaited; its exchange is under way."""
-    ANSWER = auto()
-    """The request is complete, its answer is not."""
-    REST = auto()
-    """The answer is complete, the body is not."""
-    CLOSED = auto()
-    """Nothing more is taken: the connection ends, or it is somebody else's."""
+    HEAD = auto()  # the next request is awaited, or the rest of its head
+    BODY = auto()  # the exchange is under way, and the rest of the body is awaited
+    ANSWER = auto()  # the request is complete, its answer is not
+    REST = auto()  # the answer is complete, the body is not
+    CLOSED = auto()  # nothing more is taken: the connection ends, or it is somebody else's
 
 
 class Http1:
@@ -55,7 +51,7 @@ class Http1:
     def __init__(self, wire: Wire, current: Callable[[], Port], origin: Origin | None = None) -> None:
         self._wire = wire
         self._current = current
-        self._port = current()
+        self._port = port = current()
         self._origin = origin
         # Whoever was let in by CONNECT need not say its password again.
         self._inside = Gate() if origin else None
@@ -64,11 +60,9 @@ class Http1:
         self._late = False
         self._ended = False
         self._broken = False
-        self._head: Head
-        self._body: RequestBody | None = None
+        self._body = RequestBody(0, open_spool=port.open_spool, wanted=lambda: None)
         self._left = 0
         self._chunks: ChunkedReader
-        self._asked = False
         self._reply: Reply
         self._task: asyncio.Task[None] | None = None
         self.idle_since = asyncio.get_running_loop().time()
@@ -81,18 +75,18 @@ class Http1:
     @property
     def full(self) -> bool:
         """Whether whoever feeds should wait for `room`: the upstream is slow, or requests pile up."""
-        return (self._body is not None and self._body.full) or (self.busy and len(self._buffer) > _PIPELINE)
+        return self._body.full or (self._task is not None and len(self._buffer) > _PIPELINE)
 
     async def room(self) -> None:
         """Wait until the upstream takes more, or until the exchange under way has ended."""
-        if self._body is not None and self._body.full:
+        if self._body.full or self._task is None:
             await self._body.room()
-        elif self._task is not None:
+        else:
             await asyncio.wait([self._task])
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent; a fault in it ends the connection, and nothing of its request goes on."""
-        if self._state is _State.BODY and self._left > len(data) and not self._buffer and self._body is not None:
+        if self._state is _State.BODY and self._left > len(data) and not self._buffer:
             self._left -= len(data)
             self._body.feed(data)
         elif self._state is not _State.CLOSED:
@@ -104,7 +98,7 @@ class Http1:
         self._ended = True
         if self._state is _State.BODY:
             self._refuse(Refusal(Reason.BAD_REQUEST, "the request ended before its body was complete"))
-        elif self._state is _State.REST:
+        elif self._state in (_State.REST, _State.CLOSED):
             self._close()
         else:
             self._read()
@@ -112,11 +106,14 @@ class Http1:
     def lost(self) -> None:
         """End the exchange under way, if any: nobody can be answered. A renewal it waits for goes on."""
         self._state = _State.CLOSED
-        self._give_up()
+        self._body.fail()
+        # Who has the whole answer may leave; its exchange has only to tidy up.
+        if self._task is not None and not self._reply.complete:
+            self._task.cancel()
 
     def drain(self) -> None:
-        """Close when the exchange under way has ended, at once when there is none; the wire is draining."""
-        if self._task is None and self._state is not _State.CLOSED:
+        """Close if nothing is under way; where something is, its end will see that the wire is draining."""
+        if self._task is None:
             self._close()
 
     def fail(self, error: BaseException) -> None:
@@ -127,7 +124,9 @@ class Http1:
     def _read(self) -> None:
         """Take what came, as far as it goes: not beyond a request whose answer is still to come."""
         try:
-            while self._step():
+            while (self._state is _State.HEAD and self._task is None and self._buffer and self._read_head()) or (
+                self._state in (_State.BODY, _State.REST) and self._read_body()
+            ):
                 pass
             if self._state is _State.HEAD and self._task is None and (self._ended or self._wire.draining):
                 self._close()
@@ -137,27 +136,18 @@ class Http1:
             self.fail(error)
             self._refuse(Refusal(Reason.INTERNAL, FAULT))
 
-    def _step(self) -> bool:
-        """Take one head, or the rest of one body; tell whether there may be more to take."""
-        if self._state is _State.HEAD:
-            return self._task is None and len(self._buffer) > 0 and self._read_head()
-        return self._state in (_State.BODY, _State.REST) and self._read_body()
-
     def _read_head(self) -> bool:
         self._port = port = self._current()
         head = take_head(self._buffer, port.upstream, self._origin or port.origin, port.limits.header)
         late = head is None and len(self._buffer) > 0
         if late is not self._late:
             self._late = late
-            self._wire.hurry(port.limits.header_timeout if late else None, self._head_is_late)
+            self._wire.hurry(port.limits.header_timeout if late else None, partial(self._refuse, _LATE))
         if isinstance(head, Connect):
             self._connect(head.request)
         elif head is not None:
             self._begin(head)
         return head is not None
-
-    def _head_is_late(self) -> None:
-        self._refuse(Refusal(Reason.REQUEST_TIMEOUT, "the head of the request did not come in time"))
 
     def _connect(self, request: Request) -> None:
         """Leave the connection to what is inside, with what the client sent already."""
@@ -172,51 +162,43 @@ class Http1:
 
     def _begin(self, head: Head) -> None:
         """Start an exchange, with what came of the body already: a small one goes out in one write with its head."""
-        request, port = head.request, self._port
-        self._head, self._asked = head, False
-        self._reply = Reply(self._wire, head, self._closes, self._answered)
-        self._body = body = (RequestBody if port.dispatch is None else CopiedBody)(
-            request.length, open_spool=port.open_spool, wanted=self._proceed if head.expects_continue else _nothing
-        )
+        port, length = self._port, head.request.length
+        self._reply = reply = Reply(self._wire, head, self._answered)
+        make = RequestBody if port.dispatch is None else CopiedBody
+        self._body = body = make(length, open_spool=port.open_spool, wanted=reply.proceed)
         self._state = _State.ANSWER
-        if request.length != 0:
-            self._state = _State.BODY
-            self._left = request.length or 0
-            self._chunks = ChunkedReader()
+        if length != 0:
+            self._state, self._left, self._chunks = _State.BODY, length or 0, ChunkedReader()
             self._read_body()
-        task = asyncio.get_running_loop().create_task(self._exchange(head, body, self._reply))
+        task = asyncio.get_running_loop().create_task(self._exchange(head, body, reply))
         # An eager one may be over already.
         self._task = None if task.done() else task
 
     def _read_body(self) -> bool:
         """Feed what came of the body, whose trailers are dropped; tell whether it is complete."""
-        if not (self._take_sized() if self._left else self._take_chunks()):
-            return False
-        if self._body is not None:
-            self._body.feed_end()
-        if self._state is _State.REST:
-            self._wire.hurry(None)
-            self._state = _State.HEAD
-        else:
-            self._state = _State.ANSWER
-        return True
-
-    def _take_sized(self) -> bool:
-        if (data := self._buffer.maybe_extract_at_most(self._left)) and self._body is not None:
+        if self._left:
+            data = self._buffer.maybe_extract_at_most(self._left) or b""
             self._left -= len(data)
             self._body.feed(bytes(data))
-        return self._left == 0
+            complete = self._left == 0
+        else:
+            complete = self._read_chunks()
+        if complete:
+            self._body.feed_end()
+            if self._state is _State.REST:
+                self._wire.hurry(None)
+            self._state = _State.HEAD if self._state is _State.REST else _State.ANSWER
+        return complete
 
-    def _take_chunks(self) -> bool:
+    def _read_chunks(self) -> bool:
         try:
             while (event := self._chunks(self._buffer)) is not None:
                 if isinstance(event, h11.EndOfMessage):
                     return True
-                if self._body is not None:
-                    self._body.feed(bytes(event.data))
+                self._body.feed(bytes(event.data))
         except h11.ProtocolError:
             raise Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed") from None
-        # What is left is the line of a chunk, or trailers, and not complete.
+        # What is left is a part of the line before a chunk, or of the trailers.
         if len(self._buffer) > self._port.limits.header:
             raise Refusal(Reason.BAD_REQUEST, "the body has a chunk extension or trailers without end")
         return False
@@ -226,10 +208,10 @@ class Http1:
         request, port = head.request, self._port
         try:
             self._check(request, ours=request.upstream is not None or not port.beside.takes(request.host))
-            if port.dispatch is None:
+            if isinstance(body, CopiedBody):
+                await show(port, self._wire.client, head, body, reply)
+            else:
                 await port.exchange.run(request, body, reply)
-            elif isinstance(body, CopiedBody):
-                await show(port, port.dispatch, self._wire.client, head, body, reply)
         except Refusal as refusal:
             body.discard()
             self._report(refusal, request)
@@ -253,16 +235,6 @@ class Http1:
             raise Refusal(Reason.INTERNAL, FAULT)
         (self._inside or self._port.gate).check(request.fields, ours=ours)
 
-    def _proceed(self) -> None:
-        """Ask a client that waits for it for the body (RFC 9110 section 10.1.1)."""
-        self._asked = True
-        self._wire.write(_CONTINUE)
-
-    def _closes(self) -> bool:
-        """Tell whether the answer that begins is the last: after `Expect` nobody knows whether a body will come."""
-        unasked = self._head.expects_continue and self._state is _State.BODY and not self._asked
-        return self._head.close or self._wire.draining or unasked
-
     def _answered(self, close: bool) -> None:
         """Note that the answer is complete; a client that is still uploading has a few seconds to end."""
         if close:
@@ -280,30 +252,23 @@ class Http1:
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> None:
         """End the connection past the exchange; with an answer, if none has begun."""
-        state, self._state = self._state, _State.CLOSED
-        self._give_up()
+        state = self._state
+        begun = state in (_State.BODY, _State.ANSWER) and self._reply.begun
+        self.lost()
         if state is _State.CLOSED:
             return
-        self._report(refusal, request)
-        if state in (_State.BODY, _State.ANSWER) and self._reply.begun:
+        # A client that ended in mid-body has most likely left, which the event of its exchange tells.
+        if not self._ended or self._task is None:
+            self._report(refusal, request)
+        if begun:
             self._reply.cut()
             return
         if state is not _State.REST:
             self._wire.write(own_answer(refusal).encode())
         self._wire.finish(linger=_LINGER_SECONDS)
 
-    def _give_up(self) -> None:
-        if self._body is not None:
-            self._body.fail()
-        if self._task is not None:
-            self._task.cancel()
-
     def _report(self, refusal: Refusal, request: Request | None) -> None:
         now = self._port.clock.monotonic()
         status = refusal.status or REASONS[refusal.reason].status
         tally = Tally(now, upstream=self._port.upstream or "", status=status, outcome=refusal.reason)
         self._port.emit(tally.done(request, now))
-
-
-def _nothing() -> None:
-    """Ask for nothing: most clients send a body unasked."""

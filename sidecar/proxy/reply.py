@@ -10,27 +10,35 @@ _EMPTY_STATUSES = frozenset({204, 304})
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _CLOSE = b"Connection: close\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PATIENCE = 3600.0
 
 
 class Reply:
     """Writes an answer to its client, as bytes, and waits while the client takes no more.
 
-    *closes* tells, at the beginning of the answer, whether the connection ends with it; *answered* hears of its
-    end. `begun`: the client has its head.
+    *answered* hears of its end, and whether the connection ends with it. `begun`: the client has its head,
+    `complete`: all of it.
     """
 
-    def __init__(self, wire: Wire, head: Head, closes: Callable[[], bool], answered: Callable[[bool], None]) -> None:
+    def __init__(self, wire: Wire, head: Head, answered: Callable[[bool], None]) -> None:
         self._wire = wire
         self._head = head
-        self._closes = closes
         self._answered = answered
+        self._waits = head.expects_continue and head.request.length != 0
         self._close = False
         self._chunked = False
         self._bodiless = False
         self._until_close = False
         self.begun = False
+        self.complete = False
         self.patience = _PATIENCE
+
+    def proceed(self) -> None:
+        """Ask a client that waits for it for the body (RFC 9110 section 10.1.1)."""
+        if self._waits:
+            self._waits = False
+            self._wire.write(_CONTINUE)
 
     async def start(
         self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
@@ -40,7 +48,8 @@ class Reply:
         Some answers have no body whatever their fields say (RFC 9112 section 6.3).
         """
         request = self._head.request
-        self._close = self._closes()
+        # Of a client that was not asked for its body nobody knows whether it will send it.
+        self._close = self._head.close or self._wire.draining or self._waits
         self._bodiless = status in _EMPTY_STATUSES or request.method == b"HEAD"
         if chunked and not self._bodiless:
             self._chunked, self._until_close = not request.http10, request.http10
@@ -54,7 +63,7 @@ class Reply:
         self._wire.write(b"".join(lines))
         await self._wire.room(self.patience, empty=end)
         if end:
-            self._answered(self._close)
+            self._end()
 
     async def send(self, data: bytes) -> None:
         """Send a part of the body and wait until there is room for more."""
@@ -65,7 +74,7 @@ class Reply:
         """End the answer, and wait until it is out."""
         self._wire.write(self._framed(b"", end=True))
         await self._wire.room(self.patience, empty=True)
-        self._answered(self._close)
+        self._end()
 
     async def abort(self) -> None:
         """Cut the answer off, so that what the client has of it cannot look whole."""
@@ -74,6 +83,10 @@ class Reply:
     def cut(self) -> None:
         """Cut the answer off at once."""
         self._wire.abort(cut=self._until_close)
+
+    def _end(self) -> None:
+        self.complete = True
+        self._answered(self._close)
 
     def _framed(self, data: bytes, *, end: bool = False) -> bytes:
         """Return *data* as it goes out, as one chunk where there are chunks (RFC 9112 section 7.1)."""

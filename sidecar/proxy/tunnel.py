@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from sidecar.errors import Refusal
+from sidecar.errors import Refusal, where
+from sidecar.events import Trouble
 from sidecar.exchange.answers import own_answer
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
@@ -43,7 +44,9 @@ class Tunnel:
     @property
     def full(self) -> bool:
         """Whether whoever feeds it should wait for `room`."""
-        return self._writer is None or self._writer.transport.get_write_buffer_size() > _PIECE
+        if self._writer is None:
+            return not self._ready.is_set()
+        return self._writer.transport.get_write_buffer_size() > _PIECE
 
     @property
     def quiet(self) -> bool:
@@ -138,5 +141,9 @@ async def carry(tunnel: Tunnel, client: asyncio.StreamWriter, port: Port) -> Non
         answer = own_answer(refusal)
         tally.status, tally.outcome = answer.status, refusal.reason
         client.write(answer.encode())
+    except Exception as error:  # noqa: BLE001  fail closed
+        port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
+        client.transport.abort()
     finally:
+        client.close()
         port.emit(tally.done(tunnel.request, now()))

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.ports import Destination
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.message import Request
 from sidecar.policy.passthrough import EVERY_HOST
-from sidecar.proxy.flows import Mask
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
