@@ -18,10 +18,10 @@ from sidecar.events import Trouble
 from sidecar.exchange.answers import own_answer
 from sidecar.exchange.body import ClientGone
 from sidecar.policy.routing import Origin
-from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Carry, Intercept, InterceptedTls
+from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Inside, InterceptedTls
 from sidecar.proxy.http1 import Http1
 from sidecar.proxy.port import Port
-from sidecar.proxy.tunnel import Tunnel, carry
+from sidecar.proxy.tunnel import Tunnel
 from sidecar.proxy.wire import reset
 
 _LINGER_SECONDS = 1.0
@@ -63,10 +63,6 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         """Whether an exchange is under way, or a tunnel in which something moves."""
         return self.http.busy if self._tunnel is None else not self._tunnel.quiet
 
-    @property
-    def _taker(self) -> Http1 | Tunnel:
-        return self._tunnel or self.http
-
     @cached_property
     def client(self) -> Client:
         """The client as mitmproxy knows it."""
@@ -86,28 +82,28 @@ class ClientConnection(asyncio.StreamReaderProtocol):
             return
         self._look_for_idleness()
         if self._port.dispatch is not None:
-            self._beside(self._dispatch(ClientConnectedHook(self.client)))
+            self._beside(self._serve(ClientConnectedHook(self.client)))
 
     def data_received(self, data: bytes) -> None:
         """Hand on what the client sent, and read nothing more while there is no room for it."""
+        taker = self._tunnel or self.http
         if self._asked is not None:
             self._begin(data, self._asked)
         elif self._tls is not None:
             self._through_tls(events.DataReceived(self.client, data))
         else:
-            self._taker.feed(data)
-        if self._taker.full:
+            taker.feed(data)
+        if taker.full:
             self.transport.pause_reading()
             self._beside(self._until_room())
 
     def eof_received(self) -> bool:
         """Keep the connection open: who has said all may still listen."""
         self._ended = True
-        if self._tls is None:
-            self._taker.feed_end()
-        else:
-            self.client.state &= ~ConnectionState.CAN_READ
+        if self._tls is not None:
             self._through_tls(events.ConnectionClosed(self.client))
+        else:
+            (self._tunnel or self.http).feed_end()
         if self._tunnel is None and not self.writer.is_closing():
             # asyncio does not look at what it does not read; the system tells of errors and hang-ups unasked.
             self._resets = select.epoll()
@@ -131,7 +127,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         if self._tls is not None and not self._ended:
             self._through_tls(events.ConnectionClosed(self.client))
         if self._port.dispatch is not None:
-            self._beside(self._dispatch(ClientDisconnectedHook(self.client)))
+            self._beside(self._serve(ClientDisconnectedHook(self.client)))
 
     def write(self, data: bytes) -> None:
         """Write *data* to the client, through TLS where there is TLS."""
@@ -140,40 +136,32 @@ class ClientConnection(asyncio.StreamReaderProtocol):
 
     async def room(self, patience: float, *, empty: bool = False) -> None:
         """Wait until the client takes more; what the system holds for it is not seen from here."""
-        transport = self.transport
-        while (waiting := transport.get_write_buffer_size()) > 0:
-            if empty:
-                transport.set_write_buffer_limits(0)
+        while (waiting := self.transport.get_write_buffer_size()) > 0:
+            self.transport.set_write_buffer_limits(0 if empty else None)
             try:
                 async with asyncio.timeout(patience):
                     await self.writer.drain()
                 return
             except TimeoutError:
-                if transport.get_write_buffer_size() >= waiting:
+                if self.transport.get_write_buffer_size() >= waiting:
                     self.abort()
                     raise ClientGone from None
             except OSError:
                 raise ClientGone from None
-            finally:
-                if empty:
-                    transport.set_write_buffer_limits()
 
     def hurry(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
         """End the connection in *seconds*, by *end* or at once, unless told anew; None: let it live."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, end or self.abort)
+        loop = asyncio.get_running_loop()
+        self._timer = None if seconds is None else loop.call_later(seconds, end or self.abort)
 
     def finish(self, *, linger: float = 0.0) -> None:
         """Close when all that was written is out; the client's end, or *linger*, ends the wait for what it sends."""
-        if self.writer.is_closing():
-            return
-        if self._tls is not None:
+        if self._tls is not None and not self.writer.is_closing():
             self.writer.write(self._tls.farewell())
             self._tls = None
-        if linger and not self._ended:
+        if linger and not self._ended and not self.writer.is_closing():
             self.writer.write_eof()
             self.hurry(linger)
         else:
@@ -191,33 +179,33 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         if self._tunnel is None:
             self.http.drain()
 
-    def enter(self, inside: Intercept | Carry, sent: bytes) -> None:
+    def enter(self, inside: Inside, sent: bytes) -> None:
         """Say yes and look what the client says, or carry it to the host that it asked for."""
         self._port = self._current()
-        if isinstance(inside, Intercept):
-            self._asked = inside.origin
+        if isinstance(inside, Origin):
+            self._asked = inside
             self.hurry(self._port.limits.header_timeout)
             self.writer.write(ESTABLISHED)
         else:
-            self._tunnel = Tunnel(inside.request, self._port.beside.dial, self.writer)
-            self._beside(carry(self._tunnel, self.writer, self._port))
+            self._tunnel = Tunnel(inside, self._port, self.writer)
+            self._beside(self._tunnel.run())
         if sent:
             self.data_received(sent)
         if self._ended:
-            self._taker.feed_end()
+            (self._tunnel or self.http).feed_end()
 
     def _begin(self, data: bytes, origin: Origin) -> None:
         """Tell by the first byte what the client speaks: TLS, or HTTP as it is."""
         self._asked = None
-        secure = data[0] == HANDSHAKE
-        self.http = Http1(self, self._current, origin if secure else replace(origin, scheme="http"))
-        if secure:
+        if data[0] == HANDSHAKE:
+            self.http = Http1(self, self._current, origin)
             context = Context(self.client, self._port.options)
             self._tls = InterceptedTls(context, self.http.feed, self.http.feed_end, origin)
             self._through_tls(events.Start())
             self._through_tls(events.DataReceived(self.client, data))
         else:
             self.hurry(None)
+            self.http = Http1(self, self._current, replace(origin, scheme="http"))
             self.http.feed(data)
 
     def _through_tls(self, event: events.Event) -> None:
@@ -232,43 +220,35 @@ class ClientConnection(asyncio.StreamReaderProtocol):
                     self.writer.close()
                 elif isinstance(command, commands.StartHook):
                     hooks.append(command)
-            for hook in hooks:
-                self._serve(hook)
         except Exception as error:  # noqa: BLE001  fail closed
             self.http.fail(error)
             self.abort()
+        for hook in hooks:
+            self._beside(self._serve(hook))
 
-    def _serve(self, hook: commands.StartHook) -> None:
-        """Do what TLS needs, tell addons, and let the layer go on."""
-        match hook:
-            case TlsStartClientHook(data) if self._tls is not None:
-                self._tls.present(data, self._port)
-            case TlsEstablishedClientHook():
-                self.hurry(None)
-            case TlsFailedClientHook(data) if self._tls is not None:
-                why = f"the TLS handshake with the client failed ({data.conn.error})"
-                where = f"CONNECT {self._tls.origin.authority}"
-                self._port.emit(Trouble(where=where, detail=f"{why}; does it trust the bundle of the local CA?"))
-        if self._port.dispatch is None:
-            self._through_tls(events.HookCompleted(hook))
-        else:
-            self._beside(self._dispatch(hook))
-
-    async def _dispatch(self, hook: commands.StartHook) -> None:
-        """Tell addons, and read nothing meanwhile; one that fails closes, and never lets through."""
+    async def _serve(self, hook: commands.StartHook) -> None:
+        """Do what TLS needs, tell addons, and let the layer go on; what fails here closes, never lets through."""
         self.transport.pause_reading()
         try:
+            match hook:
+                case TlsStartClientHook(data) if self._tls is not None:
+                    self._tls.present(data, self._port)
+                case TlsEstablishedClientHook():
+                    self.hurry(None)
+                case TlsFailedClientHook(data) if self._tls is not None:
+                    why = f"the TLS handshake with the client failed ({data.conn.error})"
+                    where = f"CONNECT {self._tls.origin.authority}"
+                    self._port.emit(Trouble(where=where, detail=f"{why}; does it trust the bundle of the local CA?"))
             if self._port.dispatch is not None:
                 await self._port.dispatch(hook)
         except Exception as error:  # noqa: BLE001  fail closed: no request will go on
             self.http.fail(error)
-        if self._tls is not None:
-            self._through_tls(events.HookCompleted(hook))
+        self._through_tls(events.HookCompleted(hook))
         self.transport.resume_reading()
 
     async def _until_room(self) -> None:
-        while self._taker.full:
-            await self._taker.room()
+        while (taker := self._tunnel or self.http).full:
+            await taker.room()
         self.transport.resume_reading()
 
     def _look_for_idleness(self) -> None:

@@ -111,9 +111,11 @@ class _View:
         self._response: http.Response
         self._told = False
         self.patience = reply.patience
+        self.abort = reply.abort
         shown = port.show(head.request)
+        self._mask = port.mask.beside(head.request, shown)
         version = b"HTTP/1.0" if shown.http10 else b"HTTP/1.1"
-        line = (shown.host, shown.port, shown.method, shown.scheme.encode(), b"", port.mask(shown.target), version)
+        line = (shown.host, shown.port, shown.method, shown.scheme.encode(), b"", self._mask(shown.target), version)
         self._flow = http.HTTPFlow(client, Server(address=(shown.host, shown.port)), live=True)
         self._flow.request = http.Request(*line, self._headers(shown.fields), None, None, port.clock.now(), None)
 
@@ -143,7 +145,7 @@ class _View:
     ) -> None:
         """Show the head, and all of it if that is the end, before it is sent."""
         now, shown = self._port.clock.now(), self._headers(fields)
-        self._response = http.Response(b"HTTP/1.1", status, self._port.mask(reason), shown, None, None, now, None)
+        self._response = http.Response(b"HTTP/1.1", status, self._mask(reason), shown, None, None, now, None)
         self._flow.response = self._response
         await self._tell(hooks.HttpResponseHeadersHook(self._flow))
         self._answer.add(data)
@@ -163,27 +165,24 @@ class _View:
         await self._show_answer()
         await self._reply.end()
 
-    async def abort(self) -> None:
-        """Cut the answer off."""
-        await self._reply.abort()
-
     async def over(self) -> None:
         """Tell the end of a flow that has had no whole answer, and forget it."""
         if not self._told:
             self._show_request()
             self._flow.error = self._flow.error or Error("there was no whole answer, or nobody to take it")
-            await self._call(hooks.HttpErrorHook(self._flow))
+            with contextlib.suppress(ClientGone):
+                await self._tell(hooks.HttpErrorHook(self._flow))
         self._flow.live = False
 
     def _headers(self, fields: Fields) -> http.Headers:
-        return http.Headers([(name, self._port.mask(value)) for name, value in fields])
+        return http.Headers([(name, self._mask(value)) for name, value in fields])
 
     def _show_request(self) -> str:
-        missing = self._body.copy.show(self._flow.request, self._port.mask)
+        missing = self._body.copy.show(self._flow.request, self._mask)
         return missing and f"request: {missing}"
 
     async def _show_answer(self) -> None:
-        missing = self._answer.show(self._response, self._port.mask)
+        missing = self._answer.show(self._response, self._mask)
         notes = (self._flow.comment, self._show_request(), missing and f"answer: {missing}")
         self._flow.comment = "; ".join(filter(None, notes))
         self._response.timestamp_end = self._port.clock.now()
@@ -192,20 +191,15 @@ class _View:
 
     async def _tell(self, hook: commands.StartHook) -> None:
         """Tell the addons of *hook*; raises what came of it: a Refusal of the request, or ClientGone."""
-        fine = await self._call(hook)
-        if not fine and isinstance(hook, hooks.HttpRequestHeadersHook | hooks.HttpRequestHook):
-            raise Refusal(Reason.INTERNAL, FAULT)
-        self._check_killed()
-
-    async def _call(self, hook: commands.StartHook) -> bool:
         try:
             if self._port.dispatch is not None:
                 await self._port.dispatch(hook)
-        except Exception as error:  # noqa: BLE001  an addon's
+        except Exception as error:
             detail = f"{hook.name}: {type(error).__name__} at {where(error)}"
             self._port.emit(Trouble(where="addon", detail=detail))
-            return False
-        return True
+            if isinstance(hook, hooks.HttpRequestHeadersHook | hooks.HttpRequestHook):
+                raise Refusal(Reason.INTERNAL, FAULT) from None
+        self._check_killed()
 
     def _check_killed(self) -> None:
         if self._flow.error is not None and self._flow.error.msg == Error.KILLED_MESSAGE:

@@ -10,6 +10,7 @@ from OpenSSL import SSL
 from sidecar.clock import Clock
 from sidecar.events import Emit
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.spool import OpenSpool
 from sidecar.policy.message import Request
@@ -27,7 +28,7 @@ class Port:
     *limits*: what a client may ask for. *upstream* and *origin*: those of a reverse port, None on the proxy port.
     *gate*: who may come in. *beside*: the way to what is passed through. *server_context*: TLS for a client that
     asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold, *mask*:
-    what of any bytes. *dispatch*: where mitmproxy's hooks go, None when no addon listens. *options*: for its TLS.
+    what an answer must not show. *dispatch*: where mitmproxy's hooks go, None: no addon listens. *options*: of its TLS.
     """
 
     exchange: Exchange
@@ -39,7 +40,7 @@ class Port:
     emit: Emit
     open_spool: OpenSpool
     show: Callable[[Request], Request]
-    mask: Callable[[bytes], bytes]
+    mask: Mask
     dispatch: Dispatch | None = None
     upstream: str | None = None
     origin: Origin | None = None

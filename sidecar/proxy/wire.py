@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mitmproxy.connection import Client
 
-from sidecar.proxy.connect import Carry, Intercept
+from sidecar.proxy.connect import Inside
 
 _AT_ONCE = struct.pack("ii", 1, 0)
 
@@ -44,7 +44,7 @@ class Wire(Protocol):
     def abort(self, *, cut: bool = False) -> None:
         """Close at once; *cut*: with a reset, where an end would look like that of the answer."""
 
-    def enter(self, inside: Intercept | Carry, sent: bytes) -> None:
+    def enter(self, inside: Inside, sent: bytes) -> None:
         """Leave HTTP for what CONNECT asked for; *sent*: what the client sent already."""
 
 
