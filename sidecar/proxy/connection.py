@@ -15,7 +15,6 @@ from mitmproxy.proxy.server_hooks import ClientConnectedHook, ClientDisconnected
 
 from sidecar.errors import Refusal
 from sidecar.events import Trouble
-from sidecar.exchange.answers import own_answer
 from sidecar.exchange.body import ClientGone
 from sidecar.policy.routing import Origin
 from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Inside, InterceptedTls
@@ -24,28 +23,21 @@ from sidecar.proxy.port import Port
 from sidecar.proxy.tunnel import Tunnel
 from sidecar.proxy.wire import reset
 
-_LINGER_SECONDS = 1.0
-
 
 class ClientConnection(asyncio.StreamReaderProtocol):
     """The wire of one client: an asyncio protocol whose bytes wait in no stream for a task to read them.
 
-    *current* gives the port as it is configured when a request comes; *admit* says no with a Refusal, None: yes;
-    *gone* hears of the end.
+    *current* gives the port as it is configured when a request comes. *admit* says no with a Refusal; else it is
+    *among* the others while it lasts.
     """
 
-    def __init__(
-        self,
-        current: Callable[[], Port],
-        admit: Callable[["ClientConnection"], Refusal | None],
-        gone: Callable[["ClientConnection"], None],
-    ) -> None:
+    def __init__(self, current: Callable[[], Port], admit: Callable[[], Refusal | None], among: set[Any]) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # no stream is fine
         self._current = current
         self._admit = admit
-        self._gone = gone
+        self._among = among
         self._port = current()
-        self.draining = False
+        self.draining = self._ended = False
         self.transport: asyncio.Transport
         self.writer: asyncio.StreamWriter
         self.http = Http1(self, current)
@@ -53,7 +45,6 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         self._tls: InterceptedTls | None = None
         self._tunnel: Tunnel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = False
         self._resets: select.epoll | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -75,11 +66,10 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         super().connection_made(transport)
         self.transport = transport
         self.writer = asyncio.StreamWriter(transport, self, None, asyncio.get_running_loop())
-        if refusal := self._admit(self):
-            self.http.lost()
-            self.writer.write(own_answer(refusal).encode())
-            self.finish(linger=_LINGER_SECONDS)
+        if refusal := self._admit():
+            self.http.refuse(refusal)
             return
+        self._among.add(self)
         self._look_for_idleness()
         if self._port.dispatch is not None:
             self._beside(self._serve(ClientConnectedHook(self.client)))
@@ -89,7 +79,8 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         taker = self._tunnel or self.http
         if self._asked is not None:
             self._begin(data, self._asked)
-        elif self._tls is not None:
+            return
+        if self._tls is not None:
             self._through_tls(events.DataReceived(self.client, data))
         else:
             taker.feed(data)
@@ -123,7 +114,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         if self._resets is not None:
             asyncio.get_running_loop().remove_reader(self._resets)
             self._resets.close()
-        self._gone(self)
+        self._among.discard(self)
         if self._tls is not None and not self._ended:
             self._through_tls(events.ConnectionClosed(self.client))
         if self._port.dispatch is not None:
@@ -176,8 +167,8 @@ class ClientConnection(asyncio.StreamReaderProtocol):
     def drain(self) -> None:
         """Close when what is under way has ended, at once when nothing is; a tunnel goes on."""
         self.draining = True
-        if self._tunnel is None:
-            self.http.drain()
+        if self._tunnel is None and not self.http.busy:
+            self.http.close()
 
     def enter(self, inside: Inside, sent: bytes) -> None:
         """Say yes and look what the client says, or carry it to the host that it asked for."""
@@ -197,16 +188,14 @@ class ClientConnection(asyncio.StreamReaderProtocol):
     def _begin(self, data: bytes, origin: Origin) -> None:
         """Tell by the first byte what the client speaks: TLS, or HTTP as it is."""
         self._asked = None
-        if data[0] == HANDSHAKE:
-            self.http = Http1(self, self._current, origin)
-            context = Context(self.client, self._port.options)
-            self._tls = InterceptedTls(context, self.http.feed, self.http.feed_end, origin)
+        secure = data[0] == HANDSHAKE
+        self.http = http = Http1(self, self._current, origin if secure else replace(origin, scheme="http"))
+        if secure:
+            self._tls = InterceptedTls(Context(self.client, self._port.options), http.feed, http.feed_end, origin)
             self._through_tls(events.Start())
-            self._through_tls(events.DataReceived(self.client, data))
         else:
             self.hurry(None)
-            self.http = Http1(self, self._current, replace(origin, scheme="http"))
-            self.http.feed(data)
+        self.data_received(data)
 
     def _through_tls(self, event: events.Event) -> None:
         """Let mitmproxy's layer take *event*, and do what it says; a crash of it ends the connection."""

@@ -7,6 +7,7 @@ it may end the connection (`flow.kill`). Whatever else it changes is not sent. d
 import asyncio
 import contextlib
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from mitmproxy import http
@@ -29,7 +30,6 @@ _SHOWN = 1 << 20
 _SPARE = 64 << 10
 """Copied beyond what is shown: of a credential that is cut in two the first half would not be known for one."""
 _GATHER_SECONDS = 1.0
-_NO_CONTENT = 204
 
 
 class _Copy:
@@ -44,20 +44,18 @@ class _Copy:
         self._data += data[: max(0, _SHOWN + _SPARE - len(self._data))]
 
     def show(self, message: http.Message, mask: Callable[[bytes], bytes]) -> str:
-        """Make it the content of *message*; return what is missing there, in words.
-
-        A compressed one is looked into; where that cannot be done it is not shown, since nothing can be masked.
-        """
+        """Make it the content of *message*; return what is missing there, in words."""
         cut = self._size > _SHOWN
-        message.raw_content = bytes(self._data)
+        message.raw_content = data = bytes(self._data)
         if "content-encoding" not in message.headers:
-            message.raw_content = mask(message.raw_content)[:_SHOWN]
+            message.raw_content = mask(data)[:_SHOWN]
             return f"only the first {_SHOWN >> 20} MiB of {self._size} bytes are shown" if cut else ""
         with contextlib.suppress(ValueError, TypeError):
-            if not cut and (content := message.get_content()) is not None:
-                if (masked := mask(content)) != content:
+            if not cut:
+                if (masked := mask(content := message.get_content() or b"")) != content:
                     message.content = masked
                 return ""
+        # What cannot be looked into may hold anything.
         message.raw_content = None
         return f"a compressed body of {self._size} bytes is not shown"
 
@@ -136,7 +134,7 @@ class _View:
         if (answer := self._flow.response) is not None:
             status, reason, data = answer.status_code, answer.data.reason, answer.raw_content or b""
             fields = [pair for pair in headers.incoming(answer.headers.fields) if pair[0].lower() != b"content-length"]
-            if status != _NO_CONTENT:
+            if status != HTTPStatus.NO_CONTENT:
                 fields.append((b"Content-Length", b"%d" % len(data)))
             await self._reply.start(status, reason, tuple(fields), chunked=False, data=data, end=True)
 
@@ -156,7 +154,7 @@ class _View:
 
     async def send(self, data: bytes) -> None:
         """Copy a part of the body, and send it."""
-        self._check_killed()
+        await self._check_killed()
         self._answer.add(data)
         await self._reply.send(data)
 
@@ -194,14 +192,14 @@ class _View:
         try:
             if self._port.dispatch is not None:
                 await self._port.dispatch(hook)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  an addon's
             detail = f"{hook.name}: {type(error).__name__} at {where(error)}"
             self._port.emit(Trouble(where="addon", detail=detail))
             if isinstance(hook, hooks.HttpRequestHeadersHook | hooks.HttpRequestHook):
                 raise Refusal(Reason.INTERNAL, FAULT) from None
-        self._check_killed()
+        await self._check_killed()
 
-    def _check_killed(self) -> None:
+    async def _check_killed(self) -> None:
         if self._flow.error is not None and self._flow.error.msg == Error.KILLED_MESSAGE:
-            self._reply.cut()
+            await self.abort()
             raise ClientGone

@@ -7,7 +7,6 @@ is under way is here, in one word and what belongs to it; docs/decisions/0019 sa
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
 
 import h11
 from h11._readers import ChunkedReader
@@ -57,12 +56,10 @@ class Http1:
         self._inside = Gate() if origin else None
         self._state = _State.HEAD
         self._buffer = ReceiveBuffer()
-        self._late = False
-        self._ended = False
-        self._broken = False
+        self._late = self._ended = self._broken = False
         self._body = RequestBody(0, open_spool=port.open_spool, wanted=lambda: None)
         self._left = 0
-        self._chunks: ChunkedReader
+        self._chunks: ChunkedReader | None = None
         self._reply: Reply
         self._task: asyncio.Task[None] | None = None
         self.idle_since = asyncio.get_running_loop().time()
@@ -79,10 +76,7 @@ class Http1:
 
     async def room(self) -> None:
         """Wait until the upstream takes more, or until the exchange under way has ended."""
-        if self._body.full or self._task is None:
-            await self._body.room()
-        else:
-            await asyncio.wait([self._task])
+        await (asyncio.wait([self._task]) if self._task and not self._body.full else self._body.room())
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent; a fault in it ends the connection, and nothing of its request goes on."""
@@ -97,9 +91,9 @@ class Http1:
         """Hear that the client sends no more (RFC 9112 section 9.6): what it has asked for is answered all the same."""
         self._ended = True
         if self._state is _State.BODY:
-            self._refuse(Refusal(Reason.BAD_REQUEST, "the request ended before its body was complete"))
+            self.refuse(Refusal(Reason.BAD_REQUEST, "the request ended before its body was complete"))
         elif self._state in (_State.REST, _State.CLOSED):
-            self._close()
+            self.close()
         else:
             self._read()
 
@@ -111,15 +105,33 @@ class Http1:
         if self._task is not None and not self._reply.complete:
             self._task.cancel()
 
-    def drain(self) -> None:
-        """Close if nothing is under way; where something is, its end will see that the wire is draining."""
-        if self._task is None:
-            self._close()
+    def close(self) -> None:
+        """Take nothing more, and end the connection."""
+        midway = self._state in (_State.BODY, _State.REST)
+        self._state = _State.CLOSED
+        self._wire.finish(linger=_LINGER_SECONDS if midway else 0.0)
 
     def fail(self, error: BaseException) -> None:
         """Note a fault of ours: no request of this connection goes upstream any more."""
         self._broken = True
         self._port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
+
+    def refuse(self, refusal: Refusal, request: Request | None = None) -> None:
+        """End the connection past the exchange; with an answer, if none has begun."""
+        state = self._state
+        begun = state in (_State.BODY, _State.ANSWER) and self._reply.begun
+        self.lost()
+        if state is _State.CLOSED:
+            return
+        # A client that ended in mid-body has most likely left, which the event of its exchange tells.
+        if not self._ended or self._task is None:
+            self._report(refusal, request)
+        if begun:
+            self._wire.abort(cut=True)
+            return
+        if state is not _State.REST:
+            self._wire.write(own_answer(refusal).encode())
+        self._wire.finish(linger=_LINGER_SECONDS)
 
     def _read(self) -> None:
         """Take what came, as far as it goes: not beyond a request whose answer is still to come."""
@@ -127,22 +139,21 @@ class Http1:
             while (self._state is _State.HEAD and self._task is None and self._buffer and self._read_head()) or (
                 self._state in (_State.BODY, _State.REST) and self._read_body()
             ):
-                pass
+                continue
             if self._state is _State.HEAD and self._task is None and (self._ended or self._wire.draining):
-                self._close()
+                self.close()
         except Refusal as refusal:
-            self._refuse(refusal)
+            self.refuse(refusal)
         except Exception as error:  # noqa: BLE001  fail closed
             self.fail(error)
-            self._refuse(Refusal(Reason.INTERNAL, FAULT))
+            self.refuse(Refusal(Reason.INTERNAL, FAULT))
 
     def _read_head(self) -> bool:
         self._port = port = self._current()
         head = take_head(self._buffer, port.upstream, self._origin or port.origin, port.limits.header)
-        late = head is None and len(self._buffer) > 0
-        if late is not self._late:
+        if (late := head is None and len(self._buffer) > 0) is not self._late:
             self._late = late
-            self._wire.hurry(port.limits.header_timeout if late else None, partial(self._refuse, _LATE))
+            self._wire.hurry(port.limits.header_timeout if late else None, lambda: self.refuse(_LATE))
         if isinstance(head, Connect):
             self._connect(head.request)
         elif head is not None:
@@ -155,10 +166,10 @@ class Http1:
             self._check(request, ours=False)
             inside = answer_connect(request, self._port)
         except Refusal as refusal:
-            self._refuse(refusal, request)
-            return
-        self._state = _State.CLOSED
-        self._wire.enter(inside, bytes(self._buffer))
+            self.refuse(refusal, request)
+        else:
+            self._state = _State.CLOSED
+            self._wire.enter(inside, bytes(self._buffer))
 
     def _begin(self, head: Head) -> None:
         """Start an exchange, with what came of the body already: a small one goes out in one write with its head."""
@@ -166,10 +177,9 @@ class Http1:
         self._reply = reply = Reply(self._wire, head, self._answered)
         make = RequestBody if port.dispatch is None else CopiedBody
         self._body = body = make(length, open_spool=port.open_spool, wanted=reply.proceed)
-        self._state = _State.ANSWER
-        if length != 0:
-            self._state, self._left, self._chunks = _State.BODY, length or 0, ChunkedReader()
-            self._read_body()
+        self._state, self._left = _State.BODY, length or 0
+        self._chunks = ChunkedReader() if length is None else None
+        self._read_body()
         task = asyncio.get_running_loop().create_task(self._exchange(head, body, reply))
         # An eager one may be over already.
         self._task = None if task.done() else task
@@ -180,28 +190,24 @@ class Http1:
             data = self._buffer.maybe_extract_at_most(self._left) or b""
             self._left -= len(data)
             self._body.feed(bytes(data))
-            complete = self._left == 0
-        else:
-            complete = self._read_chunks()
-        if complete:
-            self._body.feed_end()
-            if self._state is _State.REST:
-                self._wire.hurry(None)
-            self._state = _State.HEAD if self._state is _State.REST else _State.ANSWER
-        return complete
+        if self._left or not (self._chunks is None or self._take_chunks(self._chunks)):
+            return False
+        self._body.feed_end()
+        if self._state is _State.REST:
+            self._wire.hurry(None)
+        self._state = _State.HEAD if self._state is _State.REST else _State.ANSWER
+        return True
 
-    def _read_chunks(self) -> bool:
+    def _take_chunks(self, read: ChunkedReader) -> bool:
         try:
-            while (event := self._chunks(self._buffer)) is not None:
-                if isinstance(event, h11.EndOfMessage):
-                    return True
+            while not isinstance(event := read(self._buffer), h11.EndOfMessage | None):
                 self._body.feed(bytes(event.data))
         except h11.ProtocolError:
             raise Refusal(Reason.BAD_REQUEST, "the body's chunks are malformed") from None
         # What is left is a part of the line before a chunk, or of the trailers.
-        if len(self._buffer) > self._port.limits.header:
+        if event is None and len(self._buffer) > self._port.limits.header:
             raise Refusal(Reason.BAD_REQUEST, "the body has a chunk extension or trailers without end")
-        return False
+        return event is not None
 
     async def _exchange(self, head: Head, body: RequestBody, reply: Reply) -> None:
         self._task = asyncio.current_task()
@@ -221,14 +227,13 @@ class Http1:
         except Exception as error:  # noqa: BLE001  fail closed
             self._task = None
             self.fail(error)
-            self._refuse(Refusal(Reason.INTERNAL, FAULT))
+            self.refuse(Refusal(Reason.INTERNAL, FAULT))
         finally:
             self._task = None
-            loop = asyncio.get_running_loop()
-            self.idle_since = loop.time()
+            self.idle_since = asyncio.get_running_loop().time()
             if self._buffer or self._ended or self._wire.draining:
                 # Not from here: a row of requests that are refused at once would be a tower of calls.
-                loop.call_soon(self._read)
+                asyncio.get_running_loop().call_soon(self._read)
 
     def _check(self, request: Request, *, ours: bool) -> None:
         if self._broken:
@@ -238,34 +243,12 @@ class Http1:
     def _answered(self, close: bool) -> None:
         """Note that the answer is complete; a client that is still uploading has a few seconds to end."""
         if close:
-            self._close()
+            self.close()
         elif self._state is _State.BODY:
             self._state = _State.REST
             self._wire.hurry(_LINGER_SECONDS)
         elif self._state is _State.ANSWER:
             self._state = _State.HEAD
-
-    def _close(self) -> None:
-        midway = self._state in (_State.BODY, _State.REST)
-        self._state = _State.CLOSED
-        self._wire.finish(linger=_LINGER_SECONDS if midway else 0.0)
-
-    def _refuse(self, refusal: Refusal, request: Request | None = None) -> None:
-        """End the connection past the exchange; with an answer, if none has begun."""
-        state = self._state
-        begun = state in (_State.BODY, _State.ANSWER) and self._reply.begun
-        self.lost()
-        if state is _State.CLOSED:
-            return
-        # A client that ended in mid-body has most likely left, which the event of its exchange tells.
-        if not self._ended or self._task is None:
-            self._report(refusal, request)
-        if begun:
-            self._reply.cut()
-            return
-        if state is not _State.REST:
-            self._wire.write(own_answer(refusal).encode())
-        self._wire.finish(linger=_LINGER_SECONDS)
 
     def _report(self, refusal: Refusal, request: Request | None) -> None:
         now = self._port.clock.monotonic()

@@ -14,10 +14,13 @@ _ACCEPT = 8
 
 
 class Listener:
-    """A bound address and the connections it took; `address`: what was bound, with the port that the system chose."""
+    """A bound address and the connections it took; `address`: what was bound, with the port that the system chose.
+
+    `port`: how requests are served from now on, after `serve`; those under way go on as they began.
+    """
 
     def __init__(self, bound: socket.socket) -> None:
-        self._port: Port | None = None
+        self.port: Port
         self._server: asyncio.Server | None = None
         self._connections: set[ClientConnection] = set()
         self.socket = bound
@@ -29,17 +32,6 @@ class Listener:
         """How many requests are under way."""
         return sum(connection.busy for connection in self._connections)
 
-    @property
-    def port(self) -> Port:
-        """How requests are served from now on; those under way go on as they began."""
-        if self._port is None:
-            raise RuntimeError("`serve` comes first")
-        return self._port
-
-    @port.setter
-    def port(self, port: Port) -> None:
-        self._port = port
-
     async def serve(self, port: Port) -> None:
         """Accept connections from now on; one that does so already goes over to *port*."""
         self.port = port
@@ -47,7 +39,7 @@ class Listener:
             return
 
         def accept() -> ClientConnection:
-            return ClientConnection(lambda: self.port, self._admit, self._connections.discard)
+            return ClientConnection(lambda: self.port, self._admit, self._connections)
 
         loop = asyncio.get_running_loop()
         start = loop.create_unix_server if self.socket.family is socket.AF_UNIX else loop.create_server
@@ -61,9 +53,8 @@ class Listener:
         for connection in tuple(self._connections):
             connection.drain()
 
-    def _admit(self, connection: ClientConnection) -> Refusal | None:
+    def _admit(self) -> Refusal | None:
         if self._has_room():
-            self._connections.add(connection)
             return None
         detail = f"{self.port.limits.connections} connections are busy on this port; see limits.connections"
         return Refusal(Reason.TOO_MANY_CONNECTIONS, detail)

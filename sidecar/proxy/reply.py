@@ -11,7 +11,6 @@ _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _CLOSE = b"Connection: close\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PATIENCE = 3600.0
 
 
 class Reply:
@@ -21,18 +20,14 @@ class Reply:
     `complete`: all of it.
     """
 
+    patience = 3600.0
+    begun = complete = _close = _chunked = _bodiless = _until_close = False
+
     def __init__(self, wire: Wire, head: Head, answered: Callable[[bool], None]) -> None:
         self._wire = wire
         self._head = head
         self._answered = answered
         self._waits = head.expects_continue and head.request.length != 0
-        self._close = False
-        self._chunked = False
-        self._bodiless = False
-        self._until_close = False
-        self.begun = False
-        self.complete = False
-        self.patience = _PATIENCE
 
     def proceed(self) -> None:
         """Ask a client that waits for it for the body (RFC 9110 section 10.1.1)."""
@@ -78,10 +73,6 @@ class Reply:
 
     async def abort(self) -> None:
         """Cut the answer off, so that what the client has of it cannot look whole."""
-        self.cut()
-
-    def cut(self) -> None:
-        """Cut the answer off at once."""
         self._wire.abort(cut=self._until_close)
 
     def _end(self) -> None:

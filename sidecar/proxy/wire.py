@@ -27,18 +27,15 @@ class Wire(Protocol):
         """Send *data*; after the end of the connection it is dropped."""
 
     async def room(self, patience: float, *, empty: bool = False) -> None:
-        """Wait until the client takes more; *empty*: until it was sent all there is.
-
-        Raises ClientGone when it left, or took nothing for *patience* seconds.
-        """
+        """Wait until it takes more, *empty*: all; raises ClientGone when it left or took nothing for *patience* s."""
 
     def hurry(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
         """Call *end* in *seconds*, None: abort, unless it is called anew before; with None nothing will happen."""
 
     def finish(self, *, linger: float = 0.0) -> None:
-        """Close when all that was written is out; for *linger* seconds what the client is still sending is dropped.
+        """Close when all is out; what the client is still sending is dropped for *linger* seconds.
 
-        Closed with bytes that nobody read, the system would reset the connection, and the client lose its answer.
+        With bytes that nobody has read the system would reset the connection, and the client lose its answer.
         """
 
     def abort(self, *, cut: bool = False) -> None:
