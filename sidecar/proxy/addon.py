@@ -1,7 +1,6 @@
 """The sidecar as a mitmproxy addon, for `mitmdump -s` and `mitmweb -s`: the same proxy, seen through their eyes.
 
-Flows are a copy for the eye: the client's credential is taken out before mitmproxy sees a request, ours goes in
-after, and what an addon changes in a flow's request is not sent.
+Flows are a copy for the eye, made in `flows`: neither the client's credential is in them nor ours.
 """
 
 import asyncio

@@ -27,8 +27,7 @@ from sidecar.proxy.wire import reset
 class ClientConnection(asyncio.StreamReaderProtocol):
     """The wire of one client: an asyncio protocol whose bytes wait in no stream for a task to read them.
 
-    *current* gives the port as it is configured when a request comes. *admit* says no with a Refusal; else it is
-    *among* the others while it lasts.
+    *current* gives the port as it is when a request comes. *admit* says no, or it is *among* the others while it lasts.
     """
 
     def __init__(self, current: Callable[[], Port], admit: Callable[[], Refusal | None], among: set[Any]) -> None:
@@ -57,9 +56,9 @@ class ClientConnection(asyncio.StreamReaderProtocol):
     @cached_property
     def client(self) -> Client:
         """The client as mitmproxy knows it."""
-        name, own = self.writer.get_extra_info("peername"), self.writer.get_extra_info("sockname")
-        now = self._port.clock.now()
-        return Client(peername=name, sockname=own, timestamp_start=now, state=ConnectionState.OPEN)
+        get, now = self.writer.get_extra_info, self._port.clock.now()
+        names = {name: get(name) for name in ("peername", "sockname")}
+        return Client(**names, timestamp_start=now, state=ConnectionState.OPEN)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a server
         """Begin; where addons are told, not before they know."""
@@ -133,12 +132,10 @@ class ClientConnection(asyncio.StreamReaderProtocol):
                 async with asyncio.timeout(patience):
                     await self.writer.drain()
                 return
-            except TimeoutError:
-                if self.transport.get_write_buffer_size() >= waiting:
+            except OSError as error:  # a TimeoutError is one
+                if not isinstance(error, TimeoutError) or self.transport.get_write_buffer_size() >= waiting:
                     self.abort()
                     raise ClientGone from None
-            except OSError:
-                raise ClientGone from None
 
     def hurry(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
         """End the connection in *seconds*, by *end* or at once, unless told anew; None: let it live."""
@@ -152,17 +149,15 @@ class ClientConnection(asyncio.StreamReaderProtocol):
         if self._tls is not None and not self.writer.is_closing():
             self.writer.write(self._tls.farewell())
             self._tls = None
-        if linger and not self._ended and not self.writer.is_closing():
+        if not linger or self._ended or self.writer.is_closing():
+            self.writer.close()
+        else:
             self.writer.write_eof()
             self.hurry(linger)
-        else:
-            self.writer.close()
 
     def abort(self, *, cut: bool = False) -> None:
         """Close the connection at once, whatever is under way."""
-        if cut:
-            reset(self.writer)
-        self.transport.abort()
+        reset(self.writer) if cut else self.transport.abort()
 
     def drain(self) -> None:
         """Close when what is under way has ended, at once when nothing is; a tunnel goes on."""
@@ -216,7 +211,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
             self._beside(self._serve(hook))
 
     async def _serve(self, hook: commands.StartHook) -> None:
-        """Do what TLS needs, tell addons, and let the layer go on; what fails here closes, never lets through."""
+        """Do what TLS needs, tell addons, and let the layer go on; what fails here lets nothing through."""
         self.transport.pause_reading()
         try:
             match hook:

@@ -82,10 +82,7 @@ class CopiedBody(RequestBody):
 
 
 async def show(port: Port, client: Client, head: Head, body: CopiedBody, reply: Reply) -> None:
-    """Run the exchange of a request, or let an addon answer it; every hook is told on the way.
-
-    Raises Refusal when an addon failed before anything was sent upstream, and ClientGone when it killed the flow.
-    """
+    """Run an exchange, or let an addon answer; raises Refusal when one failed before it, ClientGone when it killed."""
     view = _View(port, client, head, body, reply)
     try:
         if await view.asked():

@@ -12,11 +12,10 @@ import h11
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 
-from sidecar.errors import REASONS, Reason, Refusal, where
+from sidecar.errors import Reason, Refusal, where
 from sidecar.events import Trouble
 from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.connect import answer_connect
@@ -24,7 +23,7 @@ from sidecar.proxy.flows import CopiedBody, show
 from sidecar.proxy.gate import Gate
 from sidecar.proxy.head import Connect, Head, take_head
 from sidecar.proxy.port import Port
-from sidecar.proxy.reply import Reply
+from sidecar.proxy.reply import Reply, report
 from sidecar.proxy.wire import Wire
 
 _LINGER_SECONDS = 10.0
@@ -125,7 +124,7 @@ class Http1:
             return
         # A client that ended in mid-body has most likely left, which the event of its exchange tells.
         if not self._ended or self._task is None:
-            self._report(refusal, request)
+            report(self._port, refusal, request)
         if begun:
             self._wire.abort(cut=True)
             return
@@ -220,7 +219,7 @@ class Http1:
                 await port.exchange.run(request, body, reply)
         except Refusal as refusal:
             body.discard()
-            self._report(refusal, request)
+            report(self._port, refusal, request)
             await send_own(reply, refusal)
         except ClientGone:
             pass
@@ -249,9 +248,3 @@ class Http1:
             self._wire.hurry(_LINGER_SECONDS)
         elif self._state is _State.ANSWER:
             self._state = _State.HEAD
-
-    def _report(self, refusal: Refusal, request: Request | None) -> None:
-        now = self._port.clock.monotonic()
-        status = refusal.status or REASONS[refusal.reason].status
-        tally = Tally(now, upstream=self._port.upstream or "", status=status, outcome=refusal.reason)
-        self._port.emit(tally.done(request, now))

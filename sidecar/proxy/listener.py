@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from functools import partial
 
 from sidecar.errors import Reason, Refusal
 from sidecar.proxy.connection import ClientConnection
@@ -37,12 +38,9 @@ class Listener:
         self.port = port
         if self._server is not None:
             return
-
-        def accept() -> ClientConnection:
-            return ClientConnection(lambda: self.port, self._admit, self._connections)
-
         loop = asyncio.get_running_loop()
         start = loop.create_unix_server if self.socket.family is socket.AF_UNIX else loop.create_server
+        accept = partial(ClientConnection, lambda: self.port, self._admit, self._connections)
         self._server = await start(accept, sock=self.socket, backlog=_ACCEPT)
         self.socket.listen(BACKLOG)  # asyncio has set it to the number that it takes at once
 

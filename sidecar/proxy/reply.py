@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
-from sidecar.policy.message import Fields
+from sidecar.errors import REASONS, Refusal
+from sidecar.exchange.tally import Tally
+from sidecar.policy.message import Fields, Request
 from sidecar.proxy.head import Head
+from sidecar.proxy.port import Port
 from sidecar.proxy.wire import Wire
 
 _EMPTY_STATUSES = frozenset({204, 304})
@@ -86,3 +89,10 @@ class Reply:
         if self._chunked:
             return (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (_LAST_CHUNK if end else b"")
         return data
+
+
+def report(port: Port, refusal: Refusal, request: Request | None) -> None:
+    """Tell of a request that was answered before an exchange began."""
+    now, status = port.clock.monotonic(), refusal.status or REASONS[refusal.reason].status
+    tally = Tally(now, upstream=port.upstream or "", status=status, outcome=refusal.reason)
+    port.emit(tally.done(request, now))

@@ -45,9 +45,8 @@ class Tunnel:
     @property
     def full(self) -> bool:
         """Whether whoever feeds it should wait for `room`: the host is slow, or has not answered yet."""
-        if self._writer is None:
-            return not self._ready.is_set()
-        return self._writer.transport.get_write_buffer_size() > _PIECE
+        writer = self._writer
+        return not self._ready.is_set() if writer is None else writer.transport.get_write_buffer_size() > _PIECE
 
     async def room(self) -> None:
         """Wait until the host takes more; before it has answered, until then."""
@@ -57,10 +56,7 @@ class Tunnel:
                 await self._writer.drain()
 
     async def run(self) -> None:
-        """Dial, answer the client, and carry bytes until the end.
-
-        Both sides are reset when one of them was, or when time is up. Cancelled: the host's.
-        """
+        """Dial, answer the client, and carry; both sides are reset when one was or time is up, cancelled the host's."""
         now = self._port.clock.monotonic
         tally = Tally(now(), outcome="client_gone", attempts=1)
         try:

@@ -413,7 +413,7 @@ setattr(owner, last, boom)
     "place",
     [
         "sidecar.proxy.head:parse_head",
-        "sidecar.proxy.direct:Reply",
+        "sidecar.proxy.http1:Reply",
         "sidecar.exchange.exchange:route",
         "sidecar.policy.headers:outgoing",
         "sidecar.tokens.broker:Broker.current",

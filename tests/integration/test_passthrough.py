@@ -407,7 +407,7 @@ async def test_upload_does_not_go_on_into_nothing(rig: Rig) -> None:
 
 
 async def _offer(port: int, head: bytes, size: int) -> int:
-    """Send *head* and then up to *size* bytes; return how many were taken when nothing was for half a second, or at its end."""
+    """Send *head* and then up to *size* bytes; return how many were taken: nothing was for half a second."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
