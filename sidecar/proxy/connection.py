@@ -134,7 +134,7 @@ class ClientConnection(asyncio.StreamReaderProtocol):
                 return
             except OSError as error:  # a TimeoutError is one
                 if not isinstance(error, TimeoutError) or self.transport.get_write_buffer_size() >= waiting:
-                    self.abort()
+                    self.abort(cut=True)
                     raise ClientGone from None
 
     def hurry(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
