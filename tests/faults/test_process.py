@@ -30,6 +30,7 @@ from tests.faults.site import (
     metric,
     plm_site,
     request,
+    reset,
     site,
     until,
 )
@@ -342,12 +343,12 @@ async def test_flt_pr_07_instance_with_another_key_goes_on_alone(
 
 
 async def leave(at: Site, path: bytes, seen: int = 1) -> None:
-    """Begin a request and leave when the upstream has seen it so often; wait until the sidecar has done with it."""
+    """Begin a request, reset it when the upstream has seen it so often, and wait until the sidecar has done with it."""
     _, writer = await asyncio.open_connection("127.0.0.1", at.running.port("plm"))
     writer.write(request(path, b"POST", b"Idempotency-Key: 1", body=b"x"))
     await until(lambda: at.count(path) == seen, "the upstream")
     await asyncio.sleep(0.3)
-    writer.transport.abort()
+    reset(writer)
     began = time.monotonic()
     path_text = path.decode()
     async with asyncio.timeout(10):
