@@ -20,7 +20,7 @@ Present = Callable[[Secret], tuple[bytes, bytes]]
 class Client(Protocol):
     """The way back to the client; each call waits until the client takes more, and raises ClientGone when it left.
 
-    *patience*: seconds that it may take nothing; who takes nothing for longer has left.
+    *patience*: seconds that it may take nothing, then it counts as gone; set once the upstream is known.
     """
 
     patience: float

@@ -1,7 +1,6 @@
 """The sidecar as a mitmproxy addon, for `mitmdump -s` and `mitmweb -s`: the same proxy, seen through their eyes.
 
-Flows are a copy for the eye: the client's credential is taken out before mitmproxy sees a request, ours goes in
-after, and what an addon changes in a flow's request is not sent.
+Flows are a copy for the eye, made in `flows`: neither the client's credential is in them nor ours.
 """
 
 import asyncio
@@ -13,6 +12,9 @@ from typing import Any
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
+from mitmproxy.exceptions import AddonHalt
+from mitmproxy.flow import Flow
+from mitmproxy.hooks import UpdateHook
 from mitmproxy.proxy import commands
 
 from sidecar.errors import ConfigurationError
@@ -70,4 +72,17 @@ class AuthSidecar:
 
 
 async def _dispatch(hook: commands.StartHook) -> None:
-    await ctx.master.addons.handle_lifecycle(hook)
+    """Tell every addon of *hook*; raises what the first that failed did, which mitmproxy itself would only log."""
+    failure: Exception | None = None
+    for addon in tuple(ctx.master.addons.chain):
+        try:
+            await ctx.master.addons.invoke_addon(addon, hook)
+        except AddonHalt:
+            break
+        except Exception as error:
+            logging.getLogger(__name__).exception("an addon failed in %s", hook.name)
+            failure = failure or error
+    if isinstance(flow := hook.args()[0], Flow):
+        await ctx.master.addons.trigger_event(UpdateHook([flow]))
+    if failure is not None:
+        raise failure

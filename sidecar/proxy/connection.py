@@ -1,250 +1,250 @@
-"""One client connection: mitmproxy's handler with our layers, and the exchange running beside them."""
+"""One client connection: its bytes go to HTTP at once, or into a tunnel, or through mitmproxy's TLS."""
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+import select
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
-from mitmproxy.proxy import commands, layer, mode_specs
+from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import TlsEstablishedClientHook, TlsFailedClientHook, TlsStartClientHook
-from mitmproxy.proxy.server import LiveConnectionHandler
+from mitmproxy.proxy.server_hooks import ClientConnectedHook, ClientDisconnectedHook
 
-from sidecar.errors import REASONS, Reason, Refusal, where
+from sidecar.errors import Refusal
 from sidecar.events import Trouble
-from sidecar.exchange.answers import FAULT, own_answer, send_own
-from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.exchange.destination import Client
-from sidecar.exchange.tally import Tally
-from sidecar.policy.message import Request
+from sidecar.exchange.body import ClientGone
 from sidecar.policy.routing import Origin
-from sidecar.proxy.bridge import BridgedHttpLayer, StartExchange
-from sidecar.proxy.connect import InterceptedTls, StartTunnel, run_tunnel, start_tls, tls_failed
-from sidecar.proxy.direct import DirectHttp
-from sidecar.proxy.head import Head
+from sidecar.proxy.connect import ESTABLISHED, HANDSHAKE, Inside, InterceptedTls
+from sidecar.proxy.http1 import Http1
 from sidecar.proxy.port import Port
 from sidecar.proxy.tunnel import Tunnel
-
-_LINGER_SECONDS = 10.0
-_PIPELINE = 64 << 10
-_REGULAR = mode_specs.ProxyMode.parse("regular")
+from sidecar.proxy.wire import reset
 
 
-class ClientConnection(LiveConnectionHandler):
-    """mitmproxy's connection handler; its layers see the client's side only."""
+class ClientConnection(asyncio.StreamReaderProtocol):
+    """The wire of one client: an asyncio protocol whose bytes wait in no stream for a task to read them.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, current: Callable[[], Port]) -> None:
-        """Serve *reader* and *writer*; *current* gives the port as it is configured when a request comes."""
-        self.port = port = current()
-        super().__init__(reader, writer, port.options, _REGULAR)
+    *current* gives the port as it is when a request comes. *admit* says no, or it is *among* the others while it lasts.
+    """
+
+    def __init__(self, current: Callable[[], Port], admit: Callable[[], Refusal | None], among: set[Any]) -> None:
+        super().__init__(None)  # type: ignore[arg-type]  # no stream is fine
         self._current = current
-        self.writer = writer
-        self.draining = False
-        context = self.layer.context
-        context.layers.clear()
-        self.http = self.http_layer(context, None)
-        self.layer: layer.Layer = self.http
-        self.tls: InterceptedTls | None = None
-        self.gate = port.gate
-        self.asked: Origin | None = None
-        self.tunnel: Tunnel | None = None
-        self.body = RequestBody(0, open_spool=port.open_spool, wanted=lambda: None)
-        self._task: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._admit = admit
+        self._among = among
+        self._port = current()
+        self.draining = self._ended = False
+        self.transport: asyncio.Transport
+        self.writer: asyncio.StreamWriter
+        self.http = Http1(self, current)
+        self._asked: Origin | None = None
+        self._tls: InterceptedTls | None = None
+        self._tunnel: Tunnel | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._resets: select.epoll | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._failure: BaseException | None = None
+        self._idle: asyncio.TimerHandle | None = None
 
     @property
     def busy(self) -> bool:
         """Whether an exchange is under way, or a tunnel in which something moves."""
-        return self._task is not None and not (self.tunnel and self.tunnel.quiet)
+        return self.http.busy if self._tunnel is None else not self._tunnel.quiet
 
-    async def handle_client(self) -> None:
-        """Serve the connection to its end; nothing of it is left running."""
-        try:
-            await super().handle_client()
-        finally:
-            self.client_left()
-            self.set_timer(None)
-            # mitmproxy forgets to when its handler is cancelled while it closes.
-            self.writer.close()
+    @cached_property
+    def client(self) -> Client:
+        """The client as mitmproxy knows it."""
+        get, now = self.writer.get_extra_info, self._port.clock.now()
+        names = {name: get(name) for name in ("peername", "sockname")}
+        return Client(**names, timestamp_start=now, state=ConnectionState.OPEN)
 
-    async def handle_hook(self, hook: commands.StartHook) -> None:
-        """Run the exchange, or hand mitmproxy's hooks on; what raises here closes, never lets through."""
-        match hook:
-            case StartExchange():
-                # What came with the head is fed first, so that a small body goes out in one write with it.
-                await asyncio.sleep(0)
-                await self._run_exchange(hook.head, hook.body, hook.client)
-                return
-            case StartTunnel():
-                await run_tunnel(self, hook.tunnel)
-                return
-            case TlsStartClientHook():
-                start_tls(self, hook.data)
-            case TlsEstablishedClientHook():
-                self.set_timer(None)
-            case TlsFailedClientHook():
-                tls_failed(self, hook.data)
-        if self.port.dispatch is not None:
-            try:
-                with self.timeout_watchdog.disarm():
-                    await self.port.dispatch(hook)
-            except Exception as error:  # noqa: BLE001  fail closed: the exchange will refuse
-                self.failed(error)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a server
+        """Begin; where addons are told, not before they know."""
+        super().connection_made(transport)
+        self.transport = transport
+        self.writer = asyncio.StreamWriter(transport, self, None, asyncio.get_running_loop())
+        if refusal := self._admit():
+            self.http.refuse(refusal)
+            return
+        self._among.add(self)
+        self._look_for_idleness()
+        if self._port.dispatch is not None:
+            self._beside(self._serve(ClientConnectedHook(self.client)))
 
-    def http_layer(self, context: Context, origin: Origin | None) -> DirectHttp | BridgedHttpLayer:
-        """Return what serves HTTP here; mitmproxy's streams cost half of the CPU, and only flows need them."""
-        return (DirectHttp if self.port.dispatch is None else BridgedHttpLayer)(context, self, origin)
+    def data_received(self, data: bytes) -> None:
+        """Hand on what the client sent, and read nothing more while there is no room for it."""
+        taker = self._tunnel or self.http
+        if self._asked is not None:
+            self._begin(data, self._asked)
+            return
+        if self._tls is not None:
+            self._through_tls(events.DataReceived(self.client, data))
+        else:
+            taker.feed(data)
+        if taker.full:
+            self.transport.pause_reading()
+            self._beside(self._until_room())
 
-    def take_port(self) -> Port:
-        """Return the port as it is configured now; the request that begins sees no other."""
-        self.port = self._current()
-        if self.asked is None:
-            self.gate = self.port.gate
-        return self.port
+    def eof_received(self) -> bool:
+        """Keep the connection open: who has said all may still listen."""
+        self._ended = True
+        if self._tls is not None:
+            self._through_tls(events.ConnectionClosed(self.client))
+        else:
+            (self._tunnel or self.http).feed_end()
+        if self._tunnel is None and not self.writer.is_closing() and hasattr(select, "epoll"):
+            # asyncio does not look at what it does not read; the system tells of errors and hang-ups unasked.
+            self._resets = select.epoll()
+            self._resets.register(self.writer.get_extra_info("socket"), 0)
+            asyncio.get_running_loop().add_reader(self._resets, self.abort)
+        return True
 
-    def drain(self) -> None:
-        """Close when the exchange under way has ended, at once when there is none."""
-        self.draining = True
-        if self._task is None:
-            self.finish()
-
-    def new_body(self, head: Head, proceed: Callable[[], None]) -> RequestBody:
-        """Make room for the body of the request that begins; *proceed* asks a client that waits for it."""
-        self.body = RequestBody(
-            head.request.length,
-            open_spool=self.port.open_spool,
-            wanted=proceed if head.expects_continue else lambda: None,
-        )
-        return self.body
-
-    def begin(self, head: Head, body: RequestBody, client: Client) -> None:
-        """Start the exchange of a request, beside the layers."""
-        task = asyncio.get_running_loop().create_task(self._run_exchange(head, body, client))
-        # An eager one may be over already.
-        self._task = None if task.done() else task
-
-    def request_complete(self) -> None:
-        """The body is complete; a client that was late with it is not hurried any more."""
-        self.body.feed_end()
-        self.set_timer(None)
-
-    def client_left(self) -> None:
-        """End the exchange under way, if any; a renewal it waits for goes on."""
-        self.body.fail()
-        if self._task is not None:
-            self._task.cancel()
-
-    def failed(self, error: BaseException) -> None:
-        """Note a fault of ours: no request of this connection goes upstream any more."""
-        self._failure = error
-        self.port.emit(Trouble(where="proxy", detail=f"bug: {type(error).__name__} at {where(error)}"))
-
-    def refused(self, refusal: Refusal, request: Request | None = None) -> None:
-        """Report a request that was answered before an exchange began."""
-        now = self.port.clock.monotonic()
-        status = refusal.status or REASONS[refusal.reason].status
-        tally = Tally(now, upstream=self.port.upstream or "", status=status, outcome=refusal.reason)
-        self.port.emit(tally.done(request, now))
-
-    def head_pending(self, pending: bool) -> None:
-        """Start or stop the time a client has to complete its head."""
-        if not pending and self._timer is not None:
-            self.set_timer(None)
-        elif pending and self._timer is None:
-            self.set_timer(self.port.limits.header_timeout, self._head_is_late)
-
-    async def _run_exchange(self, head: Head, body: RequestBody, client: Client) -> None:
-        request = head.request
-        with self.under_way():
-            try:
-                if self._failure is not None:
-                    raise Refusal(Reason.INTERNAL, FAULT)
-                self.gate.check(request.fields, ours=not self.port.beside.takes(request.host))
-                await self.port.exchange.run(request, body, client)
-            except Refusal as refusal:
-                body.discard()
-                self.refused(refusal, request)
-                await send_own(client, refusal)
-
-    @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Mark the time of an exchange; a fault in it ends the connection."""
-        task = self._task = asyncio.current_task()
-        self._idle.clear()
-        try:
-            with self.timeout_watchdog.disarm():
-                yield
-        except ClientGone:
-            pass
-        except Exception as error:  # noqa: BLE001  fail closed
-            self.failed(error)
-            self._end_with(Refusal(Reason.INTERNAL, FAULT))
-        finally:
-            # A pipelined request may have begun already, while the end of this one's answer was written.
-            if self._task is task:
-                self._task = None
-                self._idle.set()
-                if self.draining:
-                    self.finish()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave nothing running; a renewal that a request waits for goes on."""
+        super().connection_lost(exc)
+        self.http.lost()
+        self.hurry(None)
+        if self._idle is not None:
+            self._idle.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._resets is not None:
+            asyncio.get_running_loop().remove_reader(self._resets)
+            self._resets.close()
+        self._among.discard(self)
+        if self._tls is not None and not self._ended:
+            self._through_tls(events.ConnectionClosed(self.client))
+        if self._port.dispatch is not None:
+            self._beside(self._serve(ClientDisconnectedHook(self.client)))
 
     def write(self, data: bytes) -> None:
-        """Write *data* to the client, past the layers but for TLS."""
-        if not self.writer.is_closing():
-            self.writer.write(data if self.tls is None else self.tls.encrypted(data))
+        """Write *data* to the client, through TLS where there is TLS."""
+        if data and not self.writer.is_closing():
+            self.writer.write(data if self._tls is None else self._tls.encrypted(data))
 
-    def finish(self) -> None:
-        """Close the connection when all that was written is out."""
-        if self.tls is not None and not self.writer.is_closing():
-            self.writer.write(self.tls.farewell())
-        self.writer.close()
+    async def room(self, patience: float, *, empty: bool = False) -> None:
+        """Wait until the client takes more; what the system holds for it is not seen from here."""
+        while (waiting := self.transport.get_write_buffer_size()) > 0:
+            self.transport.set_write_buffer_limits(0 if empty else None)
+            try:
+                async with asyncio.timeout(patience):
+                    await self.writer.drain()
+                return
+            except OSError as error:  # a TimeoutError is one
+                if not isinstance(error, TimeoutError) or self.transport.get_write_buffer_size() >= waiting:
+                    self.abort(cut=True)
+                    raise ClientGone from None
 
-    def hurry(self) -> None:
-        """Give a client that is still uploading though it has its answer a few seconds to end."""
-        self.set_timer(_LINGER_SECONDS)
-
-    def abort(self) -> None:
-        """Close the connection at once, whatever is under way."""
-        self.writer.transport.abort()
-        if self.tunnel is not None:
-            # Reading may wait for the host, which may never take more.
-            self.client_left()
-
-    async def drain_writers(self) -> None:
-        """Hold reading while there is no room; mitmproxy waits for the client here, which ties upload to download."""
-        if self.tunnel is not None:
-            await self.tunnel.room()
-        while self.body.full:
-            await self.body.room()
-        while self.http.waiting > _PIPELINE and self.busy:
-            await self._idle.wait()
-
-    def log(self, message: str, level: int = 0, exc_info: object = None) -> None:
-        """Drop mitmproxy's messages, which quote raw bytes; a crash of its layers ends the connection."""
-        del message, level
-        if exc_info:
-            error = exc_info[1] if isinstance(exc_info, tuple) else None
-            self.failed(error if isinstance(error, BaseException) else RuntimeError("a layer failed"))
-            self.client_left()
-            self._end_with(Refusal(Reason.INTERNAL, FAULT))
-
-    def _end_with(self, refusal: Refusal) -> None:
-        """End the connection past the layers, which may be broken or still wait; with an answer if none was begun."""
-        if self.http.answering or self.client.tls or self.tunnel or self.writer.is_closing():
-            self.abort()
-            return
-        self.writer.write(own_answer(refusal).encode())
-        self.writer.close()
-
-    def _head_is_late(self) -> None:
-        refusal = Refusal(Reason.REQUEST_TIMEOUT, "the head of the request did not come in time")
-        self.refused(refusal)
-        self._end_with(refusal)
-
-    def set_timer(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
-        """End the connection in *seconds*, by *end* or at once, unless set anew; None: let it live."""
+    def hurry(self, seconds: float | None, end: Callable[[], None] | None = None) -> None:
+        """End the connection in *seconds*, by *end* or at once, unless told anew; None: let it live."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
         self._timer = None if seconds is None else loop.call_later(seconds, end or self.abort)
+
+    def finish(self, *, linger: float = 0.0) -> None:
+        """Close when all that was written is out; the client's end, or *linger*, ends the wait for what it sends."""
+        if self._tls is not None and not self.writer.is_closing():
+            self.writer.write(self._tls.farewell())
+            self._tls = None
+        if not linger or self._ended or self.writer.is_closing():
+            self.writer.close()
+        else:
+            self.writer.write_eof()
+            self.hurry(linger)
+
+    def abort(self, *, cut: bool = False) -> None:
+        """Close the connection at once, whatever is under way."""
+        reset(self.writer) if cut else self.transport.abort()
+
+    def drain(self) -> None:
+        """Close when what is under way has ended, at once when nothing is; a tunnel goes on."""
+        self.draining = True
+        if self._tunnel is None and not self.http.busy:
+            self.http.close()
+
+    def enter(self, inside: Inside, sent: bytes) -> None:
+        """Say yes and look what the client says, or carry it to the host that it asked for."""
+        self._port = self._current()
+        if isinstance(inside, Origin):
+            self._asked = inside
+            self.hurry(self._port.limits.header_timeout)
+            self.writer.write(ESTABLISHED)
+        else:
+            self._tunnel = Tunnel(inside, self._port, self.writer)
+            self._beside(self._tunnel.run())
+        if sent:
+            self.data_received(sent)
+        if self._ended:
+            (self._tunnel or self.http).feed_end()
+
+    def _begin(self, data: bytes, origin: Origin) -> None:
+        """Tell by the first byte what the client speaks: TLS, or HTTP as it is."""
+        self._asked = None
+        secure = data[0] == HANDSHAKE
+        self.http = http = Http1(self, self._current, origin if secure else replace(origin, scheme="http"))
+        if secure:
+            self._tls = InterceptedTls(Context(self.client, self._port.options), http.feed, http.feed_end, origin)
+            self._through_tls(events.Start())
+        else:
+            self.hurry(None)
+        self.data_received(data)
+
+    def _through_tls(self, event: events.Event) -> None:
+        """Let mitmproxy's layer take *event*, and do what it says; a crash of it ends the connection."""
+        hooks = []
+        try:
+            for command in self._tls.handle_event(event) if self._tls else ():
+                if isinstance(command, commands.SendData) and not self.writer.is_closing():
+                    self.writer.write(command.data)
+                elif isinstance(command, commands.CloseConnection):
+                    self.client.state = ConnectionState.CLOSED
+                    self.writer.close()
+                elif isinstance(command, commands.StartHook):
+                    hooks.append(command)
+        except Exception as error:  # noqa: BLE001  fail closed
+            self.http.fail(error)
+            self.abort()
+        for hook in hooks:
+            self._beside(self._serve(hook))
+
+    async def _serve(self, hook: commands.StartHook) -> None:
+        """Do what TLS needs, tell addons, and let the layer go on; what fails here lets nothing through."""
+        self.transport.pause_reading()
+        try:
+            match hook:
+                case TlsStartClientHook(data) if self._tls is not None:
+                    self._tls.present(data, self._port)
+                case TlsEstablishedClientHook():
+                    self.hurry(None)
+                case TlsFailedClientHook(data) if self._tls is not None:
+                    why = f"the TLS handshake with the client failed ({data.conn.error})"
+                    where = f"CONNECT {self._tls.origin.authority}"
+                    self._port.emit(Trouble(where=where, detail=f"{why}; does it trust the bundle of the local CA?"))
+            if self._port.dispatch is not None:
+                await self._port.dispatch(hook)
+        except Exception as error:  # noqa: BLE001  fail closed: no request will go on
+            self.http.fail(error)
+        self._through_tls(events.HookCompleted(hook))
+        self.transport.resume_reading()
+
+    async def _until_room(self) -> None:
+        while (taker := self._tunnel or self.http).full:
+            await taker.room()
+        self.transport.resume_reading()
+
+    def _look_for_idleness(self) -> None:
+        """Close a connection on which nothing has been under way for too long; look again when that may be."""
+        loop, limit = asyncio.get_running_loop(), self._port.limits.idle_connection
+        wait = limit if self.busy else self.http.idle_since + limit - loop.time()
+        if wait > 0:
+            self._idle = loop.call_later(wait, self._look_for_idleness)
+        else:
+            self.drain()
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,7 +1,7 @@
 """What the connections of one listener have in common."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands
@@ -10,6 +10,7 @@ from OpenSSL import SSL
 from sidecar.clock import Clock
 from sidecar.events import Emit
 from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.spool import OpenSpool
 from sidecar.policy.message import Request
@@ -26,20 +27,21 @@ class Port:
 
     *limits*: what a client may ask for. *upstream* and *origin*: those of a reverse port, None on the proxy port.
     *gate*: who may come in. *beside*: the way to what is passed through. *server_context*: TLS for a client that
-    asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold.
-    *dispatch*: where mitmproxy's hooks go, None when no addon listens.
+    asked for this host, KeyError for one that is not intercepted. *show*: what of a request a flow may hold, *mask*:
+    what an answer must not show. *dispatch*: where mitmproxy's hooks go, None: no addon listens. *options*: of its TLS.
     """
 
     exchange: Exchange
     beside: Passthrough
     gate: Gate
     server_context: Callable[[str], SSL.Context]
-    options: Options
     limits: Limits
     clock: Clock
     emit: Emit
     open_spool: OpenSpool
     show: Callable[[Request], Request]
+    mask: Mask
     dispatch: Dispatch | None = None
     upstream: str | None = None
     origin: Origin | None = None
+    options: Options = field(default_factory=Options)

@@ -1,123 +1,98 @@
 """The exchange's way back to one client, for one request: how an answer is framed for it, and sent."""
 
-import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from sidecar.exchange.body import ClientGone, RequestBody
-from sidecar.policy.message import Fields
+from sidecar.errors import REASONS, Refusal
+from sidecar.exchange.tally import Tally
+from sidecar.policy.message import Fields, Request
 from sidecar.proxy.head import Head
-from sidecar.proxy.reset import reset
+from sidecar.proxy.port import Port
+from sidecar.proxy.wire import Wire
 
-if TYPE_CHECKING:
-    from sidecar.proxy.connection import ClientConnection
-    from sidecar.proxy.direct import DirectHttp
-
-_STALL_SECONDS = 60.0
 _EMPTY_STATUSES = frozenset({204, 304})
-LAST_CHUNK = b"0\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Framing:
-    """How the end of an answer is told: by its length, by *chunked*, or by that of the connection (*until_close*).
-
-    *bodiless*: it has no body whatever its fields say (RFC 9112 section 6.3). *close*: the connection ends with it.
-    """
-
-    chunked: bool
-    until_close: bool
-    bodiless: bool
-    close: bool
-
-    @property
-    def fields(self) -> Fields:
-        """The fields that say so to the client."""
-        chunked: Fields = ((b"Transfer-Encoding", b"chunked"),) if self.chunked else ()
-        return (*chunked, (b"Connection", b"close")) if self.close else chunked
-
-
-def framing(head: Head, status: int, *, chunked: bool, draining: bool) -> Framing:
-    """Return how to frame an answer of *status* to *head*: an HTTP/1.0 client gets no chunks."""
-    bodiless = status in _EMPTY_STATUSES or head.request.method == b"HEAD"
-    unsized = chunked and not bodiless
-    http10 = head.request.http10
-    return Framing(unsized and not http10, unsized and http10, bodiless, head.close or draining)
-
-
-def chunk(data: bytes) -> bytes:
-    """Return *data*, which is not empty, as one chunk (RFC 9112 section 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-_CUT = Framing(chunked=False, until_close=False, bodiless=False, close=True)
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+_CLOSE = b"Connection: close\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Reply:
-    """Writes an answer to its client, as bytes, and waits while the client takes no more."""
+    """Writes an answer to its client, as bytes, and waits while the client takes no more.
 
-    def __init__(self, link: "ClientConnection", http: "DirectHttp", head: Head, body: RequestBody) -> None:
-        self._link = link
-        self._http = http
+    *answered* hears of its end, and whether the connection ends with it. `begun`: the client has its head,
+    `complete`: all of it.
+    """
+
+    patience = 3600.0
+    begun = complete = _close = _chunked = _bodiless = _until_close = False
+
+    def __init__(self, wire: Wire, head: Head, answered: Callable[[bool], None]) -> None:
+        self._wire = wire
         self._head = head
-        self._body = body
-        self.patience = 3600.0
-        self._framing = _CUT
+        self._answered = answered
+        self._waits = head.expects_continue and head.request.length != 0
+
+    def proceed(self) -> None:
+        """Ask a client that waits for it for the body (RFC 9110 section 10.1.1)."""
+        if self._waits:
+            self._waits = False
+            self._wire.write(_CONTINUE)
 
     async def start(
         self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
     ) -> None:
-        """Send the head with what is there of the body, in one write."""
-        self._framing = frame = framing(self._head, status, chunked=chunked, draining=self._link.draining)
-        lines = [b"%b: %b\r\n" % field for field in fields]
-        lines += [b"%b: %b\r\n" % field for field in frame.fields]
-        self._http.answering = True
-        self._link.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, reason, b"".join(lines), self._framed(data, end=end)))
-        await flushed(self._link)
+        """Send the head with what is there of the body, in one write; an HTTP/1.0 client gets no chunks.
+
+        Some answers have no body whatever their fields say (RFC 9112 section 6.3).
+        """
+        request = self._head.request
+        # Of a client that was not asked for its body nobody knows whether it will send it.
+        self._close = self._head.close or self._wire.draining or self._waits
+        self._bodiless = status in _EMPTY_STATUSES or request.method == b"HEAD"
+        if chunked and not self._bodiless:
+            self._chunked, self._until_close = not request.http10, request.http10
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason), *[b"%b: %b\r\n" % field for field in fields]]
+        if self._chunked:
+            lines.append(_CHUNKED)
+        if self._close:
+            lines.append(_CLOSE)
+        lines += (b"\r\n", self._framed(data, end=end))
+        self.begun = True
+        self._wire.write(b"".join(lines))
+        await self._wire.room(self.patience, empty=end)
         if end:
-            await self._http.answered(close=frame.close)
+            self._end()
 
     async def send(self, data: bytes) -> None:
         """Send a part of the body and wait until there is room for more."""
-        self._link.write(self._framed(data))
-        await flushed(self._link)
+        self._wire.write(self._framed(data))
+        await self._wire.room(self.patience)
 
     async def end(self) -> None:
-        """End the answer; a client that is still uploading gets it at once and a few seconds to stop."""
-        if last := self._framed(b"", end=True):
-            self._link.write(last)
-        await self._http.answered(close=self._framing.close)
+        """End the answer, and wait until it is out."""
+        self._wire.write(self._framed(b"", end=True))
+        await self._wire.room(self.patience, empty=True)
+        self._end()
 
     async def abort(self) -> None:
-        """Cut the answer off; where its end is that of the connection, so that it cannot look like one."""
-        cut_off(self._link, self._framing)
+        """Cut the answer off, so that what the client has of it cannot look whole."""
+        self._wire.abort(cut=self._until_close)
+
+    def _end(self) -> None:
+        self.complete = True
+        self._answered(self._close)
 
     def _framed(self, data: bytes, *, end: bool = False) -> bytes:
-        if self._framing.bodiless:
+        """Return *data* as it goes out, as one chunk where there are chunks (RFC 9112 section 7.1)."""
+        if self._bodiless:
             return b""
-        if self._framing.chunked:
-            return (chunk(data) if data else b"") + (LAST_CHUNK if end else b"")
+        if self._chunked:
+            return (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (_LAST_CHUNK if end else b"")
         return data
 
 
-def cut_off(link: "ClientConnection", frame: Framing) -> None:
-    """Close the connection so that what the client has of its answer cannot look whole."""
-    if frame.until_close:
-        reset(link.writer)
-    link.abort()
-
-
-async def flushed(link: "ClientConnection") -> None:
-    """Wait until the client takes more; raises ClientGone when it left or takes nothing for a minute."""
-    transport = link.writer.transport
-    while (waiting := transport.get_write_buffer_size()) > 0:
-        try:
-            async with asyncio.timeout(_STALL_SECONDS):
-                await link.writer.drain()
-            return
-        except TimeoutError:
-            if transport.get_write_buffer_size() >= waiting:
-                link.abort()
-                raise ClientGone from None
-        except OSError:
-            raise ClientGone from None
+def report(port: Port, refusal: Refusal, request: Request | None) -> None:
+    """Tell of a request that was answered before an exchange began."""
+    now, status = port.clock.monotonic(), refusal.status or REASONS[refusal.reason].status
+    tally = Tally(now, upstream=port.upstream or "", status=status, outcome=refusal.reason)
+    port.emit(tally.done(request, now))

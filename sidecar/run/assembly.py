@@ -16,12 +16,12 @@ from pathlib import Path
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.exchange import Exchange
 from sidecar.exchange.keepalive import keep_alive
+from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.message import Request
-from sidecar.proxy.listener import proxy_options
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import AT_ONCE, Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
@@ -38,7 +38,8 @@ _LOOK_SECONDS = 0.1
 class Surroundings:
     """What lives longer than any configuration.
 
-    *own* tells our listeners, *identity* is our value of Auth-Sidecar-Hop, *in_flight* counts requests by upstream.
+    *own* tells our listeners, *identity* is our value of Auth-Sidecar-Hop, *in_flight* counts requests by upstream,
+    *mask* knows what flows must not show.
     """
 
     shared: Shared
@@ -47,6 +48,7 @@ class Surroundings:
     in_flight: Counter[str]
     dispatch: Dispatch | None
     for_exec: bool
+    mask: Mask = field(default_factory=Mask)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,7 +124,10 @@ async def assemble(
             if upstream.tls not in contexts:
                 contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
             context = contexts[upstream.tls]
-            destinations[name] = make_destination(name, upstream, issuer, broker, context, around.own, shared)
+            made_now = make_destination(name, upstream, issuer, broker, context, around.own, shared)
+            if around.dispatch is not None:
+                made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
+            destinations[name] = made_now
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -145,12 +150,12 @@ async def assemble(
             beside=beside,
             gate=gate,
             server_context=trust.context,
-            options=proxy_options(settings.limits.idle_connection),
             limits=settings.limits,
             clock=shared.clock,
             emit=shared.emit,
             open_spool=lambda: Spool(settings.state_dir / "spool", EphemeralSeal()),
             show=_shown(destinations, dispatch=around.dispatch),
+            mask=around.mask,
             dispatch=around.dispatch,
         )
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sidecar import __version__
 from sidecar.clock import Clock
@@ -10,12 +10,33 @@ from sidecar.observe.admin import Source
 from sidecar.observe.metrics import Metrics
 from sidecar.run.status import problems, status
 from sidecar.run.supervisor import Inherited
+from sidecar.settings import Settings
+from sidecar.tokens.broker import Broker
 
-if TYPE_CHECKING:
-    from sidecar.run.app import App
+
+class Serving(Protocol):
+    """What is told of a sidecar that serves; *refused*: why the last reload was."""
+
+    stopping: bool
+    refused: str
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in effect."""
+
+    @property
+    def brokers(self) -> dict[str, Broker]:
+        """The brokers, by upstream."""
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The bound addresses."""
+
+    async def exec_port(self) -> str:
+        """Return where commands of `exec` are served."""
 
 
-def make_source(app: "App", metrics: Metrics, clock: Clock, inherited: Inherited | None) -> Source:
+def make_source(app: Serving, metrics: Metrics, clock: Clock, inherited: Inherited | None) -> Source:
     """Return the source of *app*; a worker speaks for all, under the process id of its supervisor."""
 
     def tell() -> None:

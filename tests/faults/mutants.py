@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "an upstream waits for a slow script",
         "sidecar/proxy/reply.py",
-        "        self._link.write(self._framed(data))\n        await flushed(self._link)\n",
-        "        self._link.write(self._framed(data))\n",
+        "        self._wire.write(self._framed(data))\n        await self._wire.room(self.patience)\n",
+        "        self._wire.write(self._framed(data))\n",
         f"{_MESSAGES}up_18_large_answer_waits_for_a_slow_script",
     ),
     Mutant(
@@ -138,9 +138,9 @@ MUTANTS = (
     ),
     Mutant(
         "work for a client that left is given up",
-        "sidecar/proxy/connection.py",
-        "        if self._task is not None:\n            self._task.cancel()\n",
-        "",
+        "sidecar/proxy/http1.py",
+        "            self._task.cancel()\n",
+        "            pass\n",
         f"{_PROCESS}pr_08_work_for_a_client_that_left_stops",
     ),
     Mutant(

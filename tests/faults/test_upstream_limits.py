@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.site import GOOD, Site, closing, many, metric, request, site
+from tests.faults.site import GOOD, Site, closing, many, metric, request, reset, site
 from tests.rig import Script, Seen, status_of
 from tests.waiting import PATIENCE
 
@@ -160,7 +160,7 @@ async def test_flt_up_08_probe_without_an_end_is_not_waited_for(tmp_path: Path, 
             writer.write(request(b"/hang"))
             await asyncio.sleep(0.05)
             if leaves or not here.count(b"/hang"):
-                writer.transport.abort()
+                reset(writer)
         seconds = await recovery(here)
         writer.transport.abort()
 

@@ -34,7 +34,7 @@ def _through_connect(port: int, base_url: str, roots: Path) -> int:
 
 
 async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, outputs: Path) -> None:
-    """`mitmdump -s` serves through the sidecar; its log, flow file and HAR show neither the client's nor our token."""
+    """`mitmdump -s` serves through the sidecar; log, flow file and HAR show bodies, and no credential of anybody's."""
     port = free_port()
     log = outputs / "mitmdump.log"
     async with Emulator.start(switches=Switches(supplier_lifetime=None)) as plm:
@@ -87,6 +87,9 @@ async def test_mitmdump_serves_and_its_dumps_hold_no_credential(tmp_path: Path, 
     assert code == 0
     requests = [entry["request"] for entry in har["log"]["entries"]]
     assert [(each["method"], each["url"].split(":")[0]) for each in requests] == [("POST", "http"), ("GET", "https")]
+    contents = [entry["response"]["content"]["text"] for entry in har["log"]["entries"]]
+    assert requests[0]["postData"]["text"] == "hi"
+    assert [json.loads(content)["target"] for content in contents] == ["/echo/x", "/echo/inside"]
     assert inside == 200
     assert plm.counters.unissued == 0
     assert b"s=" + secret in answer

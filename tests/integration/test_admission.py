@@ -13,6 +13,7 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.events import BreakerChanged, RequestDone
 from sidecar.exchange.admission import Admission
+from sidecar.proxy.wire import reset
 from sidecar.tokens.seal import new_key
 from tests.redis_servers import Server, redis_of_session, redis_server
 from tests.rig import OK, Recorder, Rig, Seen, TokenServer, configuration, problem_of, raw, recorder, sidecar, status_of
@@ -311,7 +312,7 @@ async def test_probe_whose_client_leaves_gives_its_permit_back(tokens: TokenServ
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await until(lambda: len(upstream.seen) > seen, "the probe")
         assert breaker.not_before(b"/") > time.monotonic() + 200, "another would have to wait for its end"
-        writer.close()
+        reset(writer)
         await until(lambda: changes(running)[-1] == "open", "the permit is back")
         assert breaker.not_before(b"/") <= time.monotonic() + 200
         due_in(running, -1)
@@ -479,7 +480,7 @@ async def test_client_that_leaves_a_pause_is_forgotten(tokens: TokenServer, tmp_
         _, writer = await asyncio.open_connection("127.0.0.1", running.port("plm"))
         writer.write(b"GET /gone HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await until(lambda: running.app._assembly.busy == 1, "the request")
-        writer.close()
+        reset(writer)
         await until(lambda: running.app._assembly.busy == 0, "its end")
         assert status_of(await get(running)) == 200
         assert [seen.line.split()[1] for seen in upstream.seen] == [b"/items"]

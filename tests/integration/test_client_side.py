@@ -1,13 +1,26 @@
 """What a client's connection goes through between requests: early answers, late bodies, late heads, unread answers."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from sidecar.proxy import connection
-from tests.rig import Recorder, Rig, Seen, TokenServer, configuration, raw, recorder, sidecar, status_of
+from sidecar.events import RequestDone
+from sidecar.proxy import http1
+from tests.rig import (
+    Recorder,
+    Rig,
+    Seen,
+    TokenServer,
+    configuration,
+    problem_of,
+    raw,
+    recorder,
+    sidecar,
+    status_of,
+)
 
 pytestmark = pytest.mark.usefixtures("both_modes")
 
@@ -78,7 +91,7 @@ async def test_broken_rest_of_an_answered_upload_gets_no_second_answer(rig: Rig)
 
 async def test_answered_upload_that_never_ends_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client has a few seconds to stop, no more."""
-    monkeypatch.setattr(connection, "_LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(http1, "_LINGER_SECONDS", 0.2)
     reader, writer = await _early(rig)
     async with asyncio.timeout(20):
         try:
@@ -135,3 +148,91 @@ async def test_broken_upload_is_told_and_ends_its_exchange(rig: Rig, upstream: R
 
     assert status_of(answer) == 400
     assert all(not seen.body.endswith(b"0\r\n\r\n") for seen in upstream.seen)
+
+
+@pytest.mark.parametrize(
+    "endless", [b"3;" + b"a" * 300_000, b"3\r\nabc\r\n0\r\n" + b"X: y\r\n" * 50_000], ids=["extension", "trailers"]
+)
+async def test_chunk_line_or_trailers_without_end_are_refused(rig: Rig, endless: bytes) -> None:
+    """They are dropped, so they need not be long; who sends them without end gets 400, though it is still sending."""
+    answer = await raw(rig.port("plm"), POST.replace(b"/up", b"/next").removesuffix(b"4\r\nbody\r\n") + endless)
+
+    assert status_of(answer) == 400
+    assert problem_of(answer)["reason"] == "bad_request"
+
+
+async def test_refused_client_that_still_sends_gets_the_answer(rig: Rig) -> None:
+    """A connection that is closed with bytes unread is reset, and the answer would be lost with it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port("plm"))
+    writer.write(b"GET / HTTP/9.9\r\n\r\n")
+    async with asyncio.timeout(20):
+        for _ in range(64):
+            writer.write(bytes(64 << 10))
+            await writer.drain()
+        answer = await reader.read()
+    writer.close()
+
+    assert status_of(answer) == 400
+
+
+async def test_client_that_was_not_asked_for_its_body_is_closed(rig: Rig) -> None:
+    """Nobody knows whether the body comes after all: the next request could be taken for it, or it for a request."""
+    head = b"TRACE /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    answer = await raw(rig.port("plm"), head + GET)
+
+    assert status_of(answer) == 405
+    assert b"\r\nConnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+async def test_client_that_takes_nothing_is_gone_after_its_time(
+    upstream: Recorder, tokens: TokenServer, tmp_path: Path
+) -> None:
+    """`timeout.idle` is the upstream's; who reads again within it loses nothing."""
+    size = 64 << 20
+
+    async def much(_: Seen, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(size >> 16):
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+
+    upstream.script = much
+    data = configuration(upstream.url, tokens.url, tmp_path, timeout={"idle": "1s"})
+    async with sidecar(data) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port("plm"), limit=1 << 14)
+        writer.write(GET)
+        async with asyncio.timeout(30):
+            while not (done := [event for event in rig.events if isinstance(event, RequestDone)]):
+                await asyncio.sleep(0.05)
+            taken = 0
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(1 << 20):
+                    taken += len(data)
+        writer.close()
+
+    assert [event.outcome for event in done] == ["client_gone"]
+    assert taken < size
+
+
+async def test_refused_connection_is_told_why(upstream: Recorder, tokens: TokenServer, tmp_path: Path) -> None:
+    """And its request, which was sent already, does not cost it the answer."""
+    busy = asyncio.Event()
+
+    async def wait(_: Seen, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
+        busy.set()
+        await asyncio.sleep(20)
+
+    upstream.script = wait
+    data = configuration(upstream.url, tokens.url, tmp_path)
+    data["limits"] = {"connections": 1}
+    async with sidecar(data) as rig:
+        _, first = await asyncio.open_connection("127.0.0.1", rig.port("plm"))
+        first.write(GET)
+        async with asyncio.timeout(20):
+            await busy.wait()
+        answer = await raw(rig.port("plm"), LAST)
+        first.close()
+
+    assert problem_of(answer)["reason"] == "too_many_connections"

@@ -263,6 +263,7 @@ async def test_nothing_else_can_be_reached(
     rig: Rig, upstream: Recorder, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """403 before any connection is tried, for other hosts, other ports, our own ports and cloud metadata."""
+    await until(lambda: rig.app.brokers["plm"].status().usable, "the first token")
     dialled: list[Any] = []
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(type(loop), "sock_connect", lambda *args: dialled.append(args))

@@ -13,20 +13,18 @@ import pytest
 import trustme
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
+from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
-from mitmproxy import version
-from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy import http, version
+from mitmproxy.addonmanager import AddonManager
 from mitmproxy.addons.tlsconfig import TlsConfig
-from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.options import Options
-from mitmproxy.proxy import commands, events, layer, server, tunnel
+from mitmproxy.flow import Error
+from mitmproxy.proxy import commands, layer, tunnel
 from mitmproxy.proxy.layers import http as layers
 from mitmproxy.proxy.layers import tls
-from mitmproxy.proxy.layers.http._http1 import Http1Server, make_body_reader
+from mitmproxy.test import tflow
 from yarl import URL
 
-from sidecar.proxy.bridge import StartExchange
-from sidecar.proxy.listener import proxy_options
 from tests.rig import Seen, recorder
 
 MIB = 1 << 20
@@ -35,68 +33,6 @@ MIB = 1 << 20
 def test_mitmproxy_is_the_minor_version_we_know() -> None:
     """The pin in pyproject.toml and these contracts belong together."""
     assert version.VERSION.startswith("12.2.")
-
-
-def test_options_of_the_layers_are_as_we_set_them() -> None:
-    """HTTP/2, raw TCP, WebSocket, eager dialling and body copies are off; header validation is on."""
-    options = proxy_options(75.0)
-
-    assert not any((options.http2, options.http3, options.rawtcp, options.websocket, options.store_streamed_bodies))
-    assert options.connection_strategy == "lazy"
-    assert options.validate_inbound_headers is True
-    assert options.stream_large_bodies is None
-    assert options.tcp_timeout == 75
-
-
-def test_options_of_the_layers_are_those_that_mitmproxy_defines() -> None:
-    """Its addon defines them for the layers; ours are the same, without importing all of its addons."""
-    theirs = Options()
-    Proxyserver().load(theirs)
-
-    assert proxy_options(75.0).keys() == theirs.keys()
-
-
-def test_handler_asks_its_layer_and_logs_a_crash_with_exc_info() -> None:
-    """What a layer raises comes out through `log(exc_info=True)`: our signal to fail closed."""
-    source = inspect.getsource(server.ConnectionHandler.server_event)
-
-    assert "self.layer.handle_event(event)" in source
-    assert 'self.log(f"mitmproxy has crashed!", logging.ERROR, exc_info=True)' in source
-
-
-def test_handler_waits_in_drain_writers_between_reads() -> None:
-    """After each read mitmproxy awaits `drain_writers`: where we hold a client back."""
-    assert "await self.drain_writers()" in inspect.getsource(server.ConnectionHandler.handle_connection)
-
-
-def test_http_layer_asks_get_connection_and_keeps_connections() -> None:
-    """`HttpLayer` takes a client layer put into `connections` beforehand and calls `get_connection` by name."""
-    assert list(inspect.signature(layers.HttpLayer.get_connection).parameters) == ["self", "event", "reuse"]
-    assert "self.connections.setdefault(self.context.client, http_conn)" in inspect.getsource(
-        layers.HttpLayer._handle_event
-    )
-
-
-def test_start_exchange_is_a_hook_that_does_not_block() -> None:
-    """mitmproxy starts a hook as a task and goes on when it is not blocking."""
-    assert issubclass(StartExchange, commands.StartHook)
-    assert StartExchange.blocking is False
-
-
-def test_virtual_server_is_connected_without_a_socket() -> None:
-    """A `Server` in state OPEN counts as connected, and commands for it are dropped as for a closed one."""
-    virtual = Server(address=None, state=ConnectionState.OPEN)
-
-    assert virtual.connected
-    assert "command.connection not in self.transports" in inspect.getsource(server.ConnectionHandler.server_event)
-
-
-def test_connection_events_of_ours_reach_the_layer_of_their_connection() -> None:
-    """`HttpLayer` routes any ConnectionEvent by its connection."""
-    source = inspect.getsource(layers.HttpLayer._handle_event)
-
-    assert issubclass(events.DataReceived, events.ConnectionEvent)
-    assert "handler = self.connections[event.connection]" in source
 
 
 def test_receive_buffer_gives_lines_and_swallows_an_empty_one() -> None:
@@ -112,35 +48,51 @@ def test_receive_buffer_gives_lines_and_swallows_an_empty_one() -> None:
 
 
 def test_trailers_come_with_the_end_of_a_chunked_body() -> None:
-    """h11's chunked reader hands trailers over in EndOfMessage, which mitmproxy cannot take."""
-    reader = make_body_reader(None)
+    """h11's chunked reader drops extensions, hands trailers over in EndOfMessage, and bounds neither."""
+    reader = ChunkedReader()
     buffer = ReceiveBuffer()
-    buffer += b"0\r\nX-T: 1\r\n\r\n"
+    buffer += b"3;a=b\r\nabc\r\n0\r\nX-T: " + b"1" * (1 << 20)
+    assert isinstance(data := reader(buffer), h11.Data)
+    assert bytes(data.data) == b"abc"
+    assert reader(buffer) is None
+    buffer += b"\r\n\r\n"
     end = reader(buffer)
 
     assert isinstance(end, h11.EndOfMessage)
     assert end.headers
-    assert "NotImplementedError" in inspect.getsource(Http1Server.read_body)
+    assert not buffer
 
 
-def test_layers_pause_and_queue_while_a_hook_blocks() -> None:
-    """Events for a paused layer wait in order; what the exchange delivers early is not lost."""
-    assert "_paused_event_queue" in inspect.getsource(layer.Layer.handle_event)
+def test_layers_pause_while_a_hook_blocks_and_go_on_with_its_completion() -> None:
+    """Every hook of TLS blocks; events for a paused layer wait in order until HookCompleted."""
+    hooks = (tls.TlsClienthelloHook, tls.TlsStartClientHook, tls.TlsEstablishedClientHook, tls.TlsFailedClientHook)
+    source = inspect.getsource(layer.Layer.handle_event)
 
-
-def test_handler_asks_the_layer_it_has_at_each_event() -> None:
-    """So after CONNECT another layer can take the place of the first."""
-    assert inspect.getsource(server.ConnectionHandler.server_event).count("self.layer") == 1
+    assert all(hook.blocking is True for hook in hooks)
+    assert "isinstance(event, events.CommandCompleted)" in source
+    assert "self._paused_event_queue.append(event)" in source
 
 
 def test_tls_layer_takes_the_connection_of_its_hook() -> None:
-    """It asks with TlsStartClientHook, uses `ssl_conn` as it is, closes without one, and has the child it is given."""
+    """It asks with TlsStartClientHook, uses `ssl_conn` as it is, and closes without one."""
     source = inspect.getsource(tls.TLSLayer.start_tls)
 
     assert "yield TlsStartClientHook(tls_start)" in source
     assert "self.tls = tls_start.ssl_conn" in source
     assert "if not tls_start.ssl_conn:" in source
-    assert "self.child_layer.handle_event(event)" in inspect.getsource(tunnel.TunnelLayer.event_to_child)
+
+
+def test_tls_layer_hands_what_it_reads_to_event_to_child() -> None:
+    """Data, and the end, be it said with close_notify or not: once in any case."""
+    assert "event_to_child(events.DataReceived(self.conn, data))" in inspect.getsource(tunnel.TunnelLayer.receive_data)
+    assert "event_to_child(events.ConnectionClosed(self.conn))" in inspect.getsource(tls.TLSLayer.receive_data)
+    assert "event_to_child(events.ConnectionClosed(self.conn))" in inspect.getsource(tunnel.TunnelLayer.receive_close)
+    assert "RECEIVED_SHUTDOWN" in inspect.getsource(tls.TLSLayer.receive_close)
+
+
+def test_tls_layer_looks_for_a_layer_before_it() -> None:
+    """`layers[-2]` has to be there, whatever it is."""
+    assert "self.context.layers[-2]" in inspect.getsource(tls.ClientTLSLayer.__init__)
 
 
 def test_tls_layer_collects_the_client_hello_in_a_buffer() -> None:
@@ -152,35 +104,94 @@ def test_tls_layer_collects_the_client_hello_in_a_buffer() -> None:
     assert tls.ClientTLSLayer.client_hello_parsed is False
 
 
-def test_tls_layer_says_no_goodbye() -> None:
-    """It leaves close_notify out; ours says it."""
-    assert ".shutdown(" not in inspect.getsource(tls.TLSLayer.send_close)
-
-
 def test_certificates_of_mitmproxy_give_way_to_ours() -> None:
     """With its addons beside us, its own `tls_start_client` does nothing once a connection is there."""
     assert "if tls_start.ssl_conn is not None:" in inspect.getsource(TlsConfig.tls_start_client)
 
 
 def test_tls_layer_encrypts_without_an_event() -> None:
-    """`send_data` and `send_close` yield what is to be written, so that they may be called outside of an event."""
+    """`send_data` and `tls_interact` yield what is to be written, so that they may be called outside of an event."""
     assert "self.tls.sendall(data)" in inspect.getsource(tls.TLSLayer.send_data)
     assert "yield commands.SendData(self.conn, data)" in inspect.getsource(tls.TLSLayer.tls_interact)
 
 
-def test_tls_layer_hands_foreign_events_to_its_child() -> None:
-    """An event that is not about a connection passes, once the handshake is over."""
-    assert "else:\n            yield from self.event_to_child(event)" in inspect.getsource(
-        tunnel.TunnelLayer._handle_event
+def test_hooks_of_a_flow_are_data() -> None:
+    """Anybody can make one and dispatch it: a name, and the flow as its only argument."""
+    names = ("requestheaders", "request", "responseheaders", "response", "error")
+    kinds = (
+        layers.HttpRequestHeadersHook,
+        layers.HttpRequestHook,
+        layers.HttpResponseHeadersHook,
+        layers.HttpResponseHook,
+        layers.HttpErrorHook,
     )
+    flow = tflow.tflow()
+
+    assert tuple(kind.name for kind in kinds) == names
+    assert all(issubclass(kind, commands.StartHook) and kind(flow).args() == [flow] for kind in kinds)
 
 
-def test_http_layer_hands_events_to_the_client_side() -> None:
-    """What is sent with SendHttp reaches the layer of that connection as it is."""
-    source = inspect.getsource(layers.HttpLayer.event_to_child)
+def test_killed_flow_says_so() -> None:
+    """`kill` works on a live flow, and is told by the message of its error."""
+    flow = tflow.tflow()
+    flow.live = True
+    flow.kill()
 
-    assert "conn = self.connections[command.connection]" in source
-    assert "yield from self.event_to_child(conn, command.event)" in source
+    assert flow.error is not None
+    assert flow.error.msg == Error.KILLED_MESSAGE
+
+
+def test_addon_manager_hides_what_an_addon_raises() -> None:
+    """`trigger_event` logs it only; `invoke_addon`, which it calls for each addon of `chain`, lets it out."""
+    source = inspect.getsource(AddonManager.trigger_event)
+
+    assert "for i in self.chain:" in source
+    assert "with safecall():" in source
+    assert "await self.invoke_addon(i, event)" in source
+    assert "safecall" not in inspect.getsource(AddonManager.invoke_addon)
+
+
+def test_content_of_a_message_is_decoded_and_encoded_again() -> None:
+    """`raw_content` is what was sent; `content` looks into it, raises ValueError where that fails, and encodes."""
+    message = http.Response.make(200, b"plain", {"content-encoding": "gzip"})
+    assert message.raw_content != b"plain"
+    message.content = b"other"
+    assert message.get_content() == b"other"
+    message.raw_content = b"not gzip"
+    with pytest.raises(ValueError, match="gzip"):
+        message.get_content()
+
+
+async def test_stream_protocol_does_without_a_stream() -> None:
+    """asyncio's protocol has flow control for a StreamWriter; data and ends may be taken past its stream."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+
+    class Bare(asyncio.StreamReaderProtocol):
+        def __init__(self) -> None:
+            super().__init__(None)  # type: ignore[arg-type]
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            assert isinstance(transport, asyncio.Transport)
+            made.put_nowait(asyncio.StreamWriter(transport, self, None, loop))
+
+        def eof_received(self) -> bool:
+            return True
+
+    async with await loop.create_server(Bare, "127.0.0.1", 0) as server:
+        _, client = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer = await made.get()
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(bytes(16 << 20))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await writer.drain()
+        client.transport.abort()
+        with pytest.raises(ConnectionError):
+            await writer.drain()
+        with pytest.raises(ConnectionError):
+            await writer.wait_closed()
 
 
 def test_aiohttp_is_the_minor_version_we_know() -> None:

@@ -33,6 +33,7 @@ from tests.rig import (
     sidecar,
     status_of,
 )
+from tests.waiting import until
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 CLOSE = b"Connection: close\r\n\r\n"
@@ -407,7 +408,7 @@ async def test_upload_does_not_go_on_into_nothing(rig: Rig) -> None:
 
 
 async def _offer(port: int, head: bytes, size: int) -> int:
-    """Send *head* and then up to *size* bytes; return how many were taken when nothing was for half a second."""
+    """Send *head* and then up to *size* bytes; return how many were taken: nothing was for half a second."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
@@ -425,7 +426,7 @@ async def _offer(port: int, head: bytes, size: int) -> int:
                             break
                         except BlockingIOError:
                             await asyncio.sleep(0.005)
-            except TimeoutError:
+            except (TimeoutError, ConnectionResetError):
                 break
         return taken
 
@@ -652,8 +653,9 @@ async def test_half_closed_tunnel_has_less_time(rig: Rig, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def dialled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """Return the list of every address that a socket of this process was told to connect to."""
+async def dialled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Return the list of every address that a socket of this process was told to connect to, once there is a token."""
+    await until(lambda: rig.app.brokers["plm"].status().usable, "the first token")
     seen: list[tuple[object, ...]] = []
     real = socket.socket.connect
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.events import RequestDone
-from sidecar.proxy import connection
+from sidecar.proxy import http1
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.sockets import bind
+from sidecar.proxy.wire import reset
 from sidecar.settings import HostPort
 from tests.rig import (
     OK,
@@ -524,7 +525,7 @@ async def test_pipelined_request_may_take_its_time(
     upstream: Recorder, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of one answer says nothing of the next request, whose head came early and whose body is slow."""
-    monkeypatch.setattr(connection, "_LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(http1, "_LINGER_SECONDS", 0.1)
     head = b"POST %b/%%d HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n" % upstream.url.encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
     writer.write(head % 1 + b"\r\nbody" + head % 2 + b"Connection: close\r\n\r\nbo")
@@ -539,7 +540,7 @@ async def test_pipelined_request_may_take_its_time(
 
 
 async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig) -> None:
-    """A client that leaves while its second request is served is noticed."""
+    """A client that is reset while its second request is served is noticed."""
 
     async def slow_second(seen: Seen, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(2 if b"/2" in seen.line else 0)
@@ -551,7 +552,7 @@ async def test_leaving_ends_a_pipelined_request_too(upstream: Recorder, rig: Rig
     writer.write(request % 1 + request % 2)
     await reader.readuntil(b"ok")
     await asyncio.sleep(0.1)
-    writer.transport.abort()
+    reset(writer)
     done: list[tuple[str, str]] = []
     async with asyncio.timeout(PATIENCE):
         while len(done) < 2:

@@ -286,7 +286,7 @@ class World:
         if method == "POST":
             self._check_executed(number)
         waited = self.loop.time() - began
-        if waited - rested > attempts * (patience + 1.0):  # a wait for a token before each attempt
+        if waited - rested > (attempts + 1) * (patience + 1.0):  # a wait for a token before each, and one in vain
             self.broken.append(f"I6: a request with {patience} s for a token took {waited} s for {attempts} attempts")
         return Done(last.status if last and reason is None else None, reason, attempts, absorbed, waited)
 

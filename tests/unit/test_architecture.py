@@ -8,7 +8,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -250,6 +250,27 @@ def names_say_something(module: Module) -> list[str]:
     return [*found, f"module {stem}"] if stem.title().endswith(EMPTY_NAMES) else found
 
 
+def circles(modules: Sequence[Module]) -> list[str]:
+    """Return each group of modules that import each other, directly or not; for the types alone counts as well."""
+    by_name = {each.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): each for each in modules}
+    reached = {
+        name: {found for imported in each.imports if (found := _owner(imported, by_name)) is not None} - {name}
+        for name, each in by_name.items()
+    }
+    for _ in reached:  # a way is at most as long as there are modules
+        further = {name: each.union(*(reached[other] for other in each)) for name, each in reached.items()}
+        if further == reached:
+            break
+        reached = further
+    groups = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in reached}
+    return [" <-> ".join(group) for group in sorted(groups) if group]
+
+
+def _owner(imported: str, modules: Container[str]) -> str | None:
+    """Return the module that *imported* names: it, or the one that the name is in."""
+    return next((name for name in (imported, imported.rpartition(".")[0]) if name in modules), None)
+
+
 def in_the_plan(folder: str) -> bool:
     """Tell whether *folder*, named from sidecar on with slashes, is one of the rooms or a known folder in one."""
     return folder in ROOMS or folder in INNER_FOLDERS
@@ -322,6 +343,11 @@ def test_names_say_something() -> None:
     check(names_say_something)
 
 
+def test_no_module_is_in_a_circle() -> None:
+    """Every module can be read, and deleted, after those it knows."""
+    assert circles(MODULES) == []
+
+
 def test_every_folder_is_a_room() -> None:
     """A new folder of sidecar is a decision: it gets its place in the order first."""
     top = ROOT / "sidecar"
@@ -353,7 +379,7 @@ BAD = [
     (direction, "sidecar/policy/x.py", "from sidecar.settings import Settings"),
     (direction, "sidecar/tokens/x.py", "from sidecar.exchange.upstream import Pool"),
     (direction, "sidecar/exchange/x.py", "from sidecar import proxy"),
-    (direction, "sidecar/exchange/x.py", "from ..proxy import bridge"),
+    (direction, "sidecar/exchange/x.py", "from ..proxy import http1"),
     (direction, "sidecar/exchange/x.py", "from .. import observe"),
     (direction, "sidecar/batch/x.py", "import sidecar.proxy.listener"),
     (direction, "sidecar/proxy/x.py", "def f():\n    from sidecar.observe import log"),
@@ -403,7 +429,7 @@ BAD = [
 
 GOOD = [
     (direction, "sidecar/policy/x.py", "from sidecar.errors import Reason\nfrom sidecar.policy import decide"),
-    (direction, "sidecar/proxy/x.py", "from . import bridge\nfrom ..exchange import exchange"),
+    (direction, "sidecar/proxy/x.py", "from . import http1\nfrom ..exchange import exchange"),
     (direction, "sidecar/run/x.py", "from sidecar import __version__\nfrom sidecar.observe import log"),
     (direction, "sidecar/cli/x.py", "from sidecar.emulator import Emulator"),
     (observe_knows_records_only, "sidecar/observe/x.py", "from sidecar.tokens.token import Token"),
@@ -438,6 +464,37 @@ def test_rule_refuses(rule: Rule, path: str, text: str) -> None:
 def test_rule_allows(rule: Rule, path: str, text: str) -> None:
     """No rule is so wide that it refuses what is right."""
     assert rule(Module(path, text)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from sidecar.proxy.a import A",
+        "from . import a",
+        "def f():\n    import sidecar.proxy.a",
+        "if TYPE_CHECKING:\n    from sidecar.proxy.a import A",
+    ],
+)
+def test_circle_is_found(text: str) -> None:
+    """However long it is, and however the last import that closes it is written."""
+    first = Module("sidecar/proxy/a.py", "from sidecar.proxy.b import B")
+    second = Module("sidecar/proxy/b.py", "from sidecar.proxy import c")
+    assert circles([first, second, Module("sidecar/proxy/c.py", text)]) == [
+        "sidecar.proxy.a <-> sidecar.proxy.b <-> sidecar.proxy.c"
+    ]
+
+
+def test_diamond_is_no_circle() -> None:
+    """Two ways to the same module are none, nor is a package that hands on what is in it."""
+    texts = {
+        "a": "from sidecar.proxy import b, c",
+        "b": "from sidecar.proxy.d import D",
+        "c": "from sidecar.proxy.d import D",
+        "d": "from sidecar.settings import Settings",
+    }
+    modules = [Module(f"sidecar/proxy/{name}.py", text) for name, text in texts.items()]
+    handing_on = Module("sidecar/settings/__init__.py", "from sidecar.settings.model import Settings")
+    assert circles([*modules, handing_on, Module("sidecar/settings/model.py", "import re")]) == []
 
 
 def test_every_rule_is_tried_on_both() -> None:

@@ -1,0 +1,61 @@
+"""What hides the credentials that were put on requests, for those who look on: an upstream may send them back."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from urllib.parse import quote
+
+from sidecar.exchange.destination import Present
+from sidecar.policy.message import Request
+from sidecar.secret import Secret
+
+_CREDENTIALS = 64
+_SHORTEST = 8
+
+
+class Mask:
+    """Makes stars of the last credentials that were presented to any upstream.
+
+    It finds them as they are, with the slashes of JSON escaped, and percent-encoded. Lengths stay.
+    """
+
+    def __init__(self) -> None:
+        self._presented: deque[Secret] = deque(maxlen=_CREDENTIALS)
+
+    def noting(self, present: Present) -> Present:
+        """Return *present* as it is, but that what it presents is hidden from then on."""
+
+        def presented(secret: Secret) -> tuple[bytes, bytes]:
+            if secret not in self._presented:
+                self._presented.append(secret)
+            return present(secret)
+
+        return presented
+
+    def __call__(self, data: bytes) -> bytes:
+        """Return *data* with the credentials hidden."""
+        plain = [secret.reveal() for secret in self._presented]
+        forms = {form for each in plain for form in (each, each.replace("/", "\\/"), quote(each, safe=""))}
+        return _starred(data, map(str.encode, forms))
+
+    def beside(self, request: Request, shown: Request) -> Callable[[bytes], bytes]:
+        """Return what hides also what *shown* lacks of *request*: the client's own, which may come back as well."""
+        own = _words(request) - _words(shown)
+        return lambda data: _starred(self(data), own)
+
+
+def _words(request: Request) -> set[bytes]:
+    """Return the values in the target and the fields of *request* that are long enough to be a secret."""
+    words = set()
+    for text in (request.target, *(value for _, value in request.fields)):
+        for part in re.split(rb"[\s;,&?]+", text):
+            name, _, value = part.partition(b"=")
+            words.add(value if value.strip(b"=") else name)
+    return {word for word in words if len(word) >= _SHORTEST}
+
+
+def _starred(data: bytes, words: Iterable[bytes]) -> bytes:
+    # The longest first: one may begin with another.
+    for word in sorted(words, key=len, reverse=True):
+        data = data.replace(word, b"*" * len(word))
+    return data
