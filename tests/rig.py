@@ -15,6 +15,7 @@ from aiohttp import web
 from sidecar.clock import SystemClock
 from sidecar.events import Event
 from sidecar.proxy.port import Dispatch
+from sidecar.proxy.wire import reset
 from sidecar.run.app import App
 from sidecar.run.running import running
 from sidecar.settings import Settings
@@ -195,7 +196,7 @@ async def sidecar(data: dict[str, Any], **options: Any) -> AsyncIterator[Rig]:
 async def raw(port: int, data: bytes, *, wait: float = PATIENCE) -> bytes:
     """Send *data* and return all that comes until the connection closes; a reset counts as the end.
 
-    Raises TimeoutError when it stays open longer than *wait*: say `Connection: close`.
+    Raises TimeoutError when it stays open longer than *wait*: say `Connection: close`. Cancelled: the client resets.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -211,6 +212,9 @@ async def raw(port: int, data: bytes, *, wait: float = PATIENCE) -> bytes:
                 if not part:
                     return answer
                 answer += part
+    except asyncio.CancelledError:
+        reset(writer)
+        raise
     finally:
         writer.close()
 

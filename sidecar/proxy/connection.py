@@ -55,10 +55,10 @@ class ClientConnection(asyncio.StreamReaderProtocol):
 
     @cached_property
     def client(self) -> Client:
-        """The client as mitmproxy knows it."""
-        get, now = self.writer.get_extra_info, self._port.clock.now()
-        names = {name: get(name) for name in ("peername", "sockname")}
-        return Client(**names, timestamp_start=now, state=ConnectionState.OPEN)
+        """The client as mitmproxy knows it, which knows no unix sockets: one there is on this machine."""
+        peer, own = (self.writer.get_extra_info(name) or ("127.0.0.1", 0) for name in ("peername", "sockname"))
+        now = self._port.clock.now()
+        return Client(peername=peer, sockname=own, timestamp_start=now, state=ConnectionState.OPEN)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a server
         """Begin; where addons are told, not before they know."""
