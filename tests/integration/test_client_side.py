@@ -218,11 +218,11 @@ async def test_client_that_takes_nothing_is_gone_after_its_time(
 
 async def test_refused_connection_is_told_why(upstream: Recorder, tokens: TokenServer, tmp_path: Path) -> None:
     """And its request, which was sent already, does not cost it the answer."""
-    busy = asyncio.Event()
+    busy, over = asyncio.Event(), asyncio.Event()
 
     async def wait(_: Seen, __: asyncio.StreamReader, ___: asyncio.StreamWriter) -> None:
         busy.set()
-        await asyncio.sleep(20)
+        await over.wait()
 
     upstream.script = wait
     data = configuration(upstream.url, tokens.url, tmp_path)
@@ -234,5 +234,6 @@ async def test_refused_connection_is_told_why(upstream: Recorder, tokens: TokenS
             await busy.wait()
         answer = await raw(rig.port("plm"), LAST)
         first.close()
+        over.set()
 
     assert problem_of(answer)["reason"] == "too_many_connections"

@@ -243,10 +243,10 @@ async def test_upload_that_an_addon_has_answered_is_dropped(rig: Rig, addon: Add
     """The client has its answer at once; what it still sends is taken for the rest of its body, not for a request."""
     addon.does["requestheaders"] = lambda flow: setattr(flow, "response", http.Response.make(200, b"mocked"))
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port("plm"))
-    writer.write(b"POST /up HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n" + bytes(1000))
+    writer.write(b"POST /up HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n" + bytes(1000))
     async with asyncio.timeout(10):
         assert (await reader.readuntil(b"mocked")).startswith(b"HTTP/1.1 200")
-        writer.write(bytes(299_000) + request(b"GET", b"", *LAST))
+        writer.write(bytes(1_999_000) + request(b"GET", b"", *LAST))
         rest = await reader.read()
     writer.close()
 
@@ -400,11 +400,11 @@ async def test_client_that_is_reset_ends_with_the_error_hook(rig: Rig, addon: Ad
     """Also when nothing has come yet."""
     from sidecar.proxy.wire import reset
 
-    arrived = asyncio.Event()
+    arrived, over = asyncio.Event(), asyncio.Event()
 
     async def never(*_: object) -> None:
         arrived.set()
-        await asyncio.sleep(20)
+        await over.wait()
 
     upstream.script = never
     _, writer = await asyncio.open_connection("127.0.0.1", rig.port("plm"))
@@ -413,6 +413,7 @@ async def test_client_that_is_reset_ends_with_the_error_hook(rig: Rig, addon: Ad
         await arrived.wait()
     reset(writer)
     await soon(lambda: addon.told[-1] == "error")
+    over.set()
 
     assert [event.outcome for event in rig.events if isinstance(event, RequestDone)] == ["client_gone"]
 

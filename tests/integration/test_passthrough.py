@@ -395,6 +395,22 @@ async def test_reset_by_the_client_closes_the_hosts_side(rig: Rig, serve: Serve)
         assert await soon(lambda: bool(done(rig)))
 
 
+@pytest.mark.parametrize("early", [b"", EVERY_BYTE], ids=["nothing", "bytes"])
+async def test_end_that_came_before_the_tunnel_reaches_its_host(rig: Rig, other: Recorder, early: bytes) -> None:
+    """A client may have said all, and ended, while it still waits for the answer to the request before CONNECT."""
+    async with host(echo) as there:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port())
+        first = b"GET http://127.0.0.1:%d/p HTTP/1.1\r\nHost: a\r\n\r\n" % other.port
+        writer.write(first + connect_to(there.port) + early)
+        writer.write_eof()
+        async with asyncio.timeout(SOON):
+            answers = await reader.read()
+        writer.close()
+
+    assert answers.startswith(b"HTTP/1.1 200 OK")
+    assert answers.endswith(b"ok" + ESTABLISHED + early)
+
+
 async def test_upload_does_not_go_on_into_nothing(rig: Rig) -> None:
     """A host that has closed altogether resets what is still sent to it; so does the tunnel."""
     async with host(nothing) as there, tunnel(rig, there.port) as (reader, writer):
