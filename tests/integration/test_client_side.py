@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.events import RequestDone
 from sidecar.proxy import http1
+from sidecar.proxy.wire import reset
 from tests.rig import (
     Recorder,
     Rig,
@@ -233,7 +234,7 @@ async def test_refused_connection_is_told_why(upstream: Recorder, tokens: TokenS
         async with asyncio.timeout(20):
             await busy.wait()
         answer = await raw(rig.port("plm"), LAST)
-        first.close()
+        reset(first)
         over.set()
 
     assert problem_of(answer)["reason"] == "too_many_connections"
