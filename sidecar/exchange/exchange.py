@@ -10,10 +10,10 @@ from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
 from sidecar.exchange.answer import Answer
-from sidecar.exchange.answers import FAULT, send_own
 from sidecar.exchange.body import ClientGone, ClientStalled, RequestBody
 from sidecar.exchange.destination import Client, Destination
 from sidecar.exchange.errand import Errand
+from sidecar.exchange.own_answers import FAULT, send_own
 from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.relay import relay
 from sidecar.exchange.rounds import Rounds

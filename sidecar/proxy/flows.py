@@ -18,8 +18,8 @@ from mitmproxy.proxy.layers import http as hooks
 
 from sidecar.errors import Reason, Refusal, where
 from sidecar.events import Trouble
-from sidecar.exchange.answers import FAULT
 from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.own_answers import FAULT
 from sidecar.policy import headers
 from sidecar.policy.message import Fields
 from sidecar.proxy.head import Head

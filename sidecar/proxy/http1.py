@@ -14,8 +14,8 @@ from h11._receivebuffer import ReceiveBuffer
 
 from sidecar.errors import Reason, Refusal, where
 from sidecar.events import Trouble
-from sidecar.exchange.answers import FAULT, own_answer, send_own
 from sidecar.exchange.body import ClientGone, RequestBody
+from sidecar.exchange.own_answers import FAULT, own_answer, send_own
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.connect import answer_connect

@@ -5,7 +5,7 @@ import contextlib
 
 from sidecar.errors import Refusal, where
 from sidecar.events import Trouble
-from sidecar.exchange.answers import own_answer
+from sidecar.exchange.own_answers import own_answer
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.proxy.connect import ESTABLISHED

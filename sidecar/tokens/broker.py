@@ -19,7 +19,7 @@ from sidecar.tokens.keys import Keys
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.look import Look
 from sidecar.tokens.obtaining import KeptBack, Obtaining
-from sidecar.tokens.ports import BrokerStatus, Issuer, LastRenewal
+from sidecar.tokens.protocols import BrokerStatus, Issuer, LastRenewal
 from sidecar.tokens.record import Record
 from sidecar.tokens.rejection import Rejection
 from sidecar.tokens.renewal import Renewing

@@ -5,7 +5,7 @@ import contextlib
 
 from sidecar.clock import Clock
 from sidecar.errors import StoreError
-from sidecar.tokens.ports import Spawn
+from sidecar.tokens.protocols import Spawn
 from sidecar.tokens.store import TokenStore, store_key
 
 TTL = 10.0

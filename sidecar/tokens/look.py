@@ -4,7 +4,7 @@ import asyncio
 
 from sidecar.clock import Clock
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.ports import Spawn
+from sidecar.tokens.protocols import Spawn
 from sidecar.tokens.waiting import Changes
 
 _EVERY = 1.0

@@ -17,7 +17,7 @@ from sidecar.errors import CredentialRejected, IssuerUnavailable, StoreError
 from sidecar.secret import Secret
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
-from sidecar.tokens.ports import Issuer
+from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.record import Noted
 from sidecar.tokens.rejection import Rejection
 from sidecar.tokens.token import Token

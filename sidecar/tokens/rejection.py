@@ -9,7 +9,7 @@ import math
 from sidecar.clock import Clock
 from sidecar.errors import CredentialRejected, SidecarError
 from sidecar.tokens.keys import Keys
-from sidecar.tokens.ports import Issuer
+from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.store import TokenStore, store_key
 
 ASK_AGAIN = 300.0

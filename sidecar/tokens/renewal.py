@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable
 from sidecar.events import Emit, Renewal
+from sidecar.tokens.difference import difference
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.lifetimes import difference
 from sidecar.tokens.obtaining import KeptBack, Obtaining
-from sidecar.tokens.ports import LastRenewal, Spawn
+from sidecar.tokens.protocols import LastRenewal, Spawn
 from sidecar.tokens.rejection import ASK_AGAIN, AlreadyRejected, Rejection
 from sidecar.tokens.token import Token
 

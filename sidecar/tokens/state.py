@@ -1,7 +1,7 @@
 """Where a credential stands, put together from its parts."""
 
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.ports import BrokerStatus
+from sidecar.tokens.protocols import BrokerStatus
 from sidecar.tokens.renewal import Renewing
 from sidecar.tokens.verdicts import Verdicts
 

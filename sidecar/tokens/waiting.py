@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from sidecar.clock import Clock
-from sidecar.tokens.ports import Spawn
+from sidecar.tokens.protocols import Spawn
 
 
 class Changes:

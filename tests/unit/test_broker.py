@@ -32,9 +32,9 @@ from sidecar.events import Event, LifetimeDiffers, Renewal, StoreTrouble, Troubl
 from sidecar.secret import Secret
 from sidecar.settings import Renew
 from sidecar.tokens.broker import Broker, Issuer
+from sidecar.tokens.difference import likely_cause
 from sidecar.tokens.holding import Held
 from sidecar.tokens.keys import Keys
-from sidecar.tokens.lifetimes import likely_cause
 from sidecar.tokens.renewal import backoff
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.store import TokenStore, store_key

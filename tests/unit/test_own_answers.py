@@ -24,7 +24,7 @@ from sidecar.errors import (
     UpstreamFailure,
     where,
 )
-from sidecar.exchange.answers import OwnAnswer, own_answer, send_own
+from sidecar.exchange.own_answers import OwnAnswer, own_answer, send_own
 from sidecar.policy.message import value_of
 from tests.canary import WORD, canary
 
@@ -291,5 +291,5 @@ def test_place_of_a_bug_shows_no_value() -> None:
         outer(canary("token"))
     line = inner.__code__.co_firstlineno + 1
 
-    assert where(caught.value) == f"test_answers.py:{line}"
+    assert where(caught.value) == f"test_own_answers.py:{line}"
     assert where(ValueError(canary("token"))) == "unknown place"
