@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from sidecar.ca.trust import Trust
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.exchange import Exchange
 from sidecar.exchange.keepalive import keep_alive
@@ -26,7 +27,6 @@ from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import AT_ONCE, Shared, make_broker, make_issuer
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
-from sidecar.run.trust import Trust
 from sidecar.settings import ListenAddress, Settings, Tls, files_of
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal

@@ -13,8 +13,8 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sidecar.ca import trust
 from sidecar.events import RequestDone, Trouble
-from sidecar.run import trust
 from tests.canary import WORD, canary
 from tests.rig import (
     OK,

@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
+from sidecar.ca.authority import TRUSTSTORE_PASSWORD, certificates, java_truststore
+from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
-from sidecar.proxy.authority import TRUSTSTORE_PASSWORD, certificates, java_truststore
-from sidecar.run.trust import Trust
 
 NAME, ADDRESS, ADDRESS6 = "evil.example.net", "203.0.113.7", "2001:db8::7"
 HOSTS = {

@@ -20,8 +20,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
-from sidecar.clock import SystemClock
-from sidecar.proxy.authority import (
+from sidecar.ca.authority import (
     TRUSTSTORE_PASSWORD,
     Authority,
     certificates,
@@ -31,6 +30,7 @@ from sidecar.proxy.authority import (
     new_authority,
     server_context,
 )
+from sidecar.clock import SystemClock
 
 NOW = float(int(SystemClock().now()))
 DAY = 86400

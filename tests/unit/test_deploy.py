@@ -17,10 +17,10 @@ import typer
 from ruamel.yaml import YAML
 
 from sidecar import __version__
+from sidecar.ca.trust import Trust
 from sidecar.cli.main import app
 from sidecar.clock import SystemClock
 from sidecar.run.exec.variables import Files, proxy_url, variables
-from sidecar.run.trust import Trust
 from sidecar.settings import HostPort, Settings, default_paths, load, secret_references
 from tests.canary import canary
 from tests.rig import configuration, raw, sidecar, status_of, token_server

@@ -14,12 +14,12 @@ import pytest
 from cryptography import x509
 from OpenSSL import SSL
 
+from sidecar.ca import trust as trust_module
+from sidecar.ca.authority import certificates, decode, encode, new_authority
+from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Event, Trouble
-from sidecar.proxy.authority import certificates, decode, encode, new_authority
-from sidecar.run import trust as trust_module
-from sidecar.run.trust import Trust
 
 DAY = 86400
 HOSTS = frozenset({"plm.example.com", "127.0.0.1"})
@@ -428,8 +428,8 @@ PREPARE = """
 import sys
 from pathlib import Path
 from sidecar.clock import SystemClock
-from sidecar.run import trust as trust_module
-from sidecar.run.trust import Trust
+from sidecar.ca import trust as trust_module
+from sidecar.ca.trust import Trust
 trust = Trust(Path(sys.argv[1]), frozenset({"plm.example.com", "127.0.0.1"}), SystemClock(), lambda event: None)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -15,11 +15,7 @@ from pathlib import Path
 
 import certifi
 
-from sidecar.clock import Clock
-from sidecar.errors import ConfigurationError
-from sidecar.events import Emit, Trouble
-from sidecar.policy.hosts import normal_host
-from sidecar.proxy.authority import (
+from sidecar.ca.authority import (
     Authority,
     ServerContext,
     certificates,
@@ -29,6 +25,10 @@ from sidecar.proxy.authority import (
     new_authority,
     server_context,
 )
+from sidecar.clock import Clock
+from sidecar.errors import ConfigurationError
+from sidecar.events import Emit, Trouble
+from sidecar.policy.hosts import normal_host
 
 _DAY = 86400.0
 _NEXT = 65 * _DAY
