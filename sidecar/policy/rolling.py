@@ -30,11 +30,6 @@ class Rolling:
             self._move(now)
         return self._sum
 
-    def clear(self) -> None:
-        """Forget all that was counted."""
-        self._parts = [0] * len(self._parts)
-        self._sum = 0
-
     def _move(self, now: float) -> None:
         parts, at = self._parts, math.floor(now / self._width)
         for gone in range(max(self._at + 1, at - len(parts) + 1), at + 1):

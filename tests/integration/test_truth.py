@@ -162,6 +162,23 @@ async def test_nothing_is_called_unknown_that_is_not(tokens: TokenServer, tmp_pa
     assert [status_of(told) for told in (read, unsent)] == [502, 502]
 
 
+async def test_a_fault_of_ours_after_a_write_was_sent_says_so(
+    tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500, and nobody is let believe that nothing was done; a read changes nothing."""
+
+    def boom(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    async with recorder() as record:
+        async with sidecar(configuration(record.url, tokens.url, tmp_path)) as rig:
+            monkeypatch.setattr("sidecar.policy.headers.incoming", boom)
+            write, read = await send(rig, b"POST", b"/x"), await send(rig, b"GET", b"/x")
+
+    assert [status_of(told) for told in (write, read)] == [500, 500]
+    assert [problem_of(told).get("outcome") for told in (write, read)] == ["unknown", None]
+
+
 # --- one clock for one party --------------------------------------------------------------------------------------
 
 

@@ -29,17 +29,6 @@ def test_what_is_old_falls_out_by_parts(added: list[float], asked: float, total:
     assert rolling.total(asked) == total
 
 
-def test_cleared_is_empty_and_counts_again() -> None:
-    """In the middle of a part too."""
-    rolling = Rolling(10.0)
-    rolling.add(3.2)
-    rolling.clear()
-
-    assert rolling.total(3.3) == 0
-    rolling.add(3.4)
-    assert rolling.total(12.0) == 1
-
-
 @given(st.lists(st.floats(0, 40), max_size=60), st.floats(0, 20), st.integers(1, 12))
 def test_sum_is_that_of_the_window_less_a_part(moments: list[float], later: float, parts: int) -> None:
     """Never more than the whole span holds, never less than the span without its oldest part."""
