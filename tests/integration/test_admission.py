@@ -281,6 +281,23 @@ async def test_breaker_that_opens_during_a_backoff_stops_the_retry(tokens: Token
     assert (event.verdicts, event.refused, event.retries, event.attempts) == (("pass",), "circuit_open", 0, 1)
 
 
+async def test_a_retry_is_no_probe(tokens: TokenServer, tmp_path: Path) -> None:
+    """A probe is due when its wait is over: that is for a request that has not failed yet."""
+    play = Play(DOWN)
+    play.first = [slow_down(2, b"502 Bad")]
+    async with behind(play, tokens, tmp_path, retry={"attempts": 2}, breaker={"min_requests": 2}) as (
+        running,
+        upstream,
+    ):
+        waiting = asyncio.create_task(get(running))
+        await until(lambda: upstream.seen, "the first attempt")
+        for _ in range(2):
+            await get(running, method="POST")
+        due_in(running, -1)
+        assert (await waiting).endswith(b"slow")
+        assert len(upstream.seen) == 3
+
+
 async def test_retry_is_not_begun_while_the_breaker_is_open(tokens: TokenServer, tmp_path: Path) -> None:
     """The upstream's own answer is what there is."""
     play = Play()
@@ -457,6 +474,25 @@ async def test_no_request_waits_in_pauses_for_longer_than_the_longest(tokens: To
         assert upstream.seen == []
 
     assert problem_of(answer)["reason"] == "upstream_paused"
+
+
+async def test_pauses_before_each_attempt_add_up(tokens: TokenServer, tmp_path: Path) -> None:
+    """Who has waited already has less left, and is told what it got in between."""
+    play = Play()
+    play.first = [DOWN]
+    limits = QUICK | {"max_retry_after": "2s"}
+    async with behind(play, tokens, tmp_path, retry=limits) as (running, upstream):
+        play.open.clear()
+        admission(running).pause.extend(1.5)
+        waiting = asyncio.create_task(get(running))
+        await until(lambda: upstream.seen, "the attempt after the first pause")
+        admission(running).pause.extend(1.9)
+        play.open.set()
+        answer = await waiting
+        assert len(upstream.seen) == 1
+
+    assert answer.endswith(b"down")
+    assert done(running)[0].refused == "upstream_paused"
 
 
 async def test_pause_ends_with_the_sidecar(tokens: TokenServer, tmp_path: Path) -> None:
