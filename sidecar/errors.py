@@ -4,8 +4,11 @@
     ├── ConfigurationError      the operator's file, option or secret; exit code 2
     ├── Refusal                 the client gets an answer of our own, named by a Reason
     ├── IssuerError             a token endpoint gave no token
-    │   ├── CredentialRejected  it refused the credential; trying again cannot help
-    │   └── IssuerUnavailable   weather: time-out, 5xx, 429, an answer that cannot be used
+    │   ├── CredentialRejected  it refused the credential: asked again after a long pause, if at all
+    │   └── IssuerUnavailable   weather: it could not be reached, or said 5xx or 429; asked again soon
+    │       ├── BrokenOff       it may have acted: no whole answer came
+    │       ├── Misplaced       nothing answers there as an issuer does; asked again after a while
+    │       └── Unusable        it granted what cannot be used; asked again after minutes
     ├── UpstreamFailure         the upstream gave no answer, or broke off
     └── StoreError              a record cannot be read or written
         └── SealError           it cannot be opened: damaged, moved
@@ -18,6 +21,8 @@ The client sees a reason and a fixed sentence; the operator sees the cause.
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from sidecar.secret import Secret
 
 
 class Reason(StrEnum):
@@ -108,11 +113,17 @@ class IssuerError(SidecarError):
 
 
 class CredentialRejected(IssuerError):
-    """The issuer refused the credential (RFC 6749 section 5.2); *error* is its code, such as `invalid_client`."""
+    """The issuer refused the credential; *error* is its code (RFC 6749 section 5.2), such as `invalid_client`.
 
-    def __init__(self, error: str, message: str) -> None:
+    It is empty where the issuer gave none. *locks*: an account may be locked by asking again. *skew*: seconds that the
+    issuer's clock is ahead of ours, 0.0 when that is little or not known.
+    """
+
+    def __init__(self, error: str, message: str, *, locks: bool = False, skew: float = 0.0) -> None:
         super().__init__(message)
         self.error = error
+        self.locks = locks
+        self.skew = skew
 
 
 class IssuerUnavailable(IssuerError):
@@ -121,6 +132,25 @@ class IssuerUnavailable(IssuerError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class BrokenOff(IssuerUnavailable):
+    """The request was sent and no whole answer came: whether the issuer acted on it is unknown."""
+
+
+class Misplaced(IssuerUnavailable):
+    """What answered does not know the address, the method or the host: a roll-out, or a wrong token_url."""
+
+
+class Unusable(IssuerUnavailable):
+    """The issuer granted an access token that cannot be used.
+
+    *kept*: the refresh token that came with it, None if none did; the one that was presented is spent then.
+    """
+
+    def __init__(self, message: str, kept: Secret | None) -> None:
+        super().__init__(message)
+        self.kept = kept
 
 
 class UpstreamFailure(SidecarError):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sidecar.auth.oauth2 import Grant
+from sidecar.auth.grant import Anew, Grant
 from sidecar.secret import Secret
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
@@ -16,27 +16,36 @@ class Issuer(Protocol):
     """A token endpoint, or a login, with the credential for it."""
 
     @property
-    def starts_anew(self) -> bool:
-        """Whether it gets a token without any refresh token, so that one which is lost or in doubt can be left."""
+    def anew(self) -> Anew:
+        """What it costs to obtain the credential from what is configured alone."""
         ...
 
-    async def obtain(self, refresh_token: Secret | None) -> Grant:
-        """Get a new token, from *refresh_token* when there is one.
+    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+        """Obtain the credential with *kept*, what an earlier Grant left for this; None: from what is configured alone.
 
-        Raises CredentialRejected, IssuerUnavailable, or ConfigurationError for a secret that cannot be read.
+        Nothing else is tried. Raises CredentialRejected; IssuerUnavailable, which is BrokenOff after *seconds*;
+        ConfigurationError for a secret that cannot be read.
+        """
+        ...
+
+    def first(self) -> Secret | None:
+        """Return the configured refresh token, where it may be presented once only (Anew.ONCE); else None.
+
+        Raises ConfigurationError when it cannot be read.
         """
         ...
 
     def identity(self) -> str:
-        """Return what makes this credential another one than its neighbours; the same after a restart."""
+        """Return what the credential is, as canonical text without secrets; the same after a restart.
+
+        Raises ConfigurationError when a secret that it needs a hash of cannot be read.
+        """
         ...
 
-    def fingerprint(self) -> str:
-        """Return what changes with any of the credential's secrets, without giving them away; for this process."""
-        ...
-
-    def presentation(self, token: Secret) -> tuple[bytes, bytes]:
-        """Return name and value of the field that shows *token* to the upstream."""
+    def fingerprint(self, salt: str) -> str:
+        """Return what changes with any of the credential's secrets, without giving them away; one that cannot be read
+        counts as a value of its own.
+        """
         ...
 
     async def aclose(self) -> None:
