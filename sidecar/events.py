@@ -45,6 +45,15 @@ class LifetimeDiffers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeNarrower:
+    """The issuer *granted* a narrower scope than was asked for; told once for what is *missing*."""
+
+    upstream: str
+    granted: str
+    missing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDone:
     """One request of a client ended; *outcome* is `passed`, a Reason, or `client_gone`; *path* has no query.
 
@@ -162,6 +171,7 @@ Event = (
     Ready
     | Renewal
     | LifetimeDiffers
+    | ScopeNarrower
     | RequestDone
     | Trouble
     | BreakerChanged

@@ -24,7 +24,12 @@ def check(
     if schema:
         print(json.dumps(Settings.model_json_schema(), indent=2))
         return
-    plain = effective(load(config, overrides=overrides or ()))
+    from sidecar.clock import SystemClock
+    from sidecar.run.credentials import credentials
+
+    settings = load(config, overrides=overrides or ())
+    credentials(settings, SystemClock(), read=False)
+    plain = effective(settings)
     if as_json:
         print(json.dumps(plain, indent=2))
         return

@@ -14,7 +14,7 @@ from sidecar.run.assembly import Assembly, Surroundings, assemble
 from sidecar.run.listeners import FREE_PORT, Listeners, bind
 from sidecar.settings import HostPort, Settings
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.tasks import Tasks
+from sidecar.tokens.waiting import Tasks
 
 _POLL_SECONDS = 0.05
 
@@ -100,7 +100,7 @@ class App:
 
     async def look(self) -> None:
         """Look at the store at once: another process says that there is something new."""
-        await asyncio.gather(*(broker.recall() for broker in self.brokers.values()))
+        await asyncio.gather(*(broker.recall() for broker in set(self.brokers.values())))
 
     async def drain(self, grace: float, clock: Clock, emit: Emit) -> None:
         """Take nothing new, let what is under way end within *grace* seconds, and no request wait to be retried."""

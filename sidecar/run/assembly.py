@@ -24,7 +24,7 @@ from sidecar.policy.headers import without_credentials
 from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.message import Request
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import AT_ONCE, Shared, make_broker, make_issuer
+from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, make_broker
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.settings import ListenAddress, Settings, Tls, files_of
@@ -93,7 +93,7 @@ class Assembly:
         """Close brokers and pools side by side, but those that were carried over; twice does no harm."""
         ours = [each for name, each in self.destinations.items() if name not in self.kept]
         await asyncio.gather(*(each.admission.pause.aclose() for each in ours))
-        await asyncio.gather(*(each.broker.aclose() for each in ours))
+        await asyncio.gather(*(broker.aclose() for broker in _brokers(ours)))
         await asyncio.gather(*(each.pool.aclose() for each in ours))
 
 
@@ -113,21 +113,22 @@ async def assemble(
     kept = set()
     trust = await _trust(settings, shared, before)
     try:
-        for name, upstream in settings.upstreams.items():
-            same = before is not None and before.settings.upstreams.get(name) == upstream
-            if before is not None and same and not files_of(upstream) & set(changed):
-                destinations[name] = before.destinations[name]
-                kept.add(name)
+        for credential in credentials(settings, shared.clock, shared.contexts):
+            if before is not None and _is_kept(credential, settings, before, set(changed)):
+                kept |= set(credential.names)
+                destinations |= {name: before.destinations[name] for name in credential.names}
                 continue
-            issuer = make_issuer(upstream, shared.clock, shared.keys, shared.contexts)
-            broker = make_broker(name, upstream, issuer, shared)
-            if upstream.tls not in contexts:
-                contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
-            context = contexts[upstream.tls]
-            made_now = make_destination(name, upstream, issuer, broker, context, around.own, shared)
-            if around.dispatch is not None:
-                made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
-            destinations[name] = made_now
+            broker = make_broker(credential, settings, shared)
+            for name in credential.names:
+                upstream = settings.upstreams[name]
+                if upstream.tls not in contexts:
+                    contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
+                context = contexts[upstream.tls]
+                made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
+                if around.dispatch is not None:
+                    made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
+                destinations[name] = made_now
+        destinations = {name: destinations[name] for name in settings.upstreams}
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -168,7 +169,7 @@ async def assemble(
         every=passing((EVERY_HOST,)),
     )
     fresh = [name for name in destinations if name not in kept]
-    await _start(destinations[name].broker for name in fresh)
+    await _start(_brokers(destinations[name] for name in fresh))
     for name in fresh:
         if (wanted := settings.upstreams[name].keepalive) is not None:
             rounds = made.proxy.exchange.rounds
@@ -180,6 +181,22 @@ async def assemble(
             if name not in kept:
                 gone.admission.retire()
     return made
+
+
+def _brokers(destinations: Iterable[Destination]) -> list[Broker]:
+    """Return the brokers of *destinations*, each once."""
+    return list({id(each.broker): each.broker for each in destinations}.values())
+
+
+def _is_kept(credential: Credential, settings: Settings, before: Assembly, changed: set[Path]) -> bool:
+    """Tell whether nothing has changed for any upstream that has *credential*, nor which those are."""
+    upstreams = [settings.upstreams[name] for name in credential.names]
+    if any(files_of(upstream) & changed for upstream in upstreams):
+        return False
+    if [before.settings.upstreams.get(name) for name in credential.names] != upstreams:
+        return False
+    broker = before.destinations[credential.names[0]].broker
+    return tuple(name for name, each in before.brokers.items() if each is broker) == credential.names
 
 
 async def _start(brokers: Iterable[Broker]) -> None:
@@ -203,10 +220,11 @@ async def _trust(settings: Settings, shared: Shared, before: Assembly | None) ->
 
 
 async def _close(destinations: dict[str, Destination], kept: Collection[str]) -> None:
-    for name, destination in destinations.items():
-        if name not in kept:
-            await destination.broker.aclose()
-            await destination.pool.aclose()
+    ours = [destination for name, destination in destinations.items() if name not in kept]
+    for broker in _brokers(ours):
+        await broker.aclose()
+    for destination in ours:
+        await destination.pool.aclose()
 
 
 def _shown(destinations: dict[str, Destination], *, dispatch: Dispatch | None) -> Callable[[Request], Request]:

@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 
-from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
@@ -14,7 +13,7 @@ from sidecar.policy.budget import Budget
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set
 from sidecar.policy.mirror import LinkPolicy
-from sidecar.run.credentials import Shared
+from sidecar.run.credentials import Credential, Shared
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.shared_pause import SharedPause
@@ -25,7 +24,7 @@ Own = Callable[[], Iterable[tuple[str, int]]]
 def make_destination(
     name: str,
     upstream: Upstream,
-    issuer: OAuth2Issuer,
+    credential: Credential,
     broker: Broker,
     context: ssl.SSLContext,
     own: Own,
@@ -47,9 +46,9 @@ def make_destination(
     )
     return Destination(
         broker=broker,
-        admission=_admission(name, upstream, issuer, shared),
+        admission=_admission(name, upstream, credential, shared),
         pool=pool,
-        present=issuer.presentation,
+        present=present,
         strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
         retry=RetryPolicy(
             attempts=retry.attempts,
@@ -70,12 +69,12 @@ def make_destination(
     )
 
 
-def _admission(name: str, upstream: Upstream, issuer: OAuth2Issuer, shared: Shared) -> Admission:
+def _admission(name: str, upstream: Upstream, credential: Credential, shared: Shared) -> Admission:
     breaker, longest = upstream.breaker, upstream.retry.max_retry_after
     pause = SharedPause(
         name,
         # What an upstream asks of one client is not meant for others.
-        f"{upstream.origin.url} {issuer.identity()}",
+        f"{upstream.origin.url} {credential.identity}",
         shared.store,
         shared.keys,
         longest=longest,

@@ -10,9 +10,9 @@ import httpx
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError, StoreError
 from sidecar.events import Event
-from sidecar.run.credentials import Shared, make_broker, make_issuer
+from sidecar.run.credentials import Shared, credentials, make_broker
 from sidecar.run.join import Running, find_running, host_and_port
-from sidecar.run.state import admin_token, prepare
+from sidecar.run.state import MARKS, admin_token, prepare
 from sidecar.run.status import upstream_status
 from sidecar.run.stores import instance_name, instances, open_store
 from sidecar.settings import Settings
@@ -83,18 +83,19 @@ def _checked(answer: httpx.Response, what: str) -> dict[str, Any]:
 
 
 async def _locally(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
-    states = {}
+    states: dict[str, Any] = {}
     async with _store(settings) as shared:
-        for name in names:
-            upstream = settings.upstreams[name]
-            broker = make_broker(name, upstream, make_issuer(upstream, shared.clock, shared.keys), shared)
+        for credential in credentials(settings, shared.clock):
+            if not (wanted := [name for name in credential.names if name in names]):
+                continue
+            broker = make_broker(credential, settings, shared)
             try:
                 await broker.recall()
                 if action == "renew":
                     await broker.renew()
                 elif action == "revoke":
                     await broker.revoke()
-                states[name] = upstream_status(broker, shared.clock.now())
+                states |= {name: upstream_status(broker) for name in wanted}
             finally:
                 await broker.aclose()
     return states
@@ -120,6 +121,8 @@ async def _store(settings: Settings) -> AsyncIterator[Shared]:
     clock = SystemClock()
     store, keys = open_store(settings, clock)
     try:
-        yield Shared(store=store, keys=keys, owner=instance_name(), clock=clock, emit=ignore)
+        yield Shared(
+            store=store, keys=keys, owner=instance_name(), clock=clock, emit=ignore, marks=settings.state_dir / MARKS
+        )
     finally:
         await store.aclose()

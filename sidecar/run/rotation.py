@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.clock import SystemClock
-from sidecar.errors import ConfigurationError, SealError
-from sidecar.run.credentials import make_issuer
+from sidecar.errors import ConfigurationError
+from sidecar.run.credentials import credentials
 from sidecar.run.stores import open_store
 from sidecar.secret import Secret
 from sidecar.settings import Settings
 from sidecar.tokens.seal import new_key, parse_keys
-from sidecar.tokens.store import store_key
+from sidecar.tokens.sealed import SealedRecord, Unreadable
 
 _MAX_KEY_FILE = 64 << 10
 
@@ -77,18 +77,16 @@ def _replace(path: Path, content: Secret) -> None:
 async def _seal_anew(settings: Settings) -> Rotated:
     clock = SystemClock()
     store, keys = open_store(settings, clock)
-    sealed, foreign = 0, []
+    sealed = 0
+    foreign: list[str] = []
     try:
-        for name, upstream in settings.upstreams.items():
-            key = store_key(make_issuer(upstream, clock).identity())
-            if (record := await store.read(key)) is None:
-                continue
-            try:
-                plain = keys.open(key, record[1])
-            except SealError:
-                foreign.append(name)
-                continue
-            sealed += await store.replace(key, record[0], keys.seal(key, plain))
+        for credential in credentials(settings, clock):
+            record = SealedRecord(credential.issuer.identity, store, keys, owner="")
+            found = await record.read()  # which seals it anew
+            if isinstance(found, Unreadable):
+                foreign += credential.names
+            elif found.generation:
+                sealed += 1
     finally:
         await store.aclose()
     return Rotated(sealed, tuple(foreign))

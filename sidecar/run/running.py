@@ -19,12 +19,12 @@ from sidecar.run.assembly import Surroundings
 from sidecar.run.credentials import AT_ONCE, Shared
 from sidecar.run.listeners import FREE_PORT, bind
 from sidecar.run.source import make_source
-from sidecar.run.state import RunFile, admin_token, prepare
+from sidecar.run.state import MARKS, RunFile, admin_token, prepare
 from sidecar.run.stores import instance_name, keep_announcing, open_store
 from sidecar.run.supervisor import Inherited
 from sidecar.settings import Settings, plain_secrets
 from sidecar.settings.names import is_local
-from sidecar.tokens.tasks import Tasks
+from sidecar.tokens.waiting import Tasks
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +69,8 @@ async def running(
 
         owner, elsewhere = instance_name(), settings.store.shared
         turns = asyncio.Semaphore(0)
-        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell, turns=turns)
+        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell, turns=turns,
+            marks=settings.state_dir / MARKS)
         tasks = Tasks(shared.owner, tell)
         stack.push_async_callback(tasks.aclose)
         app = App(listeners, admin_listener, tasks)

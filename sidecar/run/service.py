@@ -23,7 +23,7 @@ from sidecar.run.running import running
 from sidecar.run.state import open_exec_log, prepare
 from sidecar.run.supervisor import inherited
 from sidecar.settings import Settings, check_secrets, load
-from sidecar.tokens.tasks import Tasks
+from sidecar.tokens.waiting import Tasks
 
 _THREADS = 64
 _THREAD = "work"

@@ -54,7 +54,7 @@ def make_source(app: Serving, metrics: Metrics, clock: Clock, inherited: Inherit
 
     return Source(
         status=lambda: (
-            status(app.brokers, app.addresses, __version__, clock, metrics.breakers())
+            status(app.brokers, app.addresses, __version__, metrics.breakers())
             | {"reload_refused": app.refused or None}
         ),
         problems=lambda: (

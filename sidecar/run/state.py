@@ -12,6 +12,8 @@ from sidecar.run.join import configuration_hash, read_run_file
 from sidecar.secret import Secret
 from sidecar.settings import Settings
 
+MARKS = "presented"
+"""The directory of what is noted of refresh tokens that may be presented once."""
 _MAX_LOG = 1 << 20
 
 

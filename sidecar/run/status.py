@@ -3,24 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.clock import Clock
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
 
 
-def upstream_status(broker: Broker, now: float) -> dict[str, Any]:
+def upstream_status(broker: Broker) -> dict[str, Any]:
     """Return one upstream's state as plain data; durations in seconds, times as seconds since the epoch."""
     state = broker.status()
-    last = state.last
+    token, last = state.token, state.last
     return {
         "state": state.state,
         "usable": state.usable,
         "generation": state.generation,
-        "renewed_by": state.by,
+        "renewed_by": token.by if token else None,
         "forced_renewals": state.forced_renewals,
-        "expires_at": state.expires_at,
-        "expires_in": None if state.expires_at is None else round(state.expires_at - now, 3),
-        "lifetime": state.lifetime,
+        "expires_at": token.expires_at if token else None,
+        "expires_in": None if state.expires_in is None else round(state.expires_in, 3),
+        "lifetime": token.lifetime if token else None,
+        "scope": {"granted": token.scope, "missing": token.missing or None} if token else None,
+        "sealed_with": {"key": state.sealed_with[0], "id": state.sealed_with[1]} if state.sealed_with else None,
         "last_renewal": None
         if last is None
         else {
@@ -37,12 +38,10 @@ def status(
     brokers: Mapping[str, Broker],
     addresses: Mapping[str, str],
     version: str,
-    clock: Clock,
     breakers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the whole status as plain data; *breakers*: the states of those that ever opened, None: of no interest."""
-    now = clock.now()
-    upstreams = {name: upstream_status(broker, now) for name, broker in brokers.items()}
+    upstreams = {name: upstream_status(broker) for name, broker in brokers.items()}
     if breakers is not None:
         for name, each in upstreams.items():
             each["breaker"] = breakers.get(name, "closed")

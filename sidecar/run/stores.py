@@ -15,8 +15,7 @@ from sidecar.run.credentials import Shared
 from sidecar.secret import Secret
 from sidecar.settings import Settings
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.keys import Keys
-from sidecar.tokens.seal import KeyRing, load_or_create_key_file, new_key, parse_keys
+from sidecar.tokens.seal import KeyRing, Keys, load_or_create_key_file, new_key, parse_keys
 from sidecar.tokens.store import TokenStore
 from sidecar.tokens.stores.memory import MemoryStore
 from sidecar.tokens.stores.sqlite import SqliteStore
@@ -38,7 +37,7 @@ def open_store(settings: Settings, clock: Clock) -> tuple[TokenStore, Keys]:
         return MemoryStore(clock), Keys(lambda: _ring(settings, made), clock)
     if wanted.url == "sqlite":
         store: TokenStore = SqliteStore(settings.state_dir)
-        return store, Keys(lambda: _ring(settings, None), clock)
+        return store, _keys(settings, clock)
     from sidecar.tokens.stores.redis_store import RedisStore
 
     store = RedisStore(
@@ -49,7 +48,14 @@ def open_store(settings: Settings, clock: Clock) -> tuple[TokenStore, Keys]:
         timeout=wanted.timeout,
         clock=clock,
     )
-    return store, Keys(lambda: _ring(settings, None), clock)
+    return store, _keys(settings, clock)
+
+
+def _keys(settings: Settings, clock: Clock) -> Keys:
+    files = [reference.file.expanduser() for reference in settings.store.keys if reference.file]
+    if not settings.store.keys:
+        files = [settings.state_dir / "store.key"]
+    return Keys(lambda: _ring(settings, None), clock, files)
 
 
 def _ring(settings: Settings, made: Secret | None) -> KeyRing:

@@ -7,29 +7,28 @@ each to its own deadline; nobody's leaving ends it.
 import asyncio
 import math
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
+from sidecar.auth.grant import Anew
 from sidecar.clock import Clock
 from sidecar.errors import IssuerUnavailable, Reason, Refusal
 from sidecar.events import Emit
-from sidecar.policy.idleness import QUIET
 from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.keys import Keys
 from sidecar.tokens.lease import Lease
-from sidecar.tokens.look import Look
-from sidecar.tokens.obtaining import KeptBack, Obtaining
+from sidecar.tokens.marker import Marker
+from sidecar.tokens.obtaining import Obtaining
+from sidecar.tokens.presenting import KeptBack
 from sidecar.tokens.protocols import BrokerStatus, Issuer, LastRenewal
-from sidecar.tokens.record import Record
-from sidecar.tokens.rejection import Rejection
 from sidecar.tokens.renewal import Renewing
-from sidecar.tokens.state import status_of
+from sidecar.tokens.seal import Keys
+from sidecar.tokens.sealed import SealedRecord
 from sidecar.tokens.store import TokenStore
-from sidecar.tokens.tasks import Tasks
-from sidecar.tokens.timer import keep_fresh
+from sidecar.tokens.timer import Look, keep_fresh
 from sidecar.tokens.token import Token
 from sidecar.tokens.verdicts import Verdicts
-from sidecar.tokens.waiting import Changes
+from sidecar.tokens.waiting import Changes, Tasks
 
 __all__ = ["Broker", "BrokerStatus", "Issuer", "LastRenewal"]
 
@@ -40,11 +39,13 @@ _TO_STORE = 1.0
 
 
 class Broker:
-    """The tokens of one credential.
+    """The tokens of one credential, for the upstream *name* and every other that has it too.
 
     *owner* names this instance. *configured_lifetime* is None if the user set none. *shared*: the store may forget.
     *unauthorized*: so many renewed tokens refused in a row stop forced renewals. *turns*: what the first renewal and
-    looks at the store wait for, unless somebody needs them; None: nothing. `verdicts`: what upstreams say.
+    looks at the store wait for, unless somebody needs them; None: nothing. *former*: the credential's name in the
+    release before. *marks*: the directory where it is noted which first refresh tokens were presented; None: nowhere.
+    `verdicts`: what upstreams say.
     """
 
     def __init__(
@@ -62,27 +63,30 @@ class Broker:
         shared: bool = False,
         unauthorized: int = 5,
         turns: asyncio.Semaphore | None = None,
+        former: str | None = None,
+        marks: Path | None = None,
     ) -> None:
         self._issuer = issuer
         self._settings = settings
         self._shared = shared
+        self._marks = marks
         self._turns = turns or asyncio.Semaphore()
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._changes = Changes(clock, self._tasks.spawn)
         self._closing = False
-        identity = issuer.identity()
-        record = Record(name, identity, store, keys, owner=owner, emit=emit)
-        self._holding = Holding(record, settings.margin, clock=clock)
+        self._sealed = SealedRecord(self._identify, store, keys, owner=owner, former=former)
+        once = issuer.anew is Anew.ONCE
+        self._holding = Holding(name, self._sealed, settings.margin, once=once, clock=clock, emit=emit)
         self._look = Look(self._holding, self._changes, clock=clock, spawn=self._tasks.spawn)
         self.verdicts = Verdicts(name, unauthorized, settings.min_interval, emit)
-        rejection = Rejection(issuer, store, keys, clock=clock)
-        lease = Lease(store, identity, owner, cap=settings.timeout + _GRACE, clock=clock, spawn=self._tasks.spawn)
+        cap = settings.timeout + _GRACE
+        lease = Lease(self._sealed, self._holding, cap=cap, clock=clock, spawn=self._tasks.spawn)
         self._renewing = Renewing(
             name,
+            issuer,
             self._holding,
-            Obtaining(issuer, self._holding, rejection, lease, owner=owner, clock=clock),
-            rejection,
+            Obtaining(issuer, self._holding, lease, timeout=settings.timeout, owner=owner, clock=clock),
             configured_lifetime,
             clock=clock,
             emit=emit,
@@ -102,7 +106,7 @@ class Broker:
 
     async def recall(self) -> None:
         """Take over what the store holds, and start nothing."""
-        await self._holding.reread()
+        await self._holding.look()
 
     def current(self) -> Token | None:
         """Return the usable token in memory, None if there is none; a due one is renewed in the background."""
@@ -119,13 +123,10 @@ class Broker:
         """
         token = self.current()
         if token is None:
-            await self._changes.until(self._supplied, deadline)
+            await self._changes.until(lambda: self._supplied(deadline), deadline)
             token = self._holding.usable()
         if token is None:
-            wait = self._renewing.next_at - self._clock.monotonic()
-            raise Refusal(
-                Reason.TOKEN_UNAVAILABLE, "the issuer gave no token in time", retry_after=max(1, math.ceil(wait))
-            )
+            raise self._unavailable()
         return token
 
     async def after_unauthorized(self, used: Token, deadline: float) -> Token | None:
@@ -170,13 +171,7 @@ class Broker:
 
     def accepted(self, token: Token, *, own: bool = False) -> None:
         """Take note that an upstream took *token*, for a request or its *own* sake; cheap, on every request's way."""
-        verdicts, now = self.verdicts, self._clock.monotonic()
-        if own:
-            verdicts.kept(token, now)
-            return
-        if token is not verdicts.token or now - verdicts.used_at > QUIET:
-            verdicts.took(token, now)
-        verdicts.used_at = now
+        self.verdicts.accepted(token, self._clock.monotonic(), own=own)
 
     def refused(self, token: Token) -> None:
         """Take note that a token which `after_unauthorized` gave for a request was answered 401 as well."""
@@ -193,11 +188,10 @@ class Broker:
         attempt; the campaign goes on if a token is needed.
         """
         holding, renewing = self._holding, self._renewing
-        before, failures = holding.held, renewing.failures
-        generation = before.token.granted if before else 0
+        granted, failures = holding.granted, renewing.failures
 
         def newer() -> Token | None:
-            return holding.token if holding.token and holding.token.granted > generation else None
+            return holding.token if holding.granted > granted else None
 
         renewing.force()
         await self._changes.until(
@@ -225,7 +219,19 @@ class Broker:
 
     def status(self) -> BrokerStatus:
         """Return where the credential stands; starts nothing."""
-        return status_of(self._holding, self._renewing, self.verdicts)
+        holding, renewing = self._holding, self._renewing
+        token, usable = holding.token, holding.usable() is not None
+        return BrokerStatus(
+            state="rejected" if renewing.rejected else holding.state(),
+            usable=usable,
+            attempted=renewing.last is not None or usable,
+            token=token,
+            expires_in=token.expires_at - holding.held.now(self._clock) if token and holding.held else None,
+            generation=holding.granted or holding.record.generation,
+            last=renewing.last,
+            sealed_with=self._sealed.place,
+            forced_renewals="stopped" if self.verdicts.stopped else "allowed",
+        )
 
     async def aclose(self) -> None:
         """Wait for an attempt under way, as long as a call may take, store its token, then stop; issuer included.
@@ -238,12 +244,27 @@ class Broker:
         await self._tasks.aclose()
         await self._issuer.aclose()
 
-    def _supplied(self) -> bool:
-        """Tell whether a token can be handed out; if not, see to it that one is got."""
+    def _supplied(self, deadline: float) -> bool:
+        """Tell whether a token can be handed out; if not, see to it that one is got. Raises Refusal if none will be."""
+        renewing = self._renewing
         if self._holding.usable() is None:
-            self._renewing.start("demand")
-            if self._renewing.rejected:
-                raise Refusal(Reason.CREDENTIAL_REJECTED, "the issuer refused the credential; its owner must mend it")
-            if self._closing and not self._renewing.running:
+            renewing.start("demand")
+            if renewing.rejected:
+                raise Refusal(Reason.CREDENTIAL_REJECTED, f"{renewing.failure}")
+            if self._closing and not renewing.running:
                 raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping")
+            if renewing.hopeless(deadline):
+                raise self._unavailable()
         return self._holding.usable() is not None
+
+    def _unavailable(self) -> Refusal:
+        wait, failure = self._renewing.next_at - self._clock.monotonic(), self._renewing.failure
+        detail = f"the issuer gave no token in time{f': {failure}' if failure else ''}"
+        return Refusal(Reason.TOKEN_UNAVAILABLE, detail, retry_after=max(1, math.ceil(wait)))
+
+    def _identify(self) -> str:
+        """Return what names the record, and find the mark of what it began with; raises ConfigurationError."""
+        identity, first = self._issuer.identity(), self._issuer.first()
+        if first is not None and self._marks is not None:
+            self._holding.marker = Marker(self._marks, first)
+        return identity

@@ -1,6 +1,6 @@
 """Whether an issuer keeps to the lifetime that was configured, and if not, why it may be so. Pure."""
 
-from sidecar.auth.oauth2 import Grant
+from sidecar.auth.grant import Grant
 from sidecar.events import LifetimeDiffers
 
 _TOLERANCE = 0.05
@@ -14,7 +14,7 @@ def difference(upstream: str, configured: float | None, grant: Grant) -> Lifetim
         upstream=upstream,
         configured=configured,
         granted=grant.lifetime,
-        source=grant.lifetime_source,
+        source=grant.source,
         cause=likely_cause(configured, grant.lifetime, grant.scope),
     )
 

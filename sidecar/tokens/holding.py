@@ -1,69 +1,73 @@
-"""What one credential holds: its newest token in memory, kept at one with the record in the store.
+"""What one credential holds: its newest record in memory, kept at one with the one in the store.
 
 While the store is in trouble memory goes on; what it holds is published when the store is back.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sidecar.clock import Clock
-from sidecar.errors import StoreError
-from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
+from sidecar.errors import ConfigurationError, IssuerUnavailable, StoreError
+from sidecar.events import Emit, StoreTrouble
+from sidecar.policy.lifetime import forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
-from sidecar.tokens.record import Found, Noted, Record
+from sidecar.tokens.held import Held, held
+from sidecar.tokens.marker import Marker
+from sidecar.tokens.record import Record
+from sidecar.tokens.sealed import Found, SealedRecord, Unreadable
 from sidecar.tokens.token import Token
 
 _FORGOTTEN_SECONDS = 6.0
 """In this time every holder of a lease has shown a sign of life, twice."""
-_LAST_SECONDS = 120.0
-_LAST_SHARE = 0.1
 _WRITES = 3
 """How often a write gives way to a newer record that is of no use, before memory alone must do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A token in memory. *born*: the monotonic moment of its issued_at. *due*: when to renew it, wall time."""
-
-    token: Token
-    born: float
-    due: float
-
-    def now(self, clock: Clock) -> float:
-        """Return the wall time as far as this token is concerned.
-
-        A clock that jumped forward ends it early; one that was set back does not let it outlive its lifetime.
-        """
-        return max(clock.now(), self.token.issued_at + clock.monotonic() - self.born)
-
-    def lasts(self, clock: Clock) -> bool:
-        """Tell whether its time is not yet over."""
-        return usable(self.now(clock), self.token.issued_at, self.token.expires_at)
+class Revoked(IssuerUnavailable):
+    """An operator dropped the credential while it was renewed: what came of that does not count."""
 
 
 class Holding:
-    """The newest token of a credential.
+    """The newest record of a credential, for the upstream *name*.
 
-    `withheld`: the token was refused and its renewal is under way, so that it is not handed out for now.
-    `unsaved`: the store does not have it yet.
+    *once*: its refresh token may be presented once, so that no record but the newest will do. `unsaved`: the store does
+    not have it yet. `unreadable`: what the store has instead, None when that was read. `withheld`: the token was refused
+    and its renewal is under way, so that it is not handed out for now. `marker`: None where nothing need be noted.
     """
 
-    def __init__(self, record: Record, margin: Margin, *, clock: Clock) -> None:
-        self._record = record
+    def __init__(
+        self, name: str, sealed: SealedRecord, margin: Margin, *, once: bool, clock: Clock, emit: Emit
+    ) -> None:
+        self._name = name
+        self._sealed = sealed
         self._margin = margin
+        self._once = once
         self._clock = clock
-        self._foreign = False
-        self._lost_at = float("-inf")
-        self._lost = False
-        self.unsaved = False
+        self._emit = emit
+        self._stored = 0
+        self._refused = 0
+        self._lost_at = -math.inf
         self.held: Held | None = None
-        self.generation = 0
+        self.record = Record()
+        self.unsaved = False
+        self.unreadable: Unreadable | None = None
         self.withheld = False
+        self.marker: Marker | None = None
 
     @property
     def token(self) -> Token | None:
         """The newest token, usable or not."""
         return self.held.token if self.held else None
+
+    @property
+    def granted(self) -> int:
+        """The generation of the newest token, 0 without one."""
+        return self.held.token.granted if self.held else 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether an upstream said 401 to the newest token, and none has come since."""
+        return self.held is not None and self._refused == self.held.token.granted
 
     def lasts(self) -> bool:
         """Tell whether there is a token whose time is not yet over."""
@@ -75,22 +79,14 @@ class Holding:
 
     def fresh(self) -> bool:
         """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
-        held = self.held
-        return held is not None and held.now(self._clock) < held.due and not held.token.refused
+        return self.held is not None and self.held.until_due(self._clock) > 0 and not self.refused
 
     def until_last_minutes(self) -> float:
-        """Return the seconds until the token has two minutes, or a tenth of its lifetime, left; 0 from then on.
-
-        They are here for a token that was refused, and without one.
-        """
-        held = self.held
-        if held is None or not self.lasts() or held.token.refused:
-            return 0.0
-        last = min(_LAST_SECONDS, _LAST_SHARE * held.token.lifetime)
-        return max(0.0, held.token.expires_at - held.now(self._clock) - last)
+        """Return the seconds until the token's last minutes; 0 from then on, for a refused one, and without one."""
+        return 0.0 if self.held is None or self.refused else self.held.until_last_minutes(self._clock)
 
     def newer_than(self, used: Token) -> Token | None:
-        """Return the token if it can be handed out and its access token is a newer one than that of *used*."""
+        """Return the token if it can be handed out and is a newer one than *used*."""
         token = self.usable()
         return token if token is not None and token.granted > used.granted else None
 
@@ -99,8 +95,8 @@ class Holding:
 
         Does nothing for one that is no longer the newest, nor the second time: it was withheld once, in vain.
         """
-        if self.held is not None and self.held.token.granted == used.granted and not self.held.token.refused:
-            self.held = replace(self.held, token=replace(self.held.token, refused=True))
+        if self.granted == used.granted and not self.refused:
+            self._refused = used.granted
             self.withheld = True
 
     def may_force(self, interval: float, *, probe: bool = False) -> bool:
@@ -110,7 +106,7 @@ class Holding:
         """
         token = self.token
         return token is not None and forced_renewal_allowed(
-            self._clock.now(), token.forced_at, interval, math.inf if probe else token.lifetime
+            self._clock.now(), self.record.forced_at, interval, math.inf if probe else token.lifetime
         )
 
     def state(self) -> str:
@@ -119,117 +115,172 @@ class Holding:
             return "none"
         if not self.lasts():
             return "expired"
-        if self.held.token.refused:
+        if self.refused:
             return "refused"
         return "valid" if self.fresh() else "due"
 
-    async def reread(self) -> None:
-        """Take over what is newer in the store; publish ours if the store lacks it.
+    async def look(self) -> None:
+        """Take over what is newer in the store; publish ours if the store lacks it. Trouble is reported."""
+        try:
+            found = await self._sealed.read()
+        except Exception as error:  # noqa: BLE001  whatever a store does, the token in memory serves on
+            self.report("read", error)
+            return
+        await self.compare(found)
 
-        A store that came back empty, or older, gets the token in memory. A mark of revocation takes ours away.
+    async def compare(self, found: Found) -> None:
+        """Make memory and *found*, what the store has, one.
+
+        A store that came back empty, or older, gets what is in memory. A mark of revocation takes ours away. Where the
+        newest record alone will do and memory has none, one that is older than what this machine has seen is no record.
         """
-        found = await self._record.read()
-        self._foreign = found.foreign
-        self._note_loss(found)
-        if found.generation > self.generation and (found.token is not None or found.revoked):
-            self._follow(found)
-        elif not (found.broken or found.foreign) and (found.generation < self.generation or self.unsaved):
-            await self._publish(found)
-        elif found.damaged and self.token is not None and self.lasts():
-            await self._record.mend(self.token)
+        self.unreadable = None
+        if isinstance(found, Unreadable):
+            if found.foreign or not await self._publish(found):
+                self.unreadable = found
+                self.report("read", StoreError(found.why))
+        elif found.generation > self._stored and not (self.unsaved and self._ours_is_better(found)):
+            self.unsaved = False
+            if not await self._is_old(found):
+                self._hold(found)
+        elif found.generation != self._stored or self.unsaved:
+            if found.generation < self._stored and not self.unsaved:
+                self._lost_at = self._clock.monotonic()
+            if not await self._publish(found) and not await self._is_old(found):
+                self._stored = found.generation
 
-    async def save(self, token: Token, born: float) -> Token:
-        """Store *token*, then announce it; return the one that holds now.
+    async def write(self, record: Record, *, release: bool = False) -> bool:
+        """Write *record* in the place of the one that is held, and hold it; False if another was faster.
 
-        That is the stored one if it is as new and lasts: another process was first. A stored one that is of no
-        use is written over with a newer generation, but not a foreign one. If nothing can be written, memory
-        alone goes on.
+        Raises StoreError; what is held is as it was then.
         """
-        written: bool | None = None
-        for _ in range(0 if self._foreign and token.trigger != "forced" else _WRITES):
-            written = await self._record.write(token)
-            if written is not False:
-                break
-            found = await self._record.read()
-            if self._lasting(found):
-                self._follow(found)
-                return found.token or token
-            token = replace(token, generation=max(token.generation, found.generation) + 1)
-        else:
-            self._record.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))
-        self.unsaved = not written
-        self._adopt(token, born)
-        return token
+        record = replace(record, generation=max(self.record.generation, self._stored) + 1)
+        if not await self._sealed.write(record, after=self._stored, release=release):
+            return False
+        self._hold(record)
+        return True
+
+    async def save(self, record: Record, born: float, *, forced: bool = False, release: bool = False) -> None:
+        """Store *record*, whose token was granted just now, then announce what holds now.
+
+        That is what is stored if it lasts: another was first. A stored one that is of no use is written over with a
+        newer generation; but not a foreign one, unless *forced*. If nothing can be written, memory alone goes on.
+        *born*: the monotonic moment that the token was asked for. Raises Revoked: nothing that was granted counts.
+        """
+        after = self._stored
+        try:
+            for _ in range(_WRITES):
+                record = _numbered(record, max(self.record.generation, after) + 1)
+                foreign = self.unreadable is not None and self.unreadable.foreign
+                if (forced or not foreign) and await self._sealed.write(record, after=after, release=release):
+                    self._hold(record, born)
+                    self.unsaved, self.unreadable = False, None
+                    await self.mark()
+                    return
+                found = await self._sealed.read()
+                after, self.unreadable = found.generation, found if isinstance(found, Unreadable) else None
+                if isinstance(found, Record) and found.generation > self._stored:
+                    if found.revoked:
+                        self._hold(found)
+                        raise Revoked("an operator revoked the token while it was renewed")
+                    if not self._once and self._lasting(found):
+                        self._hold(found)
+                        return
+            self.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))
+        except StoreError as error:
+            self.report("write", error)
+        stored = self._stored
+        self._hold(_numbered(record, max(self.record.generation, stored) + 1), born)
+        self._stored, self.unsaved = stored, True
 
     async def drop(self) -> None:
         """Forget the token here and for all instances; raises StoreError when the store cannot be told."""
-        self.held = None
-        self.unsaved = False
-        mark = await self._record.revoke(self.generation)
-        if self.generation <= mark:  # what was read meanwhile is older than the mark
-            self.held = None
-            self.generation = mark
+        generation = self.record.generation
+        self.record, self.held, self.unsaved = Record(generation=generation), None, False
+        mark = await self._sealed.revoke(generation)
+        if self.record.generation <= mark.generation:  # what was read meanwhile is older than the mark
+            self._hold(mark)
 
-    def report(self, operation: str, error: Exception) -> None:
-        """Tell of trouble with the store."""
-        self._record.report(operation, error)
+    async def mark(self) -> None:
+        """Note in the state directory that the held record is the newest; raises StoreError."""
+        if self.marker is not None:
+            await self.marker.write(self.record.generation)
+
+    async def unmark(self, record: Record) -> None:
+        """Note that the first refresh token was not taken after all, if *record* says so; raises StoreError."""
+        if self.marker is not None and not record.claimed:
+            await self.marker.forget()
 
     def store_forgot(self) -> bool:
-        """Tell whether the store came back empty or older a moment ago, perhaps without the lease of one who lives."""
-        return self._clock.monotonic() - self._lost_at < _FORGOTTEN_SECONDS
+        """Tell whether the store came back empty or older a moment ago, perhaps without the lease of one who lives.
 
-    async def note(self, *, last: bool = False) -> Noted:
-        """Note ahead that the refresh token is about to be used, *last*: for the last time. Raises StoreError."""
-        return await self._record.note(self.generation, last=last)
+        Of no interest where nothing is kept that could be presented twice.
+        """
+        return self.record.kept is not None and self._clock.monotonic() - self._lost_at < _FORGOTTEN_SECONDS
 
-    async def withdraw(self) -> None:
-        """Take the note back."""
-        await self._record.withdraw()
+    def report(self, operation: str, error: Exception) -> None:
+        """Tell of trouble with the store, without what may be in an error that is not ours."""
+        ours = isinstance(error, StoreError | ConfigurationError)
+        cause = str(error) if ours else f"internal error: {type(error).__name__}"
+        where, detail = f"token store of {self._name}", f"{operation}: {cause}"
+        self._emit(StoreTrouble(where=where, detail=detail, upstream=self._name, operation=operation))
 
-    def _note_loss(self, found: Found) -> None:
-        """Note when the store came back empty or older: once, for what was looked at again is not lost again."""
-        if found.broken or found.foreign:
-            return
-        lost = found.generation < self.generation and not self.unsaved
-        if lost and not self._lost:
-            self._lost_at = self._clock.monotonic()
-        self._lost = lost
+    async def _is_old(self, found: Record) -> bool:
+        """Tell whether *found* is older than what this machine has seen; nothing in memory is newer."""
+        try:
+            marked = await self.marker.read() if self.marker else 0
+        except StoreError as error:
+            self.unreadable = Unreadable(found.generation, str(error))
+            return True
+        if found.generation >= marked:
+            return False
+        what = "is gone" if found.generation == 0 else f"is that of generation {found.generation}, an older one"
+        why = f"the record {what}; this machine has seen generation {marked}, so that its refresh token is spent"
+        self.unreadable = Unreadable(found.generation, why)
+        return True
 
-    async def _publish(self, found: Found) -> None:
-        """Write ours; if another was first since with one as new, that one is for all."""
-        ours = self.token
-        if ours is None or not self.lasts():
+    async def _publish(self, found: Found) -> bool:
+        """Write ours after *found*; False when it is of no use there. Trouble is reported; the next look tries again."""
+        ours = self.record
+        unreadable = isinstance(found, Unreadable)
+        if not (self.lasts() or (self._once and ours.kept is not None)):
             self.unsaved = False
-            return
-        written = await self._record.write(ours)
-        if written is False:
-            found = await self._record.read()
-            if self._lasting(found) and self.token is ours:
-                self._follow(found)
-                return
-        self.unsaved = not (written is not None and self.token is ours)
+            return False
+        if unreadable and self._once and found.generation > ours.generation:
+            return False  # what cannot be read may be newer than ours
+        # The number beside a record that cannot be read says nothing.
+        generation = ours.generation if unreadable else max(ours.generation, found.generation + 1)
+        try:
+            if not await self._sealed.write(replace(ours, generation=generation), after=found.generation):
+                return True
+        except StoreError as error:
+            self.report("write", error)
+            self.unsaved = True
+            return True
+        if self.record is ours:
+            self._hold(replace(ours, generation=generation))
+            self.unsaved = False
+        return True
 
-    def _lasting(self, found: Found) -> bool:
+    def _ours_is_better(self, found: Record) -> bool:
+        return not found.revoked and (self._once or (self.lasts() and not self._lasting(found)))
+
+    def _lasting(self, found: Record) -> bool:
         token = found.token
-        return token is not None and not token.refused and usable(self._clock.now(), token.issued_at, token.expires_at)
+        return token is not None and usable(self._clock.now(), token.issued_at, token.expires_at)
 
-    def _follow(self, found: Found) -> None:
-        """Adopt what the store has: a token of another process, as old as the wall clock says, or its revocation."""
-        self.unsaved = False
-        if found.token is not None:
-            self._take_over(found.token)
-        else:
+    def _hold(self, record: Record, born: float | None = None) -> None:
+        """Hold *record*; nothing of the times of a token that is held already changes."""
+        token = record.token
+        self.record, self._stored = record, record.generation
+        if token is None:
             self.held = None
-            self.generation = found.generation
+        elif self.held is None or token.granted != self.granted:
+            self.held = held(token, self._margin, self._clock, born)
+            self.withheld = False
 
-    def _take_over(self, token: Token) -> None:
-        """Adopt a token of another process, as old as the wall clock says; not younger than new."""
-        self._adopt(token, born=self._clock.monotonic() - max(0.0, self._clock.now() - token.issued_at))
 
-    def _adopt(self, token: Token, born: float) -> None:
-        # Jitter takes up to half the margin; the rest must not be less than the time a token cannot be used.
-        least = 2 * min(SKEW_SECONDS, SKEW_SHARE * token.lifetime)
-        due = due_at(token.expires_at, max(least, self._margin.of(token.lifetime)), self._clock.jitter())
-        self.held = Held(token, born, due)
-        self.generation = token.generation
-        self.withheld = token.refused
+def _numbered(record: Record, generation: int) -> Record:
+    """Return *record* with *generation*, which is its token's too."""
+    token = record.token and replace(record.token, granted=generation)
+    return replace(record, generation=generation, token=token)

@@ -2,77 +2,94 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from sidecar.clock import Clock
 from sidecar.errors import StoreError
+from sidecar.tokens.holding import Holding
 from sidecar.tokens.protocols import Spawn
-from sidecar.tokens.store import TokenStore, store_key
+from sidecar.tokens.sealed import SealedRecord
 
-TTL = 10.0
-"""Seconds after its last sign of life that a holder's lease is over."""
 _SIGN = 3.0
-_MOMENT = 1.0
-_MAX_PAUSE = 3600.0
-"""As long as a campaign of ours would wait: more is a mistake of the issuer's."""
+"""Seconds between two signs of life of a holder."""
+_TRIES = 2
+"""A single slow answer of the store must not be taken for its end: all would ask the issuer."""
+_PATIENCE = 1.5
+"""Seconds that a renewal nobody was refused for gives a silent store: a machine that is busy starting many instances
+is slow for a moment, and each of them would ask the issuer. A store that says no is not waited for."""
+_LOOK = 0.1
+_LOOK_JITTER = 0.2
+"""Seconds between two looks whether the instance that has the lease is done."""
 
 
 class Lease:
-    """The lease of the credential *identity*, for *owner*, which names this instance and no other.
+    """The lease of *sealed*, whose record is made one with *holding* at each look.
 
-    *cap*: seconds after which it is over, whatever the holder waits for. It keeps others from starting, no more:
-    a holder that slept through its end is stopped by the generation of its record. `paused`: the last `take` found
-    that another instance has asked all to wait.
+    *cap*: seconds after which it is over, whatever the holder waits for. It keeps others from starting, no more: a
+    holder that slept through its end is stopped by the generation of its record. `elsewhere`: another instance has it,
+    and is waited for.
     """
 
-    def __init__(self, store: TokenStore, identity: str, owner: str, *, cap: float, clock: Clock, spawn: Spawn) -> None:
-        self._store = store
-        self._key = store_key(identity, "lease")
-        self._pause = store_key(identity, "pause")
-        self._owner = owner
+    def __init__(self, sealed: SealedRecord, holding: Holding, *, cap: float, clock: Clock, spawn: Spawn) -> None:
+        self._sealed = sealed
+        self._holding = holding
         self._cap = cap
         self._clock = clock
         self._spawn = spawn
         self._keeper: asyncio.Task[None] | None = None
-        self.paused = False
+        self.elsewhere = False
 
-    async def take(self) -> bool:
-        """Take the lease; False when another instance has it, or has asked all to pause. Raises StoreError."""
-        end = self._clock.monotonic() + self._cap
-        self.paused = False
-        if not await self._store.acquire(self._key, self._owner, min(TTL, self._cap)):
-            return False
+    async def take(self, needed: Callable[[], bool], *, patient: bool) -> bool:
+        """Wait for the lease; False as soon as it is not *needed* any more. *patient*: a silent store is given time.
+
+        Raises StoreError, reported already, when the store gives none.
+        """
+        failures, patience = 0, self._clock.monotonic() + (_PATIENCE if patient else 0.0)
         try:
-            # A pause is a lease too: whoever gets it for a moment knows that no other instance asked for one.
-            self.paused = not await self._store.acquire(self._pause, self._owner, _MOMENT)
-            await self._store.release(self._key if self.paused else self._pause, self._owner)
-        except BaseException:
-            await self.give_back()
-            raise
-        if self.paused:
-            return False
-        self._stop_keeping()
-        self._keeper = self._spawn(self._keep(end), "lease")
-        return True
+            while True:
+                end = self._clock.monotonic() + self._cap
+                # A holder whose lease the store forgot takes it again first, so that its refresh token is safe.
+                if not self._holding.store_forgot():
+                    try:
+                        held, found = await self._sealed.take(self._cap)
+                    except StoreError as error:
+                        failures += 1
+                        waits = error.silent and self._clock.monotonic() < patience
+                        if failures >= _TRIES and not waits:
+                            self._holding.report("lease", error)
+                            raise
+                        if waits:
+                            await self._rest()
+                        continue
+                    await self._holding.compare(found)
+                    if held:
+                        self._keeper = self._spawn(self._keep(end), "lease")
+                        return True
+                    if not needed():
+                        return False
+                self.elsewhere = True
+                await self._rest()
+        finally:
+            self.elsewhere = False
+
+    def given_back(self) -> None:
+        """Take note that a write has let the next instance in."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
 
     async def give_back(self) -> None:
-        """Let the next instance in; one that is not held, or a store in trouble, is no error."""
-        self._stop_keeping()
-        with contextlib.suppress(StoreError):
-            await self._store.release(self._key, self._owner)
+        """Let the next instance in, if it is still held."""
+        if self._keeper is not None:
+            self.given_back()
+            await self._sealed.release()
 
-    async def pause(self, seconds: float) -> None:
-        """Keep every other instance from the issuer for *seconds*, at most an hour; ours knows by itself."""
-        with contextlib.suppress(StoreError):
-            await self._store.acquire(self._pause, self._owner, min(seconds, _MAX_PAUSE))
+    async def _rest(self) -> None:
+        await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
 
     async def _keep(self, end: float) -> None:
         while (left := end - self._clock.monotonic() - _SIGN) > 0:
             await self._clock.sleep(_SIGN)
             with contextlib.suppress(StoreError):
-                if not await self._store.acquire(self._key, self._owner, min(TTL, left)):
+                if not (await self._sealed.take(left))[0]:
                     return
-
-    def _stop_keeping(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            self._keeper = None

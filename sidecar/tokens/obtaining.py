@@ -1,43 +1,35 @@
-"""One token from the issuer, under the lease: take it, read again, decide again, ask, store.
+"""One token from the issuer, under the lease: take it, decide again, ask, store.
 
-What the store's trouble means for that (docs/decisions/0013): a grant that starts anew needs no lease. A refresh
-token may be taken only once, so that it is not used without one, nor after another instance may have used it,
-as long as the token at hand lasts; in its last minutes a risk is better than a certain end.
+What can be had anew for nothing needs no lease. All else is asked for under the lease alone, and a refresh token is
+presented only after that was noted in the record: who finds the note and no more knows that the token may be spent,
+and keeps it (docs/decisions/0026).
 """
 
 import contextlib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sidecar.auth.oauth2 import Grant
-from sidecar.auth.token_answer import Unusable
-from sidecar.auth.token_endpoint import BrokenOff
+from sidecar.auth.grant import Anew, Grant
 from sidecar.clock import Clock
-from sidecar.errors import CredentialRejected, IssuerUnavailable, StoreError
+from sidecar.errors import (
+    BrokenOff,
+    ConfigurationError,
+    CredentialRejected,
+    IssuerUnavailable,
+    Misplaced,
+    StoreError,
+    Unusable,
+)
+from sidecar.policy import pauses
 from sidecar.secret import Secret
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
+from sidecar.tokens.presenting import KeptBack, Stuck, check_known, choose
 from sidecar.tokens.protocols import Issuer
-from sidecar.tokens.record import Noted
-from sidecar.tokens.rejection import Rejection
+from sidecar.tokens.record import Presented, Record, Rejection
+from sidecar.tokens.rejection import again, said, told
 from sidecar.tokens.token import Token
-
-_STORE_TRIES = 2
-"""A single slow answer of the store must not be taken for its end: all would ask the issuer."""
-_STORE_PATIENCE = 1.5
-"""Seconds that a renewal nobody was refused for gives a silent store: a machine that is busy starting many instances
-is slow for a moment, and each of them would ask the issuer. A store that says no is not waited for."""
-_LOOK = 0.1
-_LOOK_JITTER = 0.2
-"""Seconds between two looks whether the instance that has the lease is done."""
-_LOOK_PAUSED = 1.0
-"""The same, while the issuer has asked all to wait."""
-_MOMENT = 0.001
-
-
-class KeptBack(IssuerUnavailable):
-    """A refresh token must not be used now; nobody need wait for it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
@@ -50,176 +42,189 @@ class Obtained:
 class Obtaining:
     """Gets tokens for one credential, for the instance *owner*.
 
-    `elsewhere`: it waits for another instance that has the lease. `called_at`: the monotonic moment of the last
-    call to the issuer, or of the wait for one.
+    *timeout*: seconds of the calls to the issuer for one token. `called_at`: the monotonic moment of the last call to
+    the issuer, or of the wait for one. `rejection`: what the last CredentialRejected means for the next call.
     """
 
     def __init__(
-        self, issuer: Issuer, holding: Holding, rejection: Rejection, lease: Lease, *, owner: str, clock: Clock
+        self, issuer: Issuer, holding: Holding, lease: Lease, *, timeout: float, owner: str, clock: Clock
     ) -> None:
         self._issuer = issuer
         self._holding = holding
-        self._rejection = rejection
         self._lease = lease
+        self._timeout = timeout
         self._owner = owner
         self._clock = clock
-        self.elsewhere = False
+        self._odd = 0
         self.called_at = 0.0
+        self.rejection: Rejection | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it waits for another instance that has the lease."""
+        return self._lease.elsewhere
 
     async def obtain(self, trigger: str, needed: Callable[[], bool]) -> Obtained | None:
         """Return a new token; None as soon as it is not *needed* any more, because another instance got one.
 
-        Raises what the issuer does, KeptBack when a refresh token must not be used now, and AlreadyRejected when
-        the issuer has just refused the same secrets, unless an operator forces it.
+        Raises what the issuer does, with `retry_after` set where it is to be left alone for a while; KeptBack and Stuck
+        when a refresh token must not be used; CredentialRejected when any instance was just told so with the same
+        secrets, and Waiting when it was asked to wait, unless an operator forces it.
         """
         self.called_at = self._clock.monotonic()
-        leased = await self._take(needed, patient=trigger in ("start", "due"))
+        leased = False
         try:
-            if leased:
-                await self._holding.reread()
+            leased = await self._lease.take(needed, patient=trigger in ("start", "due"))
+        except StoreError as error:
+            if self._issuer.anew is not Anew.FREE:
+                raise KeptBack(f"nothing is asked of the issuer without the store: {error}") from None
+        try:
             if not needed():
                 return None
-            secrets, generation = self._rejection.fingerprint(), self._holding.generation
-            if leased and trigger != "forced":
-                await self._rejection.check(secrets, generation)
-            try:
-                return await self._ask(trigger, leased=leased)
-            except CredentialRejected as refusal:
-                if leased:
-                    await self._rejection.tell(refusal, secrets, generation)
-                raise
-            except IssuerUnavailable as busy:
-                if leased and busy.retry_after:  # before the lease is given back: others wait for it already
-                    await self._lease.pause(busy.retry_after)
-                raise
+            if trigger != "forced" and (no := told(self._holding.record, self._issuer, self._clock.now())):
+                self.rejection = no
+                raise again(no, self._clock.now())
+            return await self._ask(trigger, leased=leased)
         finally:
-            if leased:
-                await self._lease.give_back()
-
-    async def pause(self, seconds: float) -> None:
-        """Let no instance ask the issuer for *seconds*."""
-        await self._lease.pause(seconds)
-
-    async def _take(self, needed: Callable[[], bool], *, patient: bool) -> bool:
-        """Return whether we have the lease: False when the store gives none, or when it is not needed any more."""
-        token, failures = self._holding.token, 0
-        give_up = self._clock.monotonic() + (_STORE_PATIENCE if patient else 0.0)
-        try:
-            while True:
-                try:
-                    # A holder whose lease the store forgot takes it again first, so that its refresh token is safe.
-                    hurry = token is None or token.refresh_token is None or not self._holding.store_forgot()
-                    if hurry and await self._lease.take():
-                        return True
-                except StoreError as error:
-                    failures += 1
-                    waits = error.silent and self._clock.monotonic() < give_up
-                    if failures >= _STORE_TRIES and not waits:
-                        self._holding.report("lease", error)
-                        return False
-                    if waits:
-                        await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())
-                    continue
-                self.elsewhere = True
-                pause = _LOOK_PAUSED * (1 + self._clock.jitter()) if self._lease.paused else 0.0
-                await self._clock.sleep(pause or _LOOK + _LOOK_JITTER * self._clock.jitter())
-                await self._holding.reread()
-                if not needed():
-                    return False
-        finally:
-            self.elsewhere = False
+            await self._lease.give_back()
 
     async def _ask(self, trigger: str, *, leased: bool) -> Obtained:
-        # The number comes from before the call: who is late must not be taken for the newest.
-        old, generation = self._holding.token, self._holding.generation + 1
-        refresh_token, doubtful = await self._presentable(old, leased=leased)
-        self.called_at = self._clock.monotonic()
+        before = draft = self._holding.record
+        salt = before.rejection.salt if before.rejection else secrets.token_hex(8)
+        fingerprint = self._issuer.fingerprint(salt)
+        end = self._clock.monotonic() + self._timeout
+        presented: Secret | None = None
         try:
-            grant = await self._issuer.obtain(refresh_token)
-        except BrokenOff:
-            raise  # it may have been used: the note stays
-        except Unusable as granted:
-            if granted.refresh_token is not None:
-                await self._keep(granted.refresh_token, old, trigger, generation)
-            elif refresh_token is not None and leased and not doubtful:
-                await self._holding.withdraw()
-            raise
-        except IssuerUnavailable:
-            if refresh_token is not None and leased and not doubtful:
-                await self._holding.withdraw()
+            while True:
+                kept, draft = await self._next(draft, leased=leased, forced=trigger == "forced")
+                presented = kept or self._issuer.first()
+                self.called_at = self._clock.monotonic()
+                try:
+                    grant = await self._issuer.obtain(kept, end - self.called_at)
+                    break
+                except CredentialRejected as refusal:
+                    if kept is None or not self._moves_on(draft, refusal):
+                        raise
+                    draft = replace(draft, kept=None, presented=None, rotates=None)
+        except KeptBack:
             raise
         except CredentialRejected as refusal:
-            if not doubtful:
-                raise
-            why = "another instance may have used it, and died before it could store the next refresh token"
-            raise CredentialRejected(refusal.error, f"{refusal} ({why})") from None
-        got = self._token(grant, refresh_token, old, trigger, generation)
-        token = await self._holding.save(got, born=self.called_at)
-        if not self._holding.lasts():
+            self.rejection = no = said(refusal, before.rejection, salt, fingerprint, self._clock)
+            if not isinstance(refusal, Stuck):
+                await self._resolve(replace(_untaken(draft, before), presented=None, rejection=no), leased=leased)
+            raise
+        except Unusable as granted:
+            granted.retry_after = self._pause(granted)
+            draft = replace(draft, kept=granted.kept or presented, presented=None)
+            await self._resolve(self._waiting(draft, granted), leased=leased)
+            raise
+        except IssuerUnavailable as busy:
+            busy.retry_after = self._pause(busy)
+            if not isinstance(busy, BrokenOff):
+                draft = _untaken(draft, before)
+            elif draft.presented is not None:
+                draft = replace(draft, presented=Presented(by=self._owner, lost=True))
+            await self._resolve(self._waiting(draft, busy), leased=leased)
+            raise
+        except ConfigurationError:
+            await self._resolve(_untaken(draft, before), leased=leased)
+            raise
+        self._odd = 0
+        record = self._granted(grant, presented, draft, trigger)
+        await self._holding.save(record, self.called_at, forced=trigger == "forced", release=leased)
+        if not self._holding.unsaved:
+            self._lease.given_back()
+        if (token := self._holding.token) is None or not self._holding.lasts():
             raise IssuerUnavailable("the issuer granted a token that is over already")
         return Obtained(grant, token)
 
-    async def _presentable(self, old: Token | None, *, leased: bool) -> tuple[Secret | None, bool]:
-        """Return the refresh token to use, None to start anew, and whether it may have been used; raises KeptBack."""
-        if old is None or old.refresh_token is None:
-            return None, False
-        noted = None
-        if leased:
-            with contextlib.suppress(StoreError):
-                noted = await self._holding.note()
-        if noted is Noted.NOW:
-            return old.refresh_token, False
-        if self._issuer.starts_anew:
-            return None, False
-        if noted is Noted.BY_US:  # its answer was lost
-            return old.refresh_token, True
-        if self._holding.until_last_minutes() > 0:
-            why = "another instance may have used it" if noted else "the store is down, and others may use it too"
-            raise KeptBack(f"the refresh token is kept for the last minutes of the token: {why}")
-        if noted is Noted.BY_ANOTHER:
-            with contextlib.suppress(StoreError):
-                if await self._holding.note(last=True) is Noted.BY_ANOTHER:
-                    if self._holding.lasts():
-                        raise KeptBack(
-                            "the refresh token was tried by two other instances; the credential needs a new one"
-                        )
-                    return None, False  # nothing is left to lose, and the operator may have given a new one
-        return old.refresh_token, True
+    async def _next(self, draft: Record, *, leased: bool, forced: bool) -> tuple[Secret | None, Record]:
+        """Return what to ask with, None for what is configured alone, and the record in which that is noted."""
+        anew, holding = self._issuer.anew, self._holding
+        if not leased:
+            return None, draft
+        if anew is not Anew.FREE:
+            check_known(holding.unreadable, unsaved=holding.unsaved)
+        kept, noted = choose(draft, anew, self._owner, forced=forced, lasts=holding.lasts())
+        if noted.presented is None:
+            return None, noted
+        try:
+            if not await holding.write(noted):
+                raise KeptBack("another instance was faster")
+            noted = holding.record
+            await holding.mark()
+        except StoreError as error:
+            if anew is Anew.FREE:
+                return None, replace(draft, presented=None)
+            await self._resolve(draft, leased=True)
+            raise KeptBack(f"the use of the refresh token cannot be noted, so that it is kept: {error}") from None
+        return kept, noted
 
-    async def _keep(self, refresh_token: Secret, old: Token | None, trigger: str, generation: int) -> None:
-        """Store the next refresh token with the access token that is there; the one before it is spent."""
-        held = self._holding.held
-        if old is not None and held is not None:
-            next_one = replace(
-                old, generation=generation, refresh_token=refresh_token, access_generation=old.granted, by=self._owner
-            )
-            await self._holding.save(next_one, held.born)
-        elif not self._issuer.starts_anew:
-            now = self._clock.now()
-            over = Grant(
-                access_token=Secret("none"),
-                lifetime=_MOMENT,
-                requested_at=now - 1.0,
-                lifetime_source="none",
-                grant="refresh_token",
-                scope=None,
-                refresh_token=refresh_token,
-            )
-            await self._holding.save(self._token(over, None, None, trigger, generation), self.called_at)
+    def _moves_on(self, draft: Record, refusal: CredentialRejected) -> bool:
+        """Tell whether something else may be tried after a refused refresh; not where it was the client that was refused."""
+        if refusal.error == "invalid_client":
+            return False
+        return self._issuer.anew is Anew.FREE or not draft.claimed
 
-    def _token(self, grant: Grant, presented: Secret | None, old: Token | None, trigger: str, generation: int) -> Token:
-        forced_at = self._clock.now() if trigger == "unauthorized" else old.forced_at if old else None
-        return Token(
-            access_token=grant.access_token,
+    def _pause(self, trouble: IssuerUnavailable) -> float | None:
+        """Return the seconds in which nobody should ask, None where nobody said so."""
+        odd = isinstance(trouble, Misplaced | Unusable)
+        self._odd = self._odd + 1 if odd else 0
+        if not odd:
+            return trouble.retry_after and min(trouble.retry_after, pauses.LONGEST)
+        pause = pauses.unusable if isinstance(trouble, Unusable) else pauses.misplaced
+        return max(min(trouble.retry_after or 0.0, pauses.LONGEST), pause(self._odd, self._clock.jitter()))
+
+    def _waiting(self, draft: Record, trouble: IssuerUnavailable) -> Record:
+        asked = trouble.retry_after
+        return replace(draft, not_before=self._clock.now() + asked) if asked else draft
+
+    async def _resolve(self, record: Record, *, leased: bool) -> None:
+        """Write what became of it, and let the next instance in; with a store in trouble it is known here alone."""
+        if record == self._holding.record:
+            return
+        with contextlib.suppress(StoreError):
+            if leased and await self._holding.write(record, release=True):
+                self._lease.given_back()
+                await self._holding.unmark(record)
+                return
+        self._holding.record = replace(self._holding.record, rejection=record.rejection, not_before=record.not_before)
+
+    def _granted(self, grant: Grant, presented: Secret | None, draft: Record, trigger: str) -> Record:
+        now, rotates = self._clock.now(), draft.rotates
+        if presented is not None:
+            rotates = grant.kept is not None and grant.kept != presented
+        token = Token(
+            values=grant.values,
             issued_at=grant.requested_at,
             expires_at=grant.requested_at + grant.lifetime,
-            generation=generation,
-            # RFC 6749 section 6: a new one replaces the old, none keeps it; but not one that was left aside in doubt.
-            refresh_token=grant.refresh_token or presented,
+            granted=max(1, draft.generation),
             scope=grant.scope,
-            lifetime_source=grant.lifetime_source,
-            grant=grant.grant,
+            missing=_missing(grant),
+            source=grant.source,
+            how=grant.how,
             trigger=trigger,
-            forced_at=forced_at,
             by=self._owner,
         )
+        return Record(
+            generation=draft.generation,
+            token=token,
+            # RFC 6749 section 6: a new one replaces the old, none keeps it; but not one that was left aside in doubt.
+            kept=grant.kept or presented,
+            rotates=rotates,
+            claimed=draft.claimed,
+            forced_at=now if trigger == "unauthorized" else draft.forced_at,
+        )
+
+
+def _untaken(draft: Record, before: Record) -> Record:
+    """Return *draft* when the issuer took nothing of what was presented: it is as well known as *before*."""
+    presented = before.presented if draft.kept == before.kept else None
+    return replace(draft, presented=presented, claimed=before.claimed)
+
+
+def _missing(grant: Grant) -> str:
+    """Return what of the scope asked for was not granted; empty when the issuer named none, which means all of it."""
+    if grant.scope is None or grant.asked is None:
+        return ""
+    return " ".join(sorted(set(grant.asked.split()) - set(grant.scope.split())))

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sidecar.auth.grant import Anew, Grant
 from sidecar.secret import Secret
+from sidecar.tokens.token import Token
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 """Runs work in a named task that is kept."""
@@ -70,16 +71,27 @@ class BrokerStatus:
 
     *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer said
     no to the credential). *usable*: a token can be handed out now, whatever the state. *attempted*: a call to
-    the issuer has ended, or none was needed yet. *by*: the instance that got the token. *forced_renewals*: what
-    a 401 does: allowed, or stopped, because too many renewed tokens were refused.
+    the issuer has ended, or none was needed yet. *expires_in*: seconds, by a clock that nobody sets. *sealed_with*: the
+    key of its record, as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or
+    stopped, because too many renewed tokens were refused.
     """
 
     state: str
     usable: bool
     attempted: bool
-    expires_at: float | None
-    lifetime: float | None
+    token: Token | None
+    expires_in: float | None
     generation: int
-    by: str | None
     last: LastRenewal | None
+    sealed_with: tuple[int | None, str] | None = None
     forced_renewals: str = "allowed"
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the token expires, wall time."""
+        return self.token.expires_at if self.token else None
+
+    @property
+    def lifetime(self) -> float | None:
+        """How long the token lasts from its issue, in seconds."""
+        return self.token.lifetime if self.token else None

@@ -1,143 +1,164 @@
-"""The sealed record of one credential in the store, and the note beside it.
+"""The record of one credential: what outlives a restart and is shared. It knows no clock, no store and no key."""
 
-Times are the store's outside and ours inside. Trouble is reported and told apart from absence; it is raised only
-where an operator waits for the answer.
-"""
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
 
-from dataclasses import dataclass
-from enum import Enum, auto
+from pydantic import Field, TypeAdapter, ValidationError
 
-from sidecar.errors import SealError, StoreError, UnknownSeal
-from sidecar.events import Emit, StoreTrouble
-from sidecar.tokens.keys import Keys
-from sidecar.tokens.store import MAX_GENERATION, TokenStore, store_key
-from sidecar.tokens.token import Revoked, Token
+from sidecar.errors import StoreError, UnknownSeal
+from sidecar.secret import Secret
+from sidecar.tokens.store import MAX_GENERATION
+from sidecar.tokens.token import Generation, Kept, Moment, Token
 
-_MARKS = 8
-"""How often a revocation gives way to a renewal that was faster."""
+SCHEMA = 2
+FORMER = 1
+"""The schema of the release before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a look at the store found; *generation* is 0 without a record.
+class Rejection:
+    """An issuer's no to a credential: *secrets* is the fingerprint of what was refused, made with *salt*.
 
-    *token* None: none, or none that can be used. *revoked*: an operator dropped what was there. *foreign*: a
-    record of a key or a version that is not ours. *damaged*: one that nobody can read. *broken*: the store did
-    not answer.
+    *count*: how often in a row. *until*: no instance asks with the same secrets before; None: never. *skew*: seconds
+    that the issuer's clock was ahead of ours, 0.0 when that was little.
     """
 
-    generation: int = 0
-    token: Token | None = None
-    revoked: bool = False
-    foreign: bool = False
-    damaged: bool = False
-    broken: bool = False
+    at: Moment
+    secrets: str
+    salt: str
+    error: str
+    message: str
+    count: Generation
+    until: Moment | None
+    skew: Annotated[float, Field(strict=True, allow_inf_nan=False)] = 0.0
 
 
-class Noted(Enum):
-    """Who has noted the use of a refresh token: we just now, we before, or another instance."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presented:
+    """A refresh token was sent *by* an instance, and nothing else is known of it; *lost*: no whole answer came."""
 
-    NOW = auto()
-    BY_US = auto()
-    BY_ANOTHER = auto()
+    by: str
+    lost: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The record of the credential *identity*, for the instance *owner*."""
+    """What is known of a credential; *generation* grows with every write, 0: there is no record. Times are wall seconds.
 
-    def __init__(self, name: str, identity: str, store: TokenStore, keys: Keys, *, owner: str, emit: Emit) -> None:
-        self._name = name
-        self._key = store_key(identity)
-        self._note = store_key(identity, "note")
-        self._last = store_key(identity, "last")
-        self._store = store
-        self._keys = keys
-        self._owner = owner
-        self._emit = emit
+    *token* None: none yet, or none any more. *kept*: what only the next obtain may use, a refresh token. *rotates*:
+    whether the issuer gives another one with each answer, None: not known yet. *claimed*: the configured first one was
+    presented. *revoked*: an operator dropped what was there. *forced_at*: when a 401 last forced a renewal.
+    *not_before*: the issuer asked all to wait until then.
+    """
 
-    async def read(self) -> Found:
-        """Return what is there; whatever a store does, it does not raise."""
-        generation = 0
-        try:
-            record = await self._store.read(self._key)
-            if record is None:
-                return Found()
-            generation, sealed = record
-            found = Token.decode(self._keys.open(self._key, sealed))
-            if found.generation != generation:
-                # The number beside the seal is not authenticated: an older record was put under it.
-                raise SealError("a record under a generation that is not its own")
-        except UnknownSeal as error:
-            self.report("read", error)
-            return Found(generation=generation, foreign=True)
-        except Exception as error:  # noqa: BLE001  the token in memory serves on
-            self.report("read", error)
-            return Found(generation=generation, damaged=generation > 0, broken=generation == 0)
-        if isinstance(found, Revoked):
-            return Found(generation=generation, revoked=True)
-        return Found(generation=generation, token=found.moved(-self._store.offset))
+    generation: Annotated[int, Field(ge=0, le=MAX_GENERATION, strict=True)] = 0
+    token: Token | None = None
+    kept: Kept | None = None
+    rotates: bool | None = None
+    claimed: bool = False
+    revoked: bool = False
+    presented: Presented | None = None
+    forced_at: Moment | None = None
+    not_before: Moment | None = None
+    rejection: Rejection | None = None
 
-    async def write(self, token: Token) -> bool | None:
-        """Return whether *token* was written: False when another is as new, None when the store is in trouble."""
-        try:
-            sealed = self._keys.seal(self._key, token.moved(self._store.offset).encode())
-            return await self._store.write(self._key, token.generation, sealed)
-        except Exception as error:  # noqa: BLE001  the token in memory serves on
-            self.report("write", error)
-            return None
+    def moved(self, seconds: float) -> Self:
+        """Return the record as a clock reads it that is *seconds* ahead."""
+        if seconds == 0:
+            return self
+        said = self.rejection
+        if said is not None:
+            said = replace(said, at=said.at + seconds, until=_later(said.until, seconds))
+        return replace(
+            self,
+            token=self.token.moved(seconds) if self.token else None,
+            forced_at=_later(self.forced_at, seconds),
+            not_before=_later(self.not_before, seconds),
+            rejection=said,
+        )
 
-    async def mend(self, token: Token) -> None:
-        """Put *token* in the place of a damaged record of its own generation; trouble is reported."""
-        try:
-            sealed = self._keys.seal(self._key, token.moved(self._store.offset).encode())
-            await self._store.replace(self._key, token.generation, sealed)
-        except StoreError as error:
-            self.report("write", error)
+    def encode(self) -> bytes:
+        """Return the record in clear, secrets included: for a seal, nothing else."""
+        return json.dumps({"schema": SCHEMA} | _RECORD.dump_python(self, mode="json"), separators=(",", ":")).encode()
 
-    async def revoke(self, generation: int) -> int:
-        """Put a mark above *generation*, and above what is there, that no token counts any more; return its number.
+    @classmethod
+    def decode(cls, data: bytes) -> "Record":
+        """Return the record; raises StoreError, without its content, for any other type or bound.
 
-        Every instance drops its token when it sees it. Raises StoreError.
+        Schema 1, of the release before, is read too; any other is UnknownSeal: a newer version of ours may have
+        written it.
         """
-        for _ in range(_MARKS):
-            record = await self._store.read(self._key)
-            generation = max(generation, record[0] if record else 0) + 1
-            if generation > MAX_GENERATION:  # damage, or mischief
-                await self._store.delete(self._key)
-                generation = 1
-            mark = self._keys.seal(self._key, Revoked(generation).encode())
-            if await self._store.write(self._key, generation, mark):
-                return generation
-        raise StoreError("ever newer records are in the way")
-
-    async def note(self, generation: int, *, last: bool = False) -> Noted:
-        """Note ahead that the refresh token of *generation* is about to be used; return who noted it first.
-
-        What was noted and has no successor may have been used: an issuer that rotates takes it only once. *last*:
-        a note of its own, for the one try that is made of a doubtful one. Raises StoreError.
-        """
-        key = self._last if last else self._note
-        if await self._store.write(key, max(1, generation), self._keys.seal(key, self._owner.encode())):
-            return Noted.NOW
-        return Noted.BY_US if await self._ours(key) else Noted.BY_ANOTHER
-
-    async def withdraw(self) -> None:
-        """Take our note back: the refresh token was not used after all. Trouble is reported."""
         try:
-            if await self._ours(self._note):
-                await self._store.delete(self._note)
-        except StoreError as error:
-            self.report("withdraw", error)
+            plain = json.loads(data)
+            schema = plain["schema"]
+            if schema == FORMER:
+                plain = _from_former(plain)
+            elif schema != SCHEMA:
+                raise UnknownSeal("token record: unknown schema")
+            record = _RECORD.validate_python(plain)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StoreError(f"token record: {where} is missing, of a wrong type or out of bounds") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise StoreError("token record: not a JSON object of ours") from None
+        if record.generation < 1 or (record.token and record.token.lifetime <= 0):
+            raise StoreError("token record: a generation or a lifetime that is not above 0")
+        return record
 
-    async def _ours(self, key: str) -> bool:
-        record = await self._store.read(key)
-        try:
-            return record is not None and self._keys.open(key, record[1]) == self._owner.encode()
-        except SealError:
-            return False
 
-    def report(self, operation: str, error: Exception) -> None:
-        """Tell of trouble with the store, without what may be in an error that is not ours."""
-        cause = str(error) if isinstance(error, StoreError) else f"internal error: {type(error).__name__}"
-        where, detail = f"token store of {self._name}", f"{operation}: {cause}"
-        self._emit(StoreTrouble(where=where, detail=detail, upstream=self._name, operation=operation))
+_OVER = {"access_token": Secret("none")}
+_RECORD = TypeAdapter(Record)
+
+
+def to_former(record: Record) -> bytes:
+    """Return *record* in schema 1, for instances of the release before.
+
+    They know no refresh token without an access token: one that is over goes with it. Neither is a revocation.
+    """
+    token = record.token
+    if token is None and record.kept is not None:
+        token = Token(values=_OVER, issued_at=0.0, expires_at=1.0, granted=record.generation)
+    if token is None:
+        return json.dumps({"schema": FORMER, "revoked": True, "generation": record.generation}).encode()
+    plain = {
+        "schema": FORMER,
+        "access_token": token.values["access_token"].reveal(),
+        "issued_at": token.issued_at,
+        "expires_at": token.expires_at,
+        "generation": record.generation,
+        "refresh_token": record.kept.reveal() if record.kept else None,
+        "scope": token.scope,
+        "lifetime_source": token.source,
+        "grant": token.how,
+        "trigger": token.trigger,
+        "forced_at": record.forced_at,
+        "refused": False,
+        "by": token.by,
+        "access_generation": token.granted,
+    }
+    return json.dumps(plain).encode()
+
+
+def _from_former(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a record from those of schema 1, in which all was the token's."""
+    if plain.get("revoked") is True:
+        return {"generation": plain["generation"], "revoked": True}
+    token = {
+        "values": {"access_token": plain["access_token"]},
+        "issued_at": plain["issued_at"],
+        "expires_at": plain["expires_at"],
+        "granted": plain.get("access_generation") or plain["generation"],
+        "scope": plain.get("scope"),
+        "source": plain["lifetime_source"],
+        "how": plain["grant"],
+        "trigger": plain["trigger"],
+        "by": plain.get("by", "?"),
+    }
+    own = {"generation": plain["generation"], "kept": plain.get("refresh_token"), "forced_at": plain.get("forced_at")}
+    return {"token": token, **own}
+
+
+def _later(moment: float | None, seconds: float) -> float | None:
+    return None if moment is None else moment + seconds

@@ -1,108 +1,102 @@
-"""An issuer's no to a credential: it stands until a secret changes, and is asked about again only now and then.
+"""An issuer's no to a credential, and its wish to be left alone: both stand for all instances until they are over.
 
-A copy lies in the store, sealed, so that instances with the same secrets need not all be told.
+A no stands until its pause ends, or what was refused becomes another: a secret, the configuration, a wrong clock.
 """
 
-import json
-import math
-
 from sidecar.clock import Clock
-from sidecar.errors import CredentialRejected, SidecarError
-from sidecar.tokens.keys import Keys
+from sidecar.errors import CredentialRejected, IssuerUnavailable
+from sidecar.policy import pauses
+from sidecar.tokens.holding import Holding
+from sidecar.tokens.presenting import Stuck
 from sidecar.tokens.protocols import Issuer
-from sidecar.tokens.store import TokenStore, store_key
+from sidecar.tokens.record import Record, Rejection
 
-ASK_AGAIN = 300.0
-"""Seconds after a rejection in which no instance asks with the same secrets: who insists gets the account locked."""
-
-_SPREAD = 0.2
+_AGAIN = 300.0
+"""Seconds after which what needs a person is looked at again; the issuer is not asked for that."""
 _LOOK = 1.0
 """Seconds between two looks at the secrets of a rejected credential."""
-
-_MAX_TEXT = 1000
-
-
-class AlreadyRejected(CredentialRejected):
-    """Another call with the same secrets was refused a moment ago; *left*: seconds until one may be made again."""
-
-    def __init__(self, error: str, message: str, left: float) -> None:
-        super().__init__(error, message)
-        self.left = left
+_STEP = 5.0
+"""Seconds by which the wall clock must have been set to be another one."""
 
 
-class Rejection:
-    """Whether the issuer has rejected the credential; `generation`: the newest that was known when it did."""
+class Waiting(IssuerUnavailable):
+    """Some instance was asked to wait a moment ago: nothing was asked now."""
 
-    def __init__(self, issuer: Issuer, store: TokenStore, keys: Keys, *, clock: Clock) -> None:
+
+def said(
+    refusal: CredentialRejected, earlier: Rejection | None, salt: str, fingerprint: str, clock: Clock
+) -> Rejection:
+    """Return what *refusal* means for the next call, after the *earlier* one, if it was of the same secrets."""
+    same = earlier is not None and earlier.secrets == fingerprint
+    count = earlier.count + 1 if earlier is not None and same else 1
+    pause = _AGAIN if isinstance(refusal, Stuck) else pauses.rejected(count, clock.jitter())
+    return Rejection(
+        at=clock.now(),
+        secrets=fingerprint,
+        salt=salt,
+        error=refusal.error,
+        message=str(refusal),
+        count=count,
+        until=None if refusal.locks else clock.now() + pause,
+        skew=refusal.skew,
+    )
+
+
+def told(record: Record, issuer: Issuer, now: float) -> Rejection | None:
+    """Return the no that still stands by what *record* says; raises Waiting while the issuer is to be left alone."""
+    no = record.rejection
+    if no is not None and (no.until is None or no.until > now) and issuer.fingerprint(no.salt) == no.secrets:
+        return no
+    if record.not_before is not None and 0 < (left := record.not_before - now) <= pauses.LONGEST:
+        raise Waiting(f"the issuer is left alone for another {left:.0f} s", retry_after=left)
+    return None
+
+
+def again(no: Rejection, now: float) -> CredentialRejected:
+    """Return the error that repeats *no* without a call."""
+    wait = "until it or the configuration changes" if no.until is None else f"for {max(0.0, no.until - now):.0f} s"
+    when = f"said {max(0.0, now - no.at):.0f} s ago; not asked again {wait}, but by auth-sidecar token renew"
+    return CredentialRejected(no.error, f"{no.message} ({when})")
+
+
+class Latch:
+    """The no that stands in this process; `generation`: the newest that was known when it was said."""
+
+    def __init__(self, issuer: Issuer, holding: Holding, clock: Clock) -> None:
         self._issuer = issuer
-        self._store = store
-        self._keys = keys
+        self._holding = holding
         self._clock = clock
-        self._key = store_key(issuer.identity(), "rejected")
-        self._secrets: str | None = None
-        self._looked_at = 0.0
+        self._no: Rejection | None = None
         self._ask_at = 0.0
-        self.generation = 0
+        self._looked_at = 0.0
+        self._wall = 0.0
+        self._generation = 0
 
     @property
-    def latched(self) -> bool:
-        """Whether it has, as far as is known without a look."""
-        return self._secrets is not None
+    def rejected(self) -> bool:
+        """Whether the credential is, as far as is known without a look, and nobody had a token since."""
+        return self._no is not None and not self._overtaken()
 
-    def stands(self) -> bool:
-        """Tell whether the issuer must not be asked; at most once a second this looks whether a secret has changed."""
+    def set(self, no: Rejection, generation: int) -> None:
+        """Take note of *no*; *generation*: the newest token that was known when the issuer was asked."""
         now = self._clock.monotonic()
-        if self._secrets is not None and now - self._looked_at >= _LOOK:
-            self._looked_at = now
-            if self.fingerprint() != self._secrets:
-                self._secrets = None
-        return self._secrets is not None and now < self._ask_at
-
-    def fingerprint(self) -> str:
-        """Return what changes with any secret of the credential."""
-        try:
-            return self._issuer.fingerprint()
-        except SidecarError:
-            return "unreadable"
-
-    def latch(self, secrets: str, generation: int, left: float = ASK_AGAIN) -> None:
-        """Note that the credential was rejected with *secrets*, a fingerprint; it is not asked for *left* seconds."""
-        now = self._clock.monotonic()
-        self._secrets, self.generation = secrets, generation
-        self._looked_at = now
-        self._ask_at = now + left + _SPREAD * ASK_AGAIN * self._clock.jitter()
+        self._no, self._generation = no, generation
+        self._ask_at = float("inf") if no.until is None else now + max(0.0, no.until - self._clock.now())
+        self._looked_at, self._wall = now, self._clock.now() - now
 
     def lift(self) -> None:
         """Forget it: the issuer gave a token, or an operator insists."""
-        self._secrets = None
+        self._no = None
 
-    async def check(self, secrets: str, generation: int) -> None:
-        """Raise AlreadyRejected if *secrets* were refused a moment ago, by what the store says.
+    def stands(self) -> bool:
+        """Tell whether the issuer must not be asked; at most once a second this looks whether a secret has changed."""
+        now, no = self._clock.monotonic(), self._no
+        if no is not None and now - self._looked_at >= _LOOK:
+            self._looked_at = now
+            stepped = no.skew and abs(self._clock.now() - now - self._wall) > _STEP
+            if stepped or self._overtaken() or self._issuer.fingerprint(no.salt) != no.secrets:
+                self._no = None
+        return self._no is not None and now < self._ask_at
 
-        A newer *generation* than then means that the issuer gave a token since. Trouble with the store: nothing.
-        """
-        try:
-            found = await self._store.read(self._key)
-            said = json.loads(self._keys.open(self._key, found[1])) if found else {}
-            age = self._now() - float(said.get("at", -math.inf))
-            known = 0 <= age < ASK_AGAIN and said["secrets"] == secrets and said["generation"] >= generation
-            error, message = str(said.get("error")), str(said.get("message"))
-        except Exception:  # noqa: BLE001  no copy that can be used; the issuer will say
-            return
-        if known:
-            left = ASK_AGAIN - age
-            when = f"said {age:.0f} s ago; asked again in {left:.0f} s, or by auth-sidecar token renew"
-            raise AlreadyRejected(error, f"{message} ({when})", left)
-
-    async def tell(self, refusal: CredentialRejected, secrets: str, generation: int) -> None:
-        """Leave a copy for the others; a store in trouble goes without."""
-        at = self._now()
-        said = {"at": at, "secrets": secrets, "generation": generation, "error": refusal.error}
-        try:
-            sealed = self._keys.seal(self._key, json.dumps(said | {"message": str(refusal)[:_MAX_TEXT]}).encode())
-            await self._store.write(self._key, max(1, int(at * 1000)), sealed)
-        except Exception:  # noqa: BLE001  the others will be told by the issuer
-            return
-
-    def _now(self) -> float:
-        return self._clock.now() + self._store.offset
+    def _overtaken(self) -> bool:
+        return self._holding.granted > self._generation and self._holding.lasts()

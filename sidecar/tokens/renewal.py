@@ -2,44 +2,37 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable
-from sidecar.events import Emit, Renewal
+from sidecar.events import Emit, Renewal, ScopeNarrower
+from sidecar.policy import pauses
 from sidecar.tokens.difference import difference
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.obtaining import KeptBack, Obtaining
-from sidecar.tokens.protocols import LastRenewal, Spawn
-from sidecar.tokens.rejection import ASK_AGAIN, AlreadyRejected, Rejection
+from sidecar.tokens.obtaining import Obtained, Obtaining
+from sidecar.tokens.protocols import Issuer, LastRenewal, Spawn
+from sidecar.tokens.rejection import Latch, Waiting, said
 from sidecar.tokens.token import Token
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
-_BASE = 1.0
 _CAP = 30.0
 _CAP_WITHOUT = 8.0
 """The longest wait while there is no token to serve with: the issuer's return is to be noticed within ten seconds."""
-_MAX_RETRY_AFTER = 3600.0
-"""An issuer that asks for more silence than this is asked again anyway: a day off is a mistake of its."""
-_MOMENT = 0.1
-"""Seconds, so that what is waited for has come about when it is looked at."""
 
 
 class Renewing:
     """The renewals of one credential.
 
     A campaign is one task that tries until there is a fresh token, the credential is rejected, or it is
-    stopped. `running`: there is one. `barred`: none may start. `failures` counts the attempts that failed.
+    stopped. `running`: there is one. `barred`: none may start. `failures` counts the attempts that failed, and
+    `failure` is the last one. `next_at`: the monotonic moment of the next attempt while it waits.
     """
 
     def __init__(
         self,
         name: str,
+        issuer: Issuer,
         holding: Holding,
         obtaining: Obtaining,
-        rejection: Rejection,
         configured_lifetime: float | None,
         *,
         clock: Clock,
@@ -48,9 +41,10 @@ class Renewing:
         changed: Callable[[], None],
     ) -> None:
         self._name = name
+        self._issuer = issuer
         self._holding = holding
         self._obtaining = obtaining
-        self._rejection = rejection
+        self._latch = Latch(issuer, holding, clock)
         self._configured_lifetime = configured_lifetime
         self._clock = clock
         self._emit = emit
@@ -59,8 +53,7 @@ class Renewing:
         self._trigger = ""
         self._task: asyncio.Task[None] | None = None
         self._pause: asyncio.Task[None] | None = None
-        self._quiet_until = 0.0
-        self._differences: set[tuple[float, float]] = set()
+        self._told: set[object] = set()
         self.running = False
         self.barred = False
         self.failures = 0
@@ -71,17 +64,21 @@ class Renewing:
     @property
     def rejected(self) -> bool:
         """Whether the credential was rejected, as far as is known without a look, and nobody had a token since."""
-        newer = self._holding.generation > self._rejection.generation and self._holding.fresh()
-        return self._rejection.latched and not newer
+        return self._latch.rejected
 
     @property
     def attempting(self) -> bool:
         """Whether an attempt is under way, or about to be; a campaign that waits to try again has none."""
         return self.running and self._pause is None
 
+    def hopeless(self, deadline: float) -> bool:
+        """Tell whether it is known that no attempt of ours is made before *deadline* (monotonic clock)."""
+        asked = isinstance(self.failure, IssuerUnavailable) and self.failure.retry_after is not None
+        return self._pause is not None and asked and self.next_at > deadline
+
     def can_start(self) -> bool:
         """Tell whether `start` would start."""
-        return not (self.running or self.barred or self._rejection.stands())
+        return not (self.running or self.barred or self._latch.stands())
 
     def start(self, trigger: str) -> None:
         """Start a campaign; does nothing while one runs, nor for a rejected credential but now and then."""
@@ -93,8 +90,8 @@ class Renewing:
 
     def force(self) -> None:
         """Start an operator's renewal, rejected or not; one that waits to try again tries now."""
-        self._rejection.lift()
-        self._quiet_until = 0.0
+        self._latch.lift()
+        self.next_at = 0.0
         if self._pause is None:
             self.start("forced")
         else:
@@ -104,6 +101,7 @@ class Renewing:
     def settle(self) -> None:
         """End a campaign that waits to try again if there is a fresh token: another instance got one."""
         if self._pause is not None and self._holding.fresh():
+            self.next_at = 0.0
             self._pause.cancel()
 
     async def stop(self, patience: float) -> None:
@@ -119,19 +117,22 @@ class Renewing:
         self.running = False  # a task cancelled before its first step runs no line of its own
 
     async def _campaign(self) -> None:
-        from tenacity import AsyncRetrying, retry_if_exception_type  # late, as no renewal comes before a start is over
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(IssuerUnavailable),
-            wait=self._delay,
-            sleep=self._back_off,
-            stop=lambda _: self.barred or self._holding.fresh(),
-            reraise=True,
-        )
+        attempts = 0
         try:
-            if (left := self._quiet_until - self._clock.monotonic()) > 0:
-                await self._wait(left)
-            await retrying(self._attempt)
+            while True:
+                if (left := self.next_at - self._clock.monotonic()) > 0:
+                    await self._wait(left)
+                try:
+                    await self._attempt()
+                except IssuerUnavailable as error:
+                    attempts += 1
+                    self.next_at = self._clock.monotonic() + self._delay(error, attempts)
+                    if self.barred or self._holding.fresh():
+                        if error.retry_after is None:
+                            self.next_at = 0.0
+                        return
+                else:
+                    return
         except IssuerError:
             pass  # reported and kept by _attempt
         finally:
@@ -139,14 +140,13 @@ class Renewing:
             self._changed()
 
     async def _attempt(self) -> None:
+        before = self._holding.granted
+
+        def needed() -> bool:
+            forced = self._trigger == "forced" and self._holding.granted == before
+            return forced or not self._holding.fresh()
+
         try:
-            await self._holding.reread()
-            before = self._holding.generation
-
-            def needed() -> bool:
-                forced = self._trigger == "forced" and self._holding.generation == before
-                return forced or not self._holding.fresh()
-
             if needed():
                 await self._renew(needed)
         except IssuerError as error:
@@ -159,26 +159,25 @@ class Renewing:
             self._changed()
 
     async def _renew(self, needed: Callable[[], bool]) -> None:
-        secrets = self._rejection.fingerprint()
+        granted = self._holding.granted
         try:
             obtained = await self._obtaining.obtain(self._trigger, needed)
         except IssuerUnavailable as error:
-            self._report("unavailable", str(error))
+            if not isinstance(error, Waiting):
+                self._report("unavailable", str(error))
             raise
         except (CredentialRejected, ConfigurationError) as error:
-            generation = self._holding.generation
-            await self._holding.reread()
+            no, refusal = self._obtaining.rejection, error
+            if isinstance(error, ConfigurationError):
+                refusal = CredentialRejected("configuration", str(error))
+                no = said(refusal, None, "", self._issuer.fingerprint(""), self._clock)
+            await self._holding.look()
             if not needed():  # another instance was faster, or has another secret
                 return
-            if self._holding.generation > generation:
-                self._report("unavailable", "another instance exchanged the refresh token meanwhile")
-                raise IssuerUnavailable("another instance exchanged the refresh token meanwhile") from error
-            left = error.left if isinstance(error, AlreadyRejected) else ASK_AGAIN
-            self._rejection.latch(secrets, generation, left)
-            self._report("rejected", str(error))
-            if isinstance(error, ConfigurationError):
-                raise CredentialRejected("configuration", str(error)) from error
-            raise
+            if no is not None:
+                self._latch.set(no, granted)
+            self._report("rejected", str(refusal))
+            raise refusal from None
         except asyncio.CancelledError:
             self._report("unavailable", "cut off")
             raise
@@ -186,37 +185,29 @@ class Renewing:
             # A bug of an issuer is no reason to stop asking it: the next answer may be one it understands.
             self._report("unavailable", detail := f"internal error: {type(error).__name__}")
             raise IssuerUnavailable(detail) from error
-        if obtained is None:
-            return
-        self._rejection.lift()
-        self._report("ok", "", obtained.token)
+        if obtained is not None:
+            self._latch.lift()
+            self._report("ok", "", obtained.token)
+            self._compare(obtained)
+
+    def _compare(self, obtained: Obtained) -> None:
+        """Tell, once each, how what was granted differs from what was asked for."""
         differs = difference(self._name, self._configured_lifetime, obtained.grant)
-        if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._differences:
-            self._differences.add(pair)
+        if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._told:
+            self._told.add(pair)
             self._emit(differs)
+        if (missing := obtained.token.missing) and missing not in self._told:
+            self._told.add(missing)
+            self._emit(ScopeNarrower(upstream=self._name, granted=obtained.token.scope or "", missing=missing))
 
-    def _delay(self, state: "RetryCallState") -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, IssuerUnavailable) else None
+    def _delay(self, error: IssuerUnavailable, attempts: int) -> float:
         cap = _CAP if self._holding.usable() else _CAP_WITHOUT
-        wait = backoff(state.attempt_number, asked, self._clock.jitter(), cap)
-        if isinstance(error, KeptBack) and (left := self._holding.until_last_minutes()) > 0:
-            wait = min(wait, left + _MOMENT)  # they may be shorter than a backoff
-        return wait
+        return max(pauses.weather(attempts, self._clock.jitter(), cap), error.retry_after or 0.0)
 
-    async def _back_off(self, seconds: float) -> None:
-        if isinstance(self.failure, IssuerUnavailable) and self.failure.retry_after:
-            self._quiet_until = self._clock.monotonic() + seconds
-            await self._wait(seconds, for_all=True)
-        else:
-            await self._wait(seconds)
-
-    async def _wait(self, seconds: float, *, for_all: bool = False) -> None:
-        self.next_at = self._clock.monotonic() + seconds
+    async def _wait(self, seconds: float) -> None:
         self._pause = self._spawn(self._clock.sleep(seconds), "backoff")
+        self._changed()
         try:
-            if for_all:
-                await self._obtaining.pause(seconds)
             await asyncio.wait({self._pause})
         finally:
             self._pause.cancel()
@@ -233,15 +224,9 @@ class Renewing:
                 trigger=self._trigger,
                 result=result,
                 seconds=seconds,
-                generation=token.generation if token else self._holding.generation,
+                generation=self._holding.granted,
                 lifetime=token.lifetime if token else 0.0,
-                grant=token.grant if token else "",
+                grant=token.how if token else "",
                 detail=detail,
             )
         )
-
-
-def backoff(attempts: int, retry_after: float | None, jitter: float, cap: float = _CAP) -> float:
-    """Return the seconds to wait after so many *attempts*: full jitter up to *cap*, or what the issuer asked for."""
-    wait = min(cap, _BASE * 2.0 ** min(attempts - 1, 10)) * jitter
-    return wait if retry_after is None else max(wait, min(retry_after, _MAX_RETRY_AFTER))

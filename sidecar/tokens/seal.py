@@ -1,17 +1,19 @@
 """Sealing: AES-256-GCM over records and spooled blocks. It knows nothing of what it seals."""
 
 import base64
+import contextlib
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, SealError, UnknownSeal
 from sidecar.secret import Secret
 
@@ -21,6 +23,8 @@ _NONCE = 12
 _HEAD = len(_SCHEMA) + _KEY_ID + _NONCE
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")
 _MAX_KEY_FILE = 64 << 10
+_LOOK = 1.0
+"""Seconds between two looks at the key files."""
 
 
 class KeyRing:
@@ -28,8 +32,7 @@ class KeyRing:
 
     Layout: schema version (1 byte), key id (8, a hash of the key), nonce (12, random), ciphertext and tag.
     Version, key id and name are authenticated, so that a record cannot be moved to another name. Random
-    nonces are safe for 2**32 records under one key. `fingerprint_key`: a key for fingerprints that go into sealed
-    records, made from the newest. Raises ConfigurationError for no key or a bad one.
+    nonces are safe for 2**32 records under one key. Raises ConfigurationError for no key or a bad one.
     """
 
     def __init__(self, keys: Sequence[Secret]) -> None:
@@ -38,7 +41,6 @@ class KeyRing:
         raw = [_key_bytes(key, f"store key {number}") for number, key in enumerate(keys, 1)]
         self._ciphers = {_key_id(key): AESGCM(key) for key in raw}
         self._newest = _key_id(raw[0])
-        self.fingerprint_key = sha256(b"auth-sidecar fingerprint key\0" + raw[0]).digest()
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Return *data* sealed under *name*, with the newest key; never twice the same."""
@@ -55,11 +57,71 @@ class KeyRing:
             raise UnknownSeal("a record of an unknown version")
         cipher = self._ciphers.get(key_id)
         if cipher is None:
-            raise UnknownSeal(f"a record sealed with a key we do not have (id {key_id.hex()})")
+            raise UnknownSeal(f"a record sealed with a key we do not have (id {key_id.hex()}); see store.keys")
         try:
             return cipher.decrypt(nonce, sealed[_HEAD:], _SCHEMA + key_id + name.encode())
         except InvalidTag:
             raise SealError("a record that is damaged or was moved from another name") from None
+
+    def place(self, sealed: bytes) -> tuple[int | None, str]:
+        """Return which key sealed a record: its place, 1 is the newest, None if it is none of ours; and its id."""
+        key_id = sealed[1 : 1 + _KEY_ID]
+        place = list(self._ciphers).index(key_id) + 1 if key_id in self._ciphers else None
+        return place, key_id.hex()
+
+
+class Keys:
+    """The ring of a running process, which *read* returns: read again when one of its *files* has changed.
+
+    They are looked at once a second, while the ring is used, and when a record turns up that no key opens. A ring that
+    can no longer be read keeps the old. Raises what *read* does when made.
+    """
+
+    def __init__(self, read: Callable[[], KeyRing], clock: Clock, files: Collection[Path] = ()) -> None:
+        self._read = read
+        self._clock = clock
+        self._files = files
+        self._stamps = [_stamp(path) for path in files]
+        self._ring = read()
+        self._looked_at = clock.monotonic()
+
+    def seal(self, name: str, data: bytes) -> bytes:
+        """Return *data* sealed under *name* with the newest key."""
+        return self._current().seal(name, data)
+
+    def open(self, name: str, sealed: bytes) -> bytes:
+        """Return what was sealed under *name*; raises UnknownSeal when no key fits, SealError for damage."""
+        try:
+            return self._current().open(name, sealed)
+        except UnknownSeal:
+            self._look()
+            return self._ring.open(name, sealed)
+
+    def place(self, sealed: bytes) -> tuple[int | None, str]:
+        """Return which key sealed a record, as `KeyRing.place` does."""
+        return self._current().place(sealed)
+
+    def _current(self) -> KeyRing:
+        now = self._clock.monotonic()
+        if now >= self._looked_at + _LOOK:
+            self._looked_at = now
+            self._look()
+        return self._ring
+
+    def _look(self) -> None:
+        stamps = [_stamp(path) for path in self._files]
+        if stamps != self._stamps:
+            with contextlib.suppress(ConfigurationError):  # half-way through a change; the next look sees the rest
+                self._ring = self._read()
+                self._stamps = stamps
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class EphemeralSeal:

@@ -12,7 +12,7 @@ from sidecar.errors import SealError, StoreError, UnknownSeal
 from sidecar.events import Emit
 from sidecar.tokens.keys import Keys
 from sidecar.tokens.store import TokenStore, store_key
-from sidecar.tokens.tasks import Tasks
+from sidecar.tokens.waiting import Tasks
 
 _LOOK = 1.0
 """Seconds between two looks at the store, while there are requests."""

@@ -6,7 +6,7 @@ import math
 
 from sidecar.events import Emit, ForcedRenewals, IdleLimit
 from sidecar.policy import idleness, refusals
-from sidecar.policy.idleness import Idleness
+from sidecar.policy.idleness import QUIET, Idleness
 from sidecar.policy.refusals import Refusals
 from sidecar.tokens.token import Token
 
@@ -44,8 +44,18 @@ class Verdicts:
         """Seconds from one forced renewal to the next, at least."""
         return refusals.interval(self._row, self._limit, self._min_interval)
 
-    def took(self, token: Token, now: float) -> None:
-        """Take note that *token* was taken; call it for a token that is not `token`, and for one unused for a while."""
+    def accepted(self, token: Token, now: float, *, own: bool) -> None:
+        """Take note that an upstream took *token*, for a request or its *own* sake; cheap, on every request's way."""
+        if own:
+            self._took(token, now)
+            self._kept_at = now
+            return
+        if token is not self.token or now - self.used_at > QUIET:
+            self._took(token, now)
+        self.used_at = now
+
+    def _took(self, token: Token, now: float) -> None:
+        """Take note of a token that is not `token`, or of one that was not used for a while."""
         if self.token is None or token.granted > self.token.granted:
             self._bury()
             self.token = token
@@ -53,11 +63,6 @@ class Verdicts:
         elif token.granted == self.token.granted:
             self._seen = idleness.survived(self._seen, now - max(self.used_at, self._kept_at))
             self.token = token
-
-    def kept(self, token: Token, now: float) -> None:
-        """Take note that *token* was taken when it was used for its own sake."""
-        self.took(token, now)
-        self._kept_at = now
 
     def refused(self, token: Token) -> None:
         """Take note that a renewed token was refused: whatever is wrong, it is not that the one before had died."""

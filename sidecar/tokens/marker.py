@@ -1,0 +1,78 @@
+"""What this machine knows of a refresh token that may be presented once, whatever becomes of the store.
+
+A store that was emptied, or put back to an earlier day, offers refresh tokens that are spent: an issuer that revokes on
+reuse would end the login. So the generation of every record with a newer one is noted in the state directory too.
+"""
+
+import asyncio
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+from sidecar.errors import StoreError
+from sidecar.secret import Secret
+
+
+class Marker:
+    """The newest generation that was seen of what began with the refresh token *first*, in a file of *directory*.
+
+    Its name is a hash of the token. 0: it was never presented from here.
+    """
+
+    def __init__(self, directory: Path, first: Secret) -> None:
+        digest = sha256(b"auth-sidecar first refresh token\0" + first.reveal().encode()).hexdigest()
+        self._path = directory / digest[:32]
+        self._known: int | None = None
+
+    async def read(self) -> int:
+        """Return the generation; raises StoreError when the file is there and cannot be read."""
+        if self._known is None:
+            self._known = await asyncio.to_thread(self._read)
+        return self._known
+
+    async def write(self, generation: int) -> None:
+        """Note *generation*, so that it outlives a power cut; a lower one than is known changes nothing.
+
+        Raises StoreError.
+        """
+        if generation > await self.read():
+            await asyncio.to_thread(self._write, generation)
+            self._known = generation
+
+    async def forget(self) -> None:
+        """Note that the token was not taken after all; raises StoreError."""
+        try:
+            await asyncio.to_thread(self._path.unlink, missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self._path}: {_reason(error)}") from None
+        self._known = 0
+
+    def _read(self) -> int:
+        try:
+            return int(self._path.read_text())
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self._path}: {_reason(error)}; expected a number, the newest generation seen") from None
+
+    def _write(self, generation: int) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=".draft.")
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(f"{generation}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(draft).replace(self._path)
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreError(f"{self._path}: {_reason(error)}; expected a state_dir that this user can write") from None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "not a number"

@@ -1,0 +1,150 @@
+"""The record of one credential in the store, sealed there and open here, with the lease that lets one instance renew.
+
+Times are the store's outside and ours inside. Absent, unreadable and silent are three things: `Record()` of generation
+0, Unreadable, and StoreError.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.errors import SealError, StoreError, UnknownSeal
+from sidecar.tokens.former import Former
+from sidecar.tokens.record import Record
+from sidecar.tokens.seal import Keys
+from sidecar.tokens.store import MAX_GENERATION, Stored, TokenStore, store_key
+
+TTL = 10.0
+"""Seconds after its last sign of life that a holder's lease is over."""
+_WRITES = 8
+"""How often a revocation gives way to a renewal that was faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that is there and cannot be used; *generation* is the store's. *foreign*: of a key or a version not ours."""
+
+    generation: int
+    why: str
+    foreign: bool = False
+
+
+Found = Record | Unreadable
+
+
+class SealedRecord:
+    """The record of the credential that *identity* names, for the instance *owner*.
+
+    *identity* is asked when it is first needed, and may raise ConfigurationError, as every call does then. *former*:
+    the credential's name in the release before, None where there is none. Each call may raise StoreError. `place`:
+    which key sealed the record that was last seen, as `KeyRing.place` says.
+    """
+
+    def __init__(
+        self, identity: Callable[[], str], store: TokenStore, keys: Keys, *, owner: str, former: str | None = None
+    ) -> None:
+        self._identity = identity
+        self._store = store
+        self._keys = keys
+        self._owner = owner
+        self._former = Former(store, keys, former, owner) if former else None
+        self._name = ""
+        self.place: tuple[int | None, str] | None = None
+
+    async def read(self) -> Found:
+        """Return what is there; one that an older key has sealed is sealed anew."""
+        key = self._key()
+        stored = await self._store.read(key)
+        return await self._opened(key, stored)
+
+    async def take(self, cap: float = TTL) -> tuple[bool, Found]:
+        """Take the lease, or keep it, for *cap* seconds at most, and return whether we have it, and what is there."""
+        key = self._key()
+        held, stored = await self._store.take(key, self._owner, min(TTL, cap))
+        try:
+            if held and self._former is not None and not await self._former.take(min(TTL, cap)):
+                held = False
+                await self._store.release(key, self._owner)
+            return held, await self._opened(key, stored)
+        except BaseException:
+            if held:
+                await self.release()
+            raise
+
+    async def write(self, record: Record, *, after: int, release: bool = False) -> bool:
+        """Write *record* if the generation that is there is *after*; *release*: give the lease back with it."""
+        key = self._key()
+        sealed = self._sealed(key, record)
+        written = await self._store.write(
+            key, sealed, record.generation, after=after, release=self._owner if release else ""
+        )
+        if written:
+            self.place = self._keys.place(sealed)
+            if self._former is not None:
+                await self._former.write(record.moved(self._store.offset), release=release)
+        return written
+
+    async def release(self) -> None:
+        """Let the next instance in; one that is not held, or a store in trouble, is no error."""
+        with contextlib.suppress(StoreError):
+            await self._store.release(self._key(), self._owner)
+            if self._former is not None:
+                await self._former.release()
+
+    async def revoke(self, generation: int) -> Record:
+        """Put a mark above *generation*, and above what is there, that nothing before it counts; return it.
+
+        Every instance drops its token when it sees it.
+        """
+        for _ in range(_WRITES):
+            found = await self.read()
+            above = max(generation, found.generation) + 1
+            # Without a place above, the number was damage or mischief: what is there is no record of ours.
+            mark = Record(generation=above if above <= MAX_GENERATION else generation + 1, revoked=True)
+            if isinstance(found, Record):
+                mark = Record(generation=mark.generation, revoked=True, claimed=found.claimed)
+            if await self.write(mark, after=found.generation):
+                return mark
+        raise StoreError("ever newer records are in the way")
+
+    def _key(self) -> str:
+        if not self._name:
+            self._name = store_key(self._identity())
+        return self._name
+
+    def _sealed(self, key: str, record: Record) -> bytes:
+        return self._keys.seal(key, record.moved(self._store.offset).encode())
+
+    async def _opened(self, key: str, stored: Stored) -> Found:
+        found = self._open(key, stored)
+        if isinstance(found, Record):
+            if self._former is not None and (older := await self._former.newer_than(found.generation)):
+                return await self._take_over(key, older.moved(-self._store.offset), found)
+            if found.generation and self.place and self.place[0] != 1:
+                with contextlib.suppress(StoreError):
+                    sealed = self._sealed(key, found)
+                    if await self._store.write(key, sealed, found.generation, after=found.generation):
+                        self.place = self._keys.place(sealed)
+        return found
+
+    def _open(self, key: str, stored: Stored) -> Found:
+        if stored.generation == 0:
+            self.place = None
+            return Record()
+        try:
+            record = Record.decode(self._keys.open(key, stored.sealed))
+            self.place = self._keys.place(stored.sealed)
+        except UnknownSeal as error:
+            self.place = self._keys.place(stored.sealed)
+            return Unreadable(stored.generation, str(error), foreign=True)
+        except StoreError as error:
+            return Unreadable(stored.generation, str(error))
+        if record.generation != stored.generation:
+            # The number beside the seal is not authenticated: an older record was put under it.
+            return Unreadable(stored.generation, str(SealError("a record under a generation that is not its own")))
+        return record.moved(-self._store.offset)
+
+    async def _take_over(self, key: str, older: Record, found: Record) -> Record:
+        """Put what an instance of the release before has written in our place; whoever is first, it is the same."""
+        await self._store.write(key, self._sealed(key, older), older.generation, after=found.generation)
+        return older
