@@ -19,8 +19,8 @@ from sidecar.errors import ConfigurationError, StoreError
 from sidecar.secret import Secret
 from sidecar.settings import SecretReference
 from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD, store_key
-from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES
-from sidecar.tokens.stores.redis_store import INSTANCES, RedisStore
+from sidecar.tokens.store import KEEP, MAX_INSTANCES
+from sidecar.tokens.redis.store import INSTANCES, RedisStore
 from tests.canary import canary
 from tests.redis_servers import (
     Cluster,

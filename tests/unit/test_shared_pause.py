@@ -13,7 +13,7 @@ from sidecar.tokens.keys import Keys
 from sidecar.tokens.seal import KeyRing, new_key, parse_keys
 from sidecar.tokens.shared_pause import SharedPause
 from sidecar.tokens.store import store_key
-from sidecar.tokens.stores.memory import MemoryStore
+from sidecar.tokens.memory import MemoryStore
 
 IDENTITY = "https://plm.example.com/api sync"
 KEY = store_key(IDENTITY, "pause-upstream")
