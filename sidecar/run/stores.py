@@ -15,10 +15,10 @@ from sidecar.run.credentials import Shared
 from sidecar.secret import Secret
 from sidecar.settings import Settings
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.seal import KeyRing, Keys, load_or_create_key_file, new_key, parse_keys
+from sidecar.tokens.sqlite import SqliteStore
 from sidecar.tokens.store import TokenStore
-from sidecar.tokens.stores.memory import MemoryStore
-from sidecar.tokens.stores.sqlite import SqliteStore
 
 _EVERY = 10.0
 _SOON = 1.0
@@ -38,7 +38,7 @@ def open_store(settings: Settings, clock: Clock) -> tuple[TokenStore, Keys]:
     if wanted.url == "sqlite":
         store: TokenStore = SqliteStore(settings.state_dir)
         return store, _keys(settings, clock)
-    from sidecar.tokens.stores.redis_store import RedisStore
+    from sidecar.tokens.redis.store import RedisStore
 
     store = RedisStore(
         wanted.url,

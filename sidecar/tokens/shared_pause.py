@@ -1,7 +1,7 @@
 """The pause that an upstream asked for, shared by all instances through the store.
 
-The store is never on a request's way: it is told and looked at beside them, and its trouble changes nothing. A
-later end wins, because the record's generation is the end of the pause in milliseconds of the store's clock.
+The store is never on a request's way: it is told and looked at beside them, and its trouble changes nothing. The
+record's generation is the end of the pause in milliseconds of the store's clock; a later end wins, damage gives way.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import contextlib
 from sidecar.clock import Clock
 from sidecar.errors import SealError, StoreError, UnknownSeal
 from sidecar.events import Emit
-from sidecar.tokens.keys import Keys
+from sidecar.tokens.seal import Keys
 from sidecar.tokens.store import TokenStore, store_key
 from sidecar.tokens.waiting import Tasks
 
@@ -42,6 +42,7 @@ class SharedPause:
         self._telling: asyncio.Task[None] | None = None
         self._end = 0
         self._known = 0
+        self._after = 0  # what our next write may replace
         self.until = 0.0
         self.look_at = 0.0
 
@@ -72,8 +73,8 @@ class SharedPause:
                 if not self._is_news():
                     return
                 end = self._end
-                if await self._store.write(self._key, end, self._keys.seal(self._key, b"%d" % end)):
-                    self._known = max(self._known, end)
+                if await self._store.write(self._key, self._keys.seal(self._key, b"%d" % end), end, after=self._after):
+                    self._known = self._after = end
                 else:
                     await self._read()
 
@@ -83,21 +84,20 @@ class SharedPause:
 
     async def _read(self) -> None:
         """Take over a pause that we do not know of yet: each one once, so that it ends even if its record is wrong."""
-        record = await self._store.read(self._key)
-        if record is None or record[0] <= self._known:
-            return
-        end, sealed = record
-        left = end / 1000 - (self._clock.now() + self._store.offset)
-        try:
-            if left > _ABSURD:
-                raise SealError("a pause of more than a day")
-            # The number beside the seal is not authenticated.
-            if self._keys.open(self._key, sealed) != b"%d" % end:
-                raise SealError("a pause under an end that is not its own")
-        except UnknownSeal:
-            return
-        except SealError:
-            await self._store.delete(self._key)  # it would keep every honest one out
-            return
-        self._known = end
-        self.until = max(self.until, self._clock.monotonic() + min(left, self._longest))
+        found = await self._store.read(self._key)
+        end, left = found.generation, found.generation / 1000 - (self._clock.now() + self._store.offset)
+        if end > self._known:
+            try:
+                if left > _ABSURD:
+                    raise SealError("a pause of more than a day")
+                # The number beside the seal is not authenticated.
+                if self._keys.open(self._key, found.sealed) != b"%d" % end:
+                    raise SealError("a pause under an end that is not its own")
+                self._known = end
+                self.until = max(self.until, self._clock.monotonic() + min(left, self._longest))
+            except UnknownSeal:
+                if end >= self._end:
+                    return  # it may serve others
+            except SealError:
+                pass  # an honest one is written over it
+        self._after = end

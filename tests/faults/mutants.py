@@ -61,14 +61,14 @@ MUTANTS = (
     ),
     Mutant(
         "an older generation does not replace a newer one",
-        "sidecar/tokens/stores/redis_scripts.py",
+        "sidecar/tokens/redis/scripts.py",
         "if found and tonumber(found) >= tonumber(ARGV[2]) then return answer(0) end",
         "",
         f"{_STORE}rd_08_frozen_holder_finds_itself_overtaken",
     ),
     Mutant(
         "times in the store are those of its own clock",
-        "sidecar/tokens/stores/redis_store.py",
+        "sidecar/tokens/redis/store.py",
         "self._offset = ahead if abs(ahead) > _SKEW else 0.0",
         "self._offset = 0.0",
         f"{_STORE}rd_11_clocks_minutes_apart_make_no_difference",

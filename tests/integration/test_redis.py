@@ -18,9 +18,8 @@ from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, StoreError
 from sidecar.secret import Secret
 from sidecar.settings import SecretReference
-from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD, store_key
-from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES
-from sidecar.tokens.stores.redis_store import INSTANCES, RedisStore
+from sidecar.tokens.redis.store import INSTANCES, RedisStore
+from sidecar.tokens.store import KEEP, MAX_GENERATION, MAX_INSTANCES, MAX_RECORD, Stored, lease_key, store_key
 from tests.canary import canary
 from tests.redis_servers import (
     Cluster,
@@ -42,7 +41,7 @@ BOUND = 20 * TIMEOUT
 """What a call may take on a busy machine; on a quiet one it is a fraction of that."""
 
 KEY = store_key("one")
-LEASE = store_key("one", "lease")
+LEASE = lease_key(KEY)
 PASSWORD = canary("redis-password")
 
 # What a user of Redis must be able to do for us, and nothing else; a cluster asks for two commands more.
@@ -66,18 +65,16 @@ async def store(url: str, **options: Any) -> AsyncIterator[RedisStore]:
 async def every_promise(opened: RedisStore) -> None:
     """Use all that a store does once."""
     for number in range(6):  # on every node of a cluster
-        key, lease = store_key(str(number)), store_key(str(number), "lease")
-        assert await opened.write(key, 1, b"\x00one")
-        assert not await opened.write(key, 1, b"late")
-        assert await opened.replace(key, 1, b"\xffone")
-        assert await opened.read(key) == (1, b"\xffone")
-        await opened.delete(key)
-        assert await opened.read(key) is None
-        assert await opened.acquire(lease, "a", 60)
-        assert not await opened.acquire(lease, "b", 60)
-        await opened.release(lease, "a")
-        assert await opened.acquire(lease, "b", 60)
-        await opened.release(lease, "b")
+        key = store_key(str(number))
+        assert await opened.take(key, "a", 60) == (True, Stored())
+        assert await opened.write(key, b"\x00one", 1, after=0, release="a")
+        assert not await opened.write(key, b"late", 1, after=0)
+        assert await opened.write(key, b"\xffone", 1, after=1)
+        assert await opened.read(key) == Stored(1, b"\xffone")
+        assert await opened.take(key, "b", 60) == (True, Stored(1, b"\xffone"))
+        assert await opened.take(key, "a", 60) == (False, Stored(1, b"\xffone"))
+        await opened.release(key, "b")
+        assert await opened.take(key, "a", 60) == (True, Stored(1, b"\xffone"))
     await opened.announce("over", b"word", 0.001)
     await asyncio.sleep(0.01)
     await opened.announce("a", b"word", 60)
@@ -109,8 +106,7 @@ async def timed(call: Awaitable[object]) -> Timed:
 async def until_well(opened: RedisStore, *, within: float = PATIENCE) -> None:
     """Wait until the store can be written."""
     async with asyncio.timeout(within):
-        generation = 1 << 20
-        while (await timed(opened.write(store_key("well"), generation, b"x"))).error:
+        while (await timed(opened.write(store_key("well"), b"x", 1, after=0))).error:
             await asyncio.sleep(0.05)
 
 
@@ -201,27 +197,29 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, outputs: Path) -> Iterator[C
 async def test_records_are_forgotten_when_nobody_wants_them(redis_server: Server) -> None:
     """Every write begins the 90 days anew, and the crowd of instances has an end too."""
     async with store(redis_server.url) as opened:
-        for write in (opened.write(KEY, 1, b"x"), opened.replace(KEY, 1, b"y")):
-            await write
+        for after in (0, 1):
+            await opened.write(KEY, b"x", 1, after=after)
             assert KEEP - 60 < redis_server.command("TTL", KEY) <= KEEP
             redis_server.command("EXPIRE", KEY, 60)
         await opened.announce("a", b"x", 60)
         assert KEEP - 60 < redis_server.command("TTL", INSTANCES) <= KEEP
-        await opened.acquire(LEASE, "a", 10)
+        await opened.take(KEY, "a", 10)
+        assert redis_server.command("TTL", KEY) <= 60
         assert 9000 < redis_server.command("PTTL", LEASE) <= 10000
 
 
 @pytest.mark.parametrize("sealed", [bytes(MAX_RECORD + 1), b"x" * (100 << 20), None])
 async def test_a_planted_record_is_no_record_but_counts(redis_server: Server, sealed: bytes | None) -> None:
-    """A huge value stays inside Redis, a missing one is empty; the generation still bounds what may be written."""
+    """A huge value stays inside Redis, a missing one is empty; who writes over it must know its generation."""
     redis_server.command("HSET", KEY, "generation", 5, *(() if sealed is None else ("sealed", sealed)))
     async with store(redis_server.url) as opened:
         before = redis_server.info("stats")["total_net_output_bytes"]
-        assert await opened.read(KEY) == (5, b"")
+        assert await opened.read(KEY) == Stored(5, b"")
+        assert await opened.take(KEY, "a", 10) == (True, Stored(5, b""))
         assert redis_server.info("stats")["total_net_output_bytes"] - before < 20000
-        assert await opened.write(KEY, 5, b"data") is False
-        assert await opened.write(KEY, 6, b"data") is True
-        assert await opened.read(KEY) == (6, b"data")
+        assert await opened.write(KEY, b"data", 6, after=0) is False
+        assert await opened.write(KEY, b"data", 6, after=5) is True
+        assert await opened.read(KEY) == Stored(6, b"data")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +229,19 @@ async def test_a_planted_generation_does_not_count(redis_server: Server, generat
     """A number no credential can reach would lock everybody out: such a record is a miss and is written over."""
     redis_server.command("HSET", KEY, "generation", generation, "sealed", "data")
     async with store(redis_server.url) as opened:
-        assert await opened.read(KEY) is None
-        assert await opened.replace(KEY, 7, b"anew") is False
-        assert await opened.write(KEY, 1, b"new") is True
-        assert await opened.read(KEY) == (1, b"new")
+        assert await opened.take(KEY, "a", 10) == (True, Stored())
+        assert await opened.read(KEY) == Stored()
+        for after in (1, 7, MAX_GENERATION + 1):
+            assert await opened.write(KEY, b"anew", 8, after=after) is False
+        assert await opened.write(KEY, b"new", 1, after=0) is True
+        assert await opened.read(KEY) == Stored(1, b"new")
 
 
 async def test_a_lease_without_an_end_locks_nobody_out(redis_server: Server) -> None:
     """None of our calls leaves such a one."""
     redis_server.command("SET", LEASE, "x")
     async with store(redis_server.url) as opened:
-        assert await opened.acquire(LEASE, "a", 10)
+        assert (await opened.take(KEY, "a", 10))[0]
 
 
 async def test_planted_words_are_not_handed_on(redis_server: Server) -> None:
@@ -269,44 +269,80 @@ async def test_planted_words_are_not_handed_on(redis_server: Server) -> None:
 
 async def test_values_of_another_type_are_left_alone(redis_server: Server) -> None:
     """Nothing is overwritten or deleted that is not ours to read, and the error says which key it is."""
-    for key in (KEY, LEASE, INSTANCES):
+    for key in (KEY, INSTANCES, lease_key(store_key("two"))):
         redis_server.command("LPUSH", key, "foreign")
+    two = store_key("two")
     async with store(redis_server.url) as opened:
+        assert await opened.write(two, b"x", 1, after=0)
         for key, call in (
             (KEY, opened.read(KEY)),
-            (KEY, opened.write(KEY, 1, b"x")),
-            (KEY, opened.replace(KEY, 1, b"x")),
-            (KEY, opened.delete(KEY)),
-            (LEASE, opened.acquire(LEASE, "a", 10)),
-            (LEASE, opened.release(LEASE, "a")),
+            (KEY, opened.take(KEY, "a", 10)),
+            (KEY, opened.write(KEY, b"x", 1, after=0, release="a")),
+            (f"{two} or {lease_key(two)}", opened.take(two, "a", 10)),
+            (f"{two} or {lease_key(two)}", opened.write(two, b"y", 2, after=1, release="a")),
+            (lease_key(two), opened.release(two, "a")),
             (INSTANCES, opened.announce("a", b"x", 10)),
             (INSTANCES, opened.announced()),
         ):
             with pytest.raises(StoreError) as caught:
                 await call
-            assert f"{key} is of another type" in str(caught.value)
-    for key in (KEY, LEASE, INSTANCES):
+            assert f"{key} is of another type" in str(caught.value).replace(f" or {LEASE}", "")
+        assert await opened.read(two) == Stored(1, b"x")
+    for key in (KEY, INSTANCES, lease_key(two)):
         assert redis_server.command("LRANGE", key, 0, -1) == [b"foreign"]
+    assert not redis_server.command("EXISTS", LEASE)
+
+
+async def test_a_renewal_is_two_commands(redis_server: Server) -> None:
+    """The lease with the record, and the new record with the end of the lease: each is one trip to the server."""
+    async with store(redis_server.url) as opened:
+
+        async def renewal(generation: int) -> None:
+            await opened.take(KEY, "a", 60)
+            await opened.write(KEY, b"x", generation, after=generation - 1, release="a")
+
+        await renewal(1)
+        with redis_server.client() as client, client.monitor() as seen:
+            await renewal(2)
+            redis_server.command("ECHO", "end")
+            commands = []
+            while not (command := seen.next_command())["command"].startswith("ECHO"):
+                if command["client_type"] != "lua":
+                    commands.append(command["command"].split()[0])
+    assert commands == ["EVALSHA"] * 2
+
+
+async def test_instances_of_the_release_before_keep_to_the_lease(redis_server: Server) -> None:
+    """It is a plain key with the owner and an end, and a record is two fields: all of it read and written as ever."""
+    async with store(redis_server.url) as opened:
+        await opened.take(KEY, "a", 10)
+        assert LEASE == KEY.replace("token", "lease")
+        assert redis_server.command("GET", LEASE) == b"a"
+        redis_server.command("SET", LEASE, "b", "PX", 60000)
+        assert await opened.take(KEY, "a", 10) == (False, Stored())
+        await opened.write(KEY, b"x", 7, after=0, release="b")
+        assert not redis_server.command("EXISTS", LEASE)
+        assert redis_server.command("HGETALL", KEY) == {b"generation": b"7", b"sealed": b"x"}
 
 
 async def test_forgotten_scripts_are_sent_again(redis_server: Server) -> None:
     """A server that was told to forget them, or never knew them, is told once."""
     async with store(redis_server.url) as opened:
-        await opened.write(KEY, 1, b"x")
+        await opened.write(KEY, b"x", 1, after=0)
         redis_server.command("SCRIPT", "FLUSH")
-        assert await opened.write(KEY, 2, b"x")
-        assert await opened.read(KEY) == (2, b"x")
+        assert await opened.write(KEY, b"x", 2, after=1)
+        assert await opened.read(KEY) == Stored(2, b"x")
         redis_server.command("CONFIG", "RESETSTAT")
-        assert await opened.read(KEY) == (2, b"x")
+        assert await opened.read(KEY) == Stored(2, b"x")
         assert "cmdstat_eval" not in redis_server.info("commandstats")
 
 
 async def test_nothing_but_the_command_is_sent() -> None:
     """No greeting, no name, no question after health: a user needs no more permissions than for what is asked."""
-    answer = b"*3\r\n$1\r\n1\r\n$1\r\n2\r\n$%d\r\n%s\r\n" % (len(KEY), KEY.encode())
+    answer = b"*5\r\n$1\r\n1\r\n$1\r\n2\r\n$%d\r\n%s\r\n$1\r\n0\r\n$0\r\n\r\n" % (len(KEY), KEY.encode())
     async with fake(b"+OK\r\n", answer) as one, store(one.url, username="u", password=Secret(PASSWORD)) as opened:
-        assert await opened.read(KEY) is None
-        assert await opened.read(KEY) is None
+        assert await opened.read(KEY) == Stored()
+        assert await opened.read(KEY) == Stored()
         assert one.connections == 1
         assert [sent.split(b"\r\n")[2] for sent in one.sent] == [b"AUTH", b"EVALSHA", b"EVALSHA"]
 
@@ -373,7 +409,7 @@ async def test_no_call_is_tried_again() -> None:
     ):
         async with fake(*replies) as one, store(one.url.replace("redis:", scheme)) as opened:
             with pytest.raises(StoreError, match="broke off"):
-                await opened.acquire(LEASE, "a", 10)
+                await opened.take(KEY, "a", 10)
             assert [data.split(b"\r\n")[2] for data in one.sent] == sent
 
 
@@ -395,10 +431,10 @@ async def test_a_late_answer_is_nobodys() -> None:
         return b"*5\r\n:1\r\n:2\r\n$%d\r\n%s\r\n:%d\r\n$1\r\nx\r\n" % (len(KEY), KEY.encode(), generation)
 
     async with fake(answer(1) + answer(2), answer(3)) as one, store(one.url) as opened:
-        assert await opened.read(KEY) == (1, b"x")
+        assert await opened.read(KEY) == Stored(1, b"x")
         with contextlib.suppress(StoreError):
-            assert await opened.read(KEY) == (3, b"x")
-        assert await opened.read(KEY) == (3, b"x")
+            assert await opened.read(KEY) == Stored(3, b"x")
+        assert await opened.read(KEY) == Stored(3, b"x")
         assert one.connections == 2
 
 
@@ -408,7 +444,7 @@ async def test_cancelled_calls_do_not_mix_answers(redis_server: Server) -> None:
     chance = random.Random(7)
     async with store(redis_server.url) as opened:
         for number, key in enumerate(keys, start=1):
-            await opened.write(key, number, key.encode())
+            await opened.write(key, key.encode(), number, after=0)
         began = time.perf_counter()
         for _ in range(50):
             await opened.read(keys[0])
@@ -423,13 +459,13 @@ async def test_cancelled_calls_do_not_mix_answers(redis_server: Server) -> None:
                         found = await reader.read(keys[number])
                 except (TimeoutError, StoreError):
                     continue
-                assert found == (number + 1, keys[number].encode())
+                assert found == Stored(number + 1, keys[number].encode())
                 done += 1
             return done
 
         done = await asyncio.gather(*(some(opened, 100) for _ in range(10)))
         assert 0 < sum(done) < 1000
-        assert await opened.read(keys[0]) == (1, keys[0].encode())
+        assert await opened.read(keys[0]) == Stored(1, keys[0].encode())
         hasty = [RedisStore(redis_server.url, timeout=usual * factor) for factor in (1, 2, 4, 8, 16)]
         for one in hasty:
             one._outage.failed = lambda ticket: None  # type: ignore[method-assign]
@@ -442,8 +478,8 @@ async def test_cancelled_calls_do_not_mix_answers(redis_server: Server) -> None:
 async def test_connections_are_few(redis_server: Server) -> None:
     """However many call at once, a store has eight connections at most; all are served."""
     async with store(redis_server.url) as opened:
-        await opened.write(KEY, 1, b"x")
-        assert await asyncio.gather(*(opened.read(KEY) for _ in range(500))) == [(1, b"x")] * 500
+        await opened.write(KEY, b"x", 1, after=0)
+        assert await asyncio.gather(*(opened.read(KEY) for _ in range(500))) == [Stored(1, b"x")] * 500
         assert redis_server.info("clients")["connected_clients"] <= 8 + 1
 
 
@@ -454,9 +490,9 @@ async def test_fifty_start_at_once(redis_server: Server) -> None:
     async def start(number: int) -> bool:
         opened = stores[number]
         await opened.announce(f"i{number}", b"x", 60)
-        if await opened.acquire(LEASE, f"i{number}", 60):
-            return await opened.write(KEY, 1, b"x")
-        while await opened.read(KEY) is None:
+        if (await opened.take(KEY, f"i{number}", 60))[0]:
+            return await opened.write(KEY, b"x", 1, after=0)
+        while not (await opened.read(KEY)).generation:
             await asyncio.sleep(0.01)
         return False
 
@@ -469,12 +505,12 @@ async def test_a_closed_store_leaves_nothing_behind(redis_server: Server) -> Non
     """No connection and no task, even if it is closed while calls are under way; they end well or as closed."""
     before = asyncio.all_tasks()
     opened = RedisStore(redis_server.url, timeout=20.0)
-    await opened.write(KEY, 1, b"x")
+    await opened.write(KEY, b"x", 1, after=0)
     calls = [asyncio.create_task(opened.read(KEY)) for _ in range(50)]
     await asyncio.sleep(0)
     await opened.aclose()
     ends = await asyncio.gather(*calls, return_exceptions=True)
-    assert all(end == (1, b"x") or "closed" in str(end) for end in ends)
+    assert all(end == Stored(1, b"x") or "closed" in str(end) for end in ends)
     assert asyncio.all_tasks() == before
     gc.collect()
     eventually(lambda: redis_server.info("clients")["connected_clients"] == 1, "close")
@@ -540,8 +576,10 @@ async def test_the_servers_time_counts(redis_server: Server, wrong: float, offse
 
 async def bounded_trouble(opened: RedisStore) -> list[float]:
     """Meet a server that is silent: a few calls wait for the time-out, then none does; return how long each took."""
-    waited = [(await timed(opened.acquire(LEASE, "a", 10))).seconds for _ in range(2)]
-    refused = [await timed(call) for call in (opened.read(KEY), opened.write(KEY, 9, b"x"), opened.release(LEASE, "a"))]
+    waited = [(await timed(opened.take(KEY, "a", 10))).seconds for _ in range(2)]
+    refused = [
+        await timed(call) for call in (opened.read(KEY), opened.write(KEY, b"x", 9, after=0), opened.release(KEY, "a"))
+    ]
     assert all("not asked again for" in call.error for call in refused), refused
     assert min(call.seconds for call in refused) < TIMEOUT / 2
     return waited
@@ -550,19 +588,19 @@ async def bounded_trouble(opened: RedisStore) -> list[float]:
 async def test_a_slow_server_costs_little(redis_server: Server) -> None:
     """A pause of the server is over for us after two time-outs, and it is used again when it answers."""
     async with store(redis_server.url, timeout=TIMEOUT) as opened:
-        await opened.write(KEY, 1, b"x")
+        await opened.write(KEY, b"x", 1, after=0)
         redis_server.command("CLIENT", "PAUSE", 5000)
         waited = await bounded_trouble(opened)
         assert min(waited) > TIMEOUT * 0.8
         await until_well(opened)
-        assert await opened.read(KEY) == (1, b"x")
+        assert await opened.read(KEY) == Stored(1, b"x")
 
 
 @pytest.mark.parametrize("at_once", [1, 20])
 async def test_a_frozen_server_costs_little(redis_server: Server, at_once: int) -> None:
     """A server that vanished from the network, with its connections open, is found again when it is back."""
     async with store(redis_server.url, timeout=TIMEOUT) as opened:
-        await asyncio.gather(*(opened.write(store_key(str(number)), 1, b"x") for number in range(at_once)))
+        await asyncio.gather(*(opened.write(store_key(str(number)), b"x", 1, after=0) for number in range(at_once)))
         redis_server.freeze()
         try:
             began = time.perf_counter()
@@ -574,13 +612,13 @@ async def test_a_frozen_server_costs_little(redis_server: Server, at_once: int) 
         finally:
             redis_server.thaw()
         await until_well(opened)
-        assert await opened.read(store_key("0")) == (1, b"x")
+        assert await opened.read(store_key("0")) == Stored(1, b"x")
 
 
 async def test_a_dead_server_that_comes_back_empty_is_used(redis_server: Server) -> None:
     """It refuses connections meanwhile, at no cost; then records and scripts are there anew."""
     async with store(redis_server.url, timeout=TIMEOUT) as opened:
-        await opened.write(KEY, 5, b"x")
+        await opened.write(KEY, b"x", 5, after=0)
         redis_server.kill()
         for _ in range(4):
             assert (await timed(opened.read(KEY))).error
@@ -589,57 +627,56 @@ async def test_a_dead_server_that_comes_back_empty_is_used(redis_server: Server)
         assert not refused.silent
         redis_server.start()
         await until_well(opened)
-        assert await opened.read(KEY) is None
-        assert await opened.write(KEY, 1, b"anew")
+        assert await opened.read(KEY) == Stored()
+        assert await opened.write(KEY, b"anew", 1, after=0)
 
 
 async def test_a_server_that_restarts_between_two_calls_is_not_noticed(redis_server: Server) -> None:
     """A connection that was closed meanwhile is not used for the next call."""
     async with store(redis_server.url, timeout=TIMEOUT) as opened:
-        await opened.write(KEY, 5, b"x")
+        await opened.write(KEY, b"x", 5, after=0)
         redis_server.kill()
         await asyncio.sleep(0.05)
         redis_server.start()
-        assert await opened.write(KEY, 1, b"x")
+        assert await opened.write(KEY, b"x", 1, after=0)
 
 
 async def test_a_replica_is_read_and_not_written(redis_server: Server) -> None:
     """It says so at once, and goes on to be asked; when it is the master, it is used."""
     async with store(redis_server.url) as opened:
-        await opened.write(KEY, 1, b"x")
+        await opened.write(KEY, b"x", 1, after=0)
         redis_server.command("REPLICAOF", "127.0.0.1", "1")
         try:
             for _ in range(2):
                 for call in (
-                    opened.write(KEY, 2, b"x"),
-                    opened.acquire(LEASE, "a", 10),
+                    opened.write(KEY, b"x", 2, after=1),
+                    opened.take(KEY, "a", 10),
                     opened.announce("a", b"x", 10),
                 ):
                     with pytest.raises(StoreError, match="read-only replica; the master is wanted"):
                         await call
-                assert await opened.read(KEY) == (1, b"x")
+                assert await opened.read(KEY) == Stored(1, b"x")
         finally:
             redis_server.command("REPLICAOF", "NO", "ONE")
-        assert await opened.write(KEY, 2, b"x")
+        assert await opened.write(KEY, b"x", 2, after=1)
 
 
 async def test_a_full_server_is_read_and_says_so(redis_server: Server) -> None:
     """Without memory nothing is written, whoever holds a lease can give it back, and records can be read."""
     async with store(redis_server.url) as opened:
-        await opened.write(KEY, 1, b"x")
-        await opened.acquire(LEASE, "a", 60)
+        await opened.write(KEY, b"x", 1, after=0)
+        await opened.take(KEY, "a", 60)
         redis_server.command("CONFIG", "SET", "maxmemory", 1)
         try:
             for _ in range(3):
-                for call in (opened.write(KEY, 2, b"x"), opened.acquire(store_key("b"), "a", 10)):
+                for call in (opened.write(KEY, b"x", 2, after=1), opened.take(store_key("b"), "a", 10)):
                     with pytest.raises(StoreError, match="raise its maxmemory, with the policy noeviction"):
                         await call
-            assert await opened.read(KEY) == (1, b"x")
-            await opened.release(LEASE, "a")
-            await opened.delete(KEY)
+            assert await opened.read(KEY) == Stored(1, b"x")
+            await opened.release(KEY, "a")
         finally:
             redis_server.command("CONFIG", "SET", "maxmemory", 0)
-        assert await opened.write(KEY, 1, b"x")
+        assert await opened.write(KEY, b"x", 2, after=1)
 
 
 async def test_a_user_with_the_documented_permissions_can_do_all(redis_server: Server) -> None:
@@ -683,7 +720,7 @@ async def test_a_password_that_was_rotated_is_read_again(
     redis_server.admin["password"] = PASSWORD
     try:
         async with store(redis_server.url, password=reference.read) as opened:
-            assert await opened.write(KEY, 1, b"x")
+            assert await opened.write(KEY, b"x", 1, after=0)
             for step in steps if server_first else steps[::-1]:
                 step()
                 with contextlib.suppress(StoreError):
@@ -691,7 +728,7 @@ async def test_a_password_that_was_rotated_is_read_again(
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(StoreError):
-                        assert await opened.read(KEY) == (1, b"x")
+                        assert await opened.read(KEY) == Stored(1, b"x")
                         break
                     await asyncio.sleep(0.05)
     finally:
@@ -712,12 +749,12 @@ async def test_a_password_that_cannot_be_read_for_a_moment_changes_nothing(
     redis_server.admin["password"] = PASSWORD
     try:
         async with store(redis_server.url, password=reference.read) as opened:
-            assert await opened.write(KEY, 1, b"x")
+            assert await opened.write(KEY, b"x", 1, after=0)
             file.unlink()
             redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             with contextlib.suppress(StoreError):
                 await opened.read(KEY)
-            assert await opened.read(KEY) == (1, b"x")
+            assert await opened.read(KEY) == Stored(1, b"x")
     finally:
         redis_server.command("CONFIG", "SET", "requirepass", "")
         redis_server.admin.clear()
@@ -738,7 +775,7 @@ async def test_a_wrong_password_is_said_and_not_shown(redis_server: Server, user
         async with store(redis_server.url) as opened:
             assert "refused the user or password, or wants one" in (await timed(opened.read(KEY))).error
         async with store(redis_server.url, password=Secret(PASSWORD)) as opened:
-            assert await opened.write(KEY, 1, b"x")
+            assert await opened.write(KEY, b"x", 1, after=0)
     finally:
         redis_server.command("CONFIG", "SET", "requirepass", "")
         redis_server.admin.clear()
@@ -828,17 +865,17 @@ async def test_after_a_failover_the_new_master_is_found(sentinels: Watched) -> N
     async with store(sentinels.url, password=Secret(PASSWORD), timeout=TIMEOUT) as opened:
         for kill in (False, True):
             key = store_key(f"failover {kill}")
-            assert await opened.write(key, 1, b"x")
+            assert await opened.write(key, b"x", 1, after=0)
             eventually(lambda key=key: all(one.command("EXISTS", key) for one in sentinels.servers), "replication")
             new = await asyncio.to_thread(sentinels.fail_over, kill=kill)
             # One that steps back still takes writes for a while.
             async with asyncio.timeout(PATIENCE):
-                generation = 1
                 while new.command("HGET", key, "generation") == b"1":
-                    generation += 1
-                    await timed(opened.write(key, generation, b"y"))
+                    with contextlib.suppress(StoreError):
+                        after = (await opened.read(key)).generation
+                        await opened.write(key, b"y", after + 1, after=after)
                     await asyncio.sleep(0.05)
-            assert await opened.read(key) == (generation, b"y")
+            assert (await opened.read(key)).sealed == b"y"
             if not kill:
                 old = next(one for one in sentinels.servers if one is not new)
                 eventually(lambda old=old: old.info("replication").get("master_link_status") == "up", "resync")
@@ -863,15 +900,15 @@ async def test_slots_that_move_are_followed(nodes: Cluster) -> None:
     owner = next(node for node in nodes.nodes if not _moved(node, KEY))
     other = next(node for node in nodes.nodes if node is not owner)
     async with store(nodes.url) as opened:
-        assert await opened.write(KEY, 1, b"x")
+        assert await opened.write(KEY, b"x", 1, after=0)
         other.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[owner.port])
         owner.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[other.port])
         owner.command("MIGRATE", "127.0.0.1", other.port, KEY, 0, 5000)
-        assert await opened.read(KEY) == (1, b"x")
+        assert await opened.read(KEY) == Stored(1, b"x")
         for node in (other, owner):
             node.command("CLUSTER", "SETSLOT", slot, "NODE", names[other.port])
-        assert await opened.read(KEY) == (1, b"x")
-        assert await opened.write(KEY, 2, b"y")
+        assert await opened.read(KEY) == Stored(1, b"x")
+        assert await opened.write(KEY, b"y", 2, after=1)
 
 
 def _moved(node: Server, key: str) -> bool:
@@ -885,9 +922,9 @@ def _moved(node: Server, key: str) -> bool:
 async def test_a_frozen_node_costs_little(nodes: Cluster) -> None:
     """Its keys are in trouble for a bounded time; when it is back, so are they."""
     async with store(nodes.url, timeout=TIMEOUT) as opened:
-        keys = [store_key(str(number)) for number in range(12)]
+        keys = [store_key(f"frozen {number}") for number in range(12)]
         for key in keys:
-            await opened.write(key, 1, b"x")
+            await opened.write(key, b"x", 1, after=0)
         nodes.nodes[1].freeze()
         try:
             for key in keys:
@@ -899,7 +936,7 @@ async def test_a_frozen_node_costs_little(nodes: Cluster) -> None:
         )
         await until_well(opened)
         for key in keys:
-            assert await opened.read(key) == (1, b"x")
+            assert await opened.read(key) == Stored(1, b"x")
 
 
 async def test_a_cluster_with_tls_is_verified(

@@ -40,8 +40,8 @@ from hypothesis.stateful import (
 from sidecar.errors import SidecarError
 from sidecar.events import Trouble
 from sidecar.tokens.store import TokenStore
-from sidecar.tokens.stores.memory import MemoryStore
-from sidecar.tokens.stores.sqlite import SqliteStore
+from sidecar.tokens.memory import MemoryStore
+from sidecar.tokens.sqlite import SqliteStore
 from tests.canary import WORD
 from tests.properties.issuers import FAULTS, FIRST, UPSTREAM_FAULTS
 from tests.properties.virtual import VirtualClock

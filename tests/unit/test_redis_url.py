@@ -4,7 +4,7 @@ import pytest
 
 from sidecar.errors import ConfigurationError
 from sidecar.secret import Secret
-from sidecar.tokens.stores.redis_url import Layout, Target, parse_url
+from sidecar.tokens.redis.url import Layout, Target, parse_url
 from tests.canary import canary
 
 WORD = canary("redis-url")

@@ -9,11 +9,11 @@ import pytest
 from sidecar.errors import StoreError
 from sidecar.events import Event
 from sidecar.secret import Secret
-from sidecar.tokens.keys import Keys
+from sidecar.tokens.seal import Keys
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.seal import KeyRing, new_key, parse_keys
 from sidecar.tokens.shared_pause import SharedPause
-from sidecar.tokens.store import store_key
-from sidecar.tokens.stores.memory import MemoryStore
+from sidecar.tokens.store import Stored, store_key
 
 IDENTITY = "https://plm.example.com/api sync"
 KEY = store_key(IDENTITY, "pause-upstream")
@@ -47,18 +47,22 @@ class Store(MemoryStore):
         self.down = False
         self.reads = self.writes = 0
 
-    async def read(self, key: str) -> tuple[int, bytes] | None:
+    async def read(self, key: str) -> Stored:
         self.reads += 1
         if self.down:
             raise StoreError("down")
         return await super().read(key)
 
-    async def write(self, key: str, generation: int, sealed: bytes) -> bool:
+    async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
         self.writes += 1
         if self.down:
             raise StoreError("down")
         await asyncio.sleep(0)
-        return await super().write(key, generation, sealed)
+        return await super().write(key, sealed, generation, after=after, release=release)
+
+    async def plant(self, sealed: bytes, generation: int) -> None:
+        """Put a record there, whatever is there."""
+        await super().write(KEY, sealed, generation, after=(await super().read(KEY)).generation)
 
 
 class View:
@@ -190,7 +194,7 @@ async def test_none_is_believed_beyond_the_longest(house: House) -> None:
 
 @pytest.mark.parametrize("strange", ["not sealed", "sealed for another number", "empty", "days away", "soon"])
 async def test_record_that_nobody_of_us_wrote_stops_nobody(house: House, strange: str) -> None:
-    """It is removed, since its number would keep every honest pause out; the next one reaches all."""
+    """Its number keeps no honest pause out: the next one is written over it, also by who has not looked before."""
     end = int((WALL + 100 + 20) * 1000)
     number, sealed = {
         "not sealed": (end + 10**9, b"x" * 60),
@@ -199,24 +203,43 @@ async def test_record_that_nobody_of_us_wrote_stops_nobody(house: House, strange
         "soon": (end + 5000, house.ring.seal(KEY, b"%d" % end)),
         "days away": (end + 10**9, house.ring.seal(KEY, b"%d" % (end + 10**9))),
     }[strange]
-    await house.store.write(KEY, number, sealed)
-    one, other = house.pause(), house.pause()
+    await house.store.plant(sealed, number)
+    one, other, third = house.pause(), house.pause(), house.pause()
     assert await looked(one) == 0.0
-    assert await house.store.read(KEY) is None
-
-    await house.store.write(KEY, number, sealed)
-    one.extend(20)
-    await settle()
+    for teller in (one, third):
+        teller.extend(20)
+        await settle()
+        assert await looked(other) == pytest.approx(120.0, abs=0.01)
+        await house.store.plant(sealed, number)
     assert await looked(other) == pytest.approx(120.0, abs=0.01)
 
 
 async def test_record_of_a_key_that_we_lack_is_left_alone(house: House) -> None:
-    """It may serve others."""
+    """It may serve others, and a later end wins: one that is earlier is written over."""
     house.pause(ring=fresh_ring()).extend(20)
     await settle()
+    there = await house.store.read(KEY)
+    one, other = house.pause(), house.pause()
+    assert await looked(one) == 0.0
+    one.extend(10)
+    await settle()
+    assert await house.store.read(KEY) == there
 
-    assert await looked(house.pause()) == 0.0
-    assert await house.store.read(KEY) is not None
+    one.extend(30)
+    await settle()
+    assert await looked(other) == pytest.approx(130.0, abs=0.01)
+
+
+async def test_store_that_comes_back_empty_is_told_again(house: House) -> None:
+    """The next pause is written, though another was there before."""
+    one, other = house.pause(), house.pause()
+    one.extend(20)
+    await settle()
+    house.store._records = {}
+    one.extend(30)
+    await settle()
+
+    assert await looked(other) == pytest.approx(130.0, abs=0.01)
 
 
 async def test_pause_that_is_over_holds_nobody(house: House) -> None:

@@ -1,6 +1,7 @@
 """The token stores: the same promises of all, and what SQLite adds to them."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -18,12 +19,20 @@ import pytest
 
 from sidecar.clock import SystemClock
 from sidecar.errors import StoreError
-from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD, TokenStore, store_key
-from sidecar.tokens.stores.bounds import MAX_INSTANCES, MAX_NAME
-from sidecar.tokens.stores.memory import MemoryStore
-from sidecar.tokens.stores.outage import Outage
-from sidecar.tokens.stores.redis_store import RedisStore
-from sidecar.tokens.stores.sqlite import SqliteStore
+from sidecar.tokens.memory import MemoryStore
+from sidecar.tokens.redis.outage import Outage
+from sidecar.tokens.redis.store import RedisStore
+from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.store import (
+    MAX_GENERATION,
+    MAX_INSTANCES,
+    MAX_NAME,
+    MAX_RECORD,
+    Stored,
+    TokenStore,
+    lease_key,
+    store_key,
+)
 from tests.canary import canary
 from tests.redis_servers import Server, redis_of_session, redis_server
 from tests.waiting import PATIENCE
@@ -31,21 +40,22 @@ from tests.waiting import PATIENCE
 __all__ = ["redis_of_session", "redis_server"]
 
 KEY = store_key("one")
-LEASE = store_key("one", "lease")
+OTHER = store_key("two")
 
 # Takes each of many leases once, as fast as it can, and says which it got.
 CONTENDER = """
 import asyncio, sys
 from pathlib import Path
-from sidecar.tokens.stores.redis_store import RedisStore
-from sidecar.tokens.stores.sqlite import SqliteStore
+from sidecar.tokens.redis.store import RedisStore
+from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.store import store_key
 
 async def main(place, owner):
     store = RedisStore(place, timeout=5) if place.startswith("redis:") else SqliteStore(Path(place), busy_timeout=20)
-    await store.acquire("start", owner, 60)
+    await store.take(store_key("start"), owner, 60)
     print("ready", flush=True)
     sys.stdin.readline()
-    print([number for number in range(50) if await store.acquire(f"lease-{number}", owner, 60)], flush=True)
+    print([number for number in range(50) if (await store.take(store_key(str(number)), owner, 60))[0]], flush=True)
     await store.aclose()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -98,71 +108,87 @@ def test_a_store_key_shows_nothing() -> None:
     identity = canary("client")
     named = "{" + hashlib.sha256(identity.encode()).hexdigest()[:32] + "}"
     assert store_key(identity) == f"auth-sidecar:token:{named}"
-    assert store_key(identity, "lease") == f"auth-sidecar:lease:{named}"
+    assert lease_key(store_key(identity)) == f"auth-sidecar:lease:{named}"
     assert store_key(identity) != store_key(identity + "x")
 
 
+async def took(store: TokenStore, owner: str, ttl: float = 60, key: str = KEY) -> bool:
+    """Return whether *owner* has the lease now."""
+    return (await store.take(key, owner, ttl))[0]
+
+
 async def test_what_is_written_is_read(store: TokenStore) -> None:
-    """A record comes back with its generation; one that is not there is None."""
-    assert await store.read(KEY) is None
-    assert await store.write(KEY, 3, b"\x00sealed\xff")
-    assert await store.read(KEY) == (3, b"\x00sealed\xff")
-    assert await store.read(store_key("two")) is None
+    """A record comes back with its generation, also with a lease; one that is not there is 0, and empty."""
+    assert await store.read(KEY) == Stored(0, b"")
+    assert await store.take(KEY, "a", 60) == (True, Stored())
+    assert await store.write(KEY, b"\x00sealed\xff", 3, after=0)
+    assert await store.read(KEY) == Stored(3, b"\x00sealed\xff")
+    assert await store.take(KEY, "a", 60) == (True, Stored(3, b"\x00sealed\xff"))
+    assert await store.take(KEY, "b", 60) == (False, Stored(3, b"\x00sealed\xff"))
+    assert await store.read(OTHER) == Stored()
 
 
-@pytest.mark.parametrize("generation", [1, 4, 5])
-async def test_an_older_or_equal_generation_is_refused(store: TokenStore, generation: int) -> None:
-    """A generation only grows: a write that is late changes nothing."""
-    await store.write(KEY, 5, b"newest")
-    assert await store.write(KEY, generation, b"late") is False
-    assert await store.read(KEY) == (5, b"newest")
+@pytest.mark.parametrize("after", [0, 1, 4, 6, 50, -1, MAX_GENERATION])
+async def test_only_the_generation_that_is_there_is_written_over(store: TokenStore, after: int) -> None:
+    """Whoever has not seen what is there changes nothing, not even the lease that it wants to give back."""
+    await store.write(KEY, b"newest", 5, after=0)
+    await store.take(KEY, "a", 60)
+    assert await store.write(KEY, b"late", 7, after=after, release="a") is False
+    assert await store.take(KEY, "b", 60) == (False, Stored(5, b"newest"))
 
 
-async def test_a_newer_generation_replaces(store: TokenStore) -> None:
-    """A newer record takes the place of the older, whatever lay there."""
-    await store.write(KEY, 5, b"older")
-    assert await store.write(KEY, 6, b"newer") is True
-    assert await store.read(KEY) == (6, b"newer")
+@pytest.mark.parametrize("generation", [4, 5, 6])
+async def test_who_has_seen_it_writes_over_it(store: TokenStore, generation: int) -> None:
+    """With a newer record, with one of the same generation, sealed anew, or with a lower one in place of damage."""
+    await store.write(KEY, b"old", 5, after=0)
+    assert await store.write(KEY, b"new", generation, after=5) is True
+    assert await store.read(KEY) == Stored(generation, b"new")
+
+
+@pytest.mark.parametrize("after", [1, 5])
+async def test_a_record_that_is_gone_is_not_written_over(store: TokenStore, after: int) -> None:
+    """A store that came back empty is filled by whoever knows that it is empty."""
+    assert await store.write(KEY, b"data", after + 1, after=after) is False
+    assert await store.read(KEY) == Stored()
+
+
+@pytest.mark.parametrize(("owner", "ends"), [("a", True), ("b", False), ("", False)])
+async def test_a_write_ends_the_lease_of_its_owner(store: TokenStore, owner: str, *, ends: bool) -> None:
+    """In the same step; a lease that is another's stays, and so does that of another record."""
+    await store.take(KEY, "a", 60)
+    await store.take(OTHER, "a", 60)
+    assert await store.write(KEY, b"data", 1, after=0, release=owner)
+    assert await took(store, "c") is ends
+    assert not await took(store, "c", key=OTHER)
 
 
 async def test_one_writer_wins(store: TokenStore) -> None:
-    """Of many writers of the same generation at once, exactly one is told that it wrote, and its record is there."""
-    won = await asyncio.gather(*(store.write(KEY, 1, b"%d" % number) for number in range(50)))
-    assert won.count(True) == 1
-    assert await store.read(KEY) == (1, b"%d" % won.index(True))
-
-
-async def test_deleting_forgets_the_generation(store: TokenStore) -> None:
-    """After a deletion any generation may be written; a second deletion does no harm."""
-    await store.write(KEY, 5, b"old")
-    await store.write(store_key("two"), 5, b"other")
-    await store.delete(KEY)
-    await store.delete(KEY)
-    assert await store.read(KEY) is None
-    assert await store.write(KEY, 1, b"new")
-    assert await store.read(store_key("two")) == (5, b"other")
+    """Of many who write over the same at once, exactly one is told that it wrote, and its record is there."""
+    for after in (0, 1):
+        writes = (store.write(KEY, b"%d" % number, after + 1, after=after) for number in range(50))
+        won = await asyncio.gather(*writes)
+        assert won.count(True) == 1
+        assert await store.read(KEY) == Stored(after + 1, b"%d" % won.index(True))
 
 
 async def test_a_record_too_large_is_not_written(store: TokenStore) -> None:
     """What would not be read back is not written either; the limit itself is."""
-    assert await store.write(KEY, 1, bytes(MAX_RECORD))
+    assert await store.write(KEY, bytes(MAX_RECORD), 1, after=0)
     with pytest.raises(StoreError, match="over 64 KiB"):
-        await store.write(KEY, 2, bytes(MAX_RECORD + 1))
-    assert await store.read(KEY) == (1, bytes(MAX_RECORD))
+        await store.write(KEY, bytes(MAX_RECORD + 1), 2, after=1)
+    assert await store.read(KEY) == Stored(1, bytes(MAX_RECORD))
 
 
 async def test_a_closed_store_says_so(store: TokenStore) -> None:
     """After closing, twice even, every call is a StoreError."""
-    await store.write(KEY, 1, b"data")
+    await store.write(KEY, b"data", 1, after=0)
     await store.aclose()
     await store.aclose()
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.read(KEY),
-        lambda: store.write(KEY, 2, b"data"),
-        lambda: store.replace(KEY, 1, b"data"),
-        lambda: store.delete(KEY),
-        lambda: store.acquire(LEASE, "a", 10),
-        lambda: store.release(LEASE, "a"),
+        lambda: store.take(KEY, "a", 10),
+        lambda: store.write(KEY, b"data", 2, after=1),
+        lambda: store.release(KEY, "a"),
         lambda: store.announce("a", b"data", 10),
         store.announced,
     ]
@@ -171,59 +197,46 @@ async def test_a_closed_store_says_so(store: TokenStore) -> None:
             await call()
 
 
-async def test_only_the_same_generation_is_replaced(store: TokenStore) -> None:
-    """A record sealed anew takes the place of itself, never of another, and none comes from nothing."""
-    assert await store.replace(KEY, 5, b"anew") is False
-    assert await store.read(KEY) is None
-    await store.write(KEY, 5, b"sealed")
-    assert await store.replace(KEY, 4, b"older") is False
-    assert await store.replace(KEY, 6, b"newer") is False
-    assert await store.read(KEY) == (5, b"sealed")
-    assert await store.replace(KEY, 5, b"anew") is True
-    assert await store.read(KEY) == (5, b"anew")
-    with pytest.raises(StoreError, match="over 64 KiB"):
-        await store.replace(KEY, 5, bytes(MAX_RECORD + 1))
-
-
 async def test_the_highest_generation_is_one(store: TokenStore) -> None:
     """Numbers that floating point cannot tell apart are told apart."""
-    assert await store.write(KEY, MAX_GENERATION - 1, b"data")
-    assert await store.write(KEY, MAX_GENERATION, b"data")
-    assert await store.read(KEY) == (MAX_GENERATION, b"data")
-    assert await store.write(KEY, MAX_GENERATION, b"late") is False
+    assert await store.write(KEY, b"data", MAX_GENERATION - 1, after=0)
+    assert await store.write(KEY, b"late", MAX_GENERATION, after=MAX_GENERATION) is False
+    assert await store.write(KEY, b"data", MAX_GENERATION, after=MAX_GENERATION - 1)
+    assert await store.read(KEY) == Stored(MAX_GENERATION, b"data")
+    assert await store.write(KEY, b"late", 1, after=0) is False
 
 
 async def test_one_owner_has_a_lease(store: TokenStore) -> None:
     """Of many who want it at once one gets it; it may take it again, the others not; another lease is another."""
     owners = [f"owner-{number}" for number in range(20)]
-    won = await asyncio.gather(*(store.acquire(LEASE, owner, 60) for owner in owners))
+    won = await asyncio.gather(*(took(store, owner) for owner in owners))
     assert won.count(True) == 1
     holder = owners[won.index(True)]
-    assert [await store.acquire(LEASE, owner, 60) for owner in owners] == [owner == holder for owner in owners]
-    assert await store.acquire(store_key("two", "lease"), "owner-x", 60)
+    assert [await took(store, owner) for owner in owners] == [owner == holder for owner in owners]
+    assert await took(store, "owner-x", key=OTHER)
 
 
 async def test_a_lease_that_is_given_back_is_free(store: TokenStore) -> None:
     """Its owner gives it back, nobody else can; giving back what one has not, or nobody has, does no harm."""
-    await store.release(LEASE, "a")
-    assert await store.acquire(LEASE, "a", 60)
-    await store.release(LEASE, "b")
-    assert not await store.acquire(LEASE, "b", 60)
-    await store.release(LEASE, "a")
-    assert await store.acquire(LEASE, "b", 60)
-    await store.release(LEASE, "a")
-    assert not await store.acquire(LEASE, "a", 60)
+    await store.release(KEY, "a")
+    assert await took(store, "a")
+    await store.release(KEY, "b")
+    assert not await took(store, "b")
+    await store.release(KEY, "a")
+    assert await took(store, "b")
+    await store.release(KEY, "a")
+    assert not await took(store, "a")
 
 
 async def test_a_lease_ends_by_itself(store: TokenStore) -> None:
     """Whoever stops extending it loses it, not earlier than was agreed; extending it counts from then on."""
     began = asyncio.get_running_loop().time()
-    assert await store.acquire(LEASE, "a", 0.05)
-    assert await store.acquire(LEASE, "a", 0.5)
-    while not await store.acquire(LEASE, "b", 60):
+    assert await took(store, "a", 0.05)
+    assert await took(store, "a", 0.5)
+    while not await took(store, "b"):
         await asyncio.sleep(0.01)
     assert 0.45 < asyncio.get_running_loop().time() - began < PATIENCE
-    assert not await store.acquire(LEASE, "a", 60)
+    assert not await took(store, "a")
 
 
 async def test_words_of_instances_are_kept_for_their_time(store: TokenStore) -> None:
@@ -264,7 +277,7 @@ async def test_words_of_instances_are_bounded(store: TokenStore) -> None:
 
 async def test_a_store_of_this_machine_has_its_time(store: TokenStore) -> None:
     """No offset is made up where there is none."""
-    await store.write(KEY, 1, b"data")
+    await store.write(KEY, b"data", 1, after=0)
     assert store.offset == 0.0
 
 
@@ -300,13 +313,13 @@ async def test_memory_counts_by_the_clock_it_is_given() -> None:
     """A lease and a word end when that clock says so."""
     clock = SetClock()
     store = MemoryStore(clock)
-    await store.acquire(LEASE, "a", 10)
+    await took(store, "a", 10)
     await store.announce("a", b"x", 10)
     clock.ticks = 9.9
-    assert not await store.acquire(LEASE, "b", 10)
+    assert not await took(store, "b", 10)
     assert await store.announced() == {"a": b"x"}
     clock.ticks = 10
-    assert await store.acquire(LEASE, "b", 10)
+    assert await took(store, "b", 10)
     assert await store.announced() == {}
 
 
@@ -315,11 +328,11 @@ async def test_a_lease_in_sqlite_outlasts_no_clock(tmp_path: Path, step: float, 
     """A clock that is set back an hour does not lock everybody out for an hour; one that is corrected does no harm."""
     clock = SetClock()
     one, two = SqliteStore(tmp_path, clock=clock), SqliteStore(tmp_path, clock=clock)
-    await one.acquire(LEASE, "a", 10)
+    await took(one, "a", 10)
     await one.announce("a", b"x", 10)
     clock.wall += step
     assert await two.announced() == ({} if free else {"a": b"x"})
-    assert await two.acquire(LEASE, "b", 10) is free
+    assert await took(two, "b", 10) is free
     await one.aclose()
     await two.aclose()
 
@@ -327,17 +340,100 @@ async def test_a_lease_in_sqlite_outlasts_no_clock(tmp_path: Path, step: float, 
 @pytest.mark.parametrize("ends", ["'later'", "x'00'", "1e300", "-1"])
 async def test_a_planted_lease_in_sqlite_locks_nobody_out(sqlite: SqliteStore, ends: str) -> None:
     """A time that no call of ours writes is over."""
-    await sqlite._run(lambda connection: connection.execute(f"INSERT INTO lease VALUES ('{LEASE}', 'x', 10, {ends})"))
-    assert await sqlite.acquire(LEASE, "a", 10)
+    await sqlite._run(
+        lambda connection: connection.execute(f"INSERT INTO lease VALUES ('{lease_key(KEY)}', 'x', 10, {ends})")
+    )
+    assert await took(sqlite, "a", 10)
 
 
-async def test_a_lease_in_sqlite_leaves_writes_as_durable_as_they_were(sqlite: SqliteStore) -> None:
-    """A lease, its end and a word need not outlast a power cut; a record written after them does, as before."""
-    await sqlite.acquire("lease", "me", 10)
-    await sqlite.release("lease", "me")
-    await sqlite.announce("me", b"word", 10)
-    found = await sqlite._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone())
-    assert found == (2,)  # FULL
+async def test_only_a_record_in_sqlite_waits_for_the_disk(sqlite: SqliteStore) -> None:
+    """A rotated refresh token outlasts a power cut; a lease, its end and a word need not."""
+
+    async def synchronous() -> int:
+        found: int = await sqlite._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0])
+        return found
+
+    normal, full = 1, 2
+    for generation in (1, 2):
+        for call in (sqlite.take(KEY, "a", 10), sqlite.announce("a", b"x", 10), sqlite.release(KEY, "b")):
+            await call
+            assert await synchronous() == normal
+        await sqlite.write(KEY, b"data", generation, after=generation - 1, release="a")
+        assert await synchronous() == full
+    assert await sqlite._run(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+
+
+async def traced(sqlite: SqliteStore, seen: Callable[[str], None]) -> None:
+    """Have *seen* called in the store's thread with each statement before it runs."""
+    await sqlite.read(KEY)
+    await sqlite._run(lambda connection: connection.set_trace_callback(seen))
+
+
+async def test_a_lease_in_sqlite_begins_when_the_file_is_free(tmp_path: Path) -> None:
+    """Not when it was asked for: who waited for another's lock would have a lease that is over already."""
+    clock = SetClock()
+    store, other = SqliteStore(tmp_path, busy_timeout=PATIENCE, clock=clock), SqliteStore(tmp_path, clock=clock)
+    began = threading.Event()
+    await traced(store, lambda statement: began.set() if "synchronous" not in statement else None)
+    holder = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    taken = asyncio.create_task(store.take(KEY, "a", 10))
+    assert await asyncio.to_thread(began.wait, PATIENCE)
+    clock.wall += 100
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert await taken == (True, Stored())
+    clock.wall += 9.9
+    assert not await took(other, "b", 10)
+    await store.aclose()
+    await other.aclose()
+
+
+@pytest.mark.parametrize("call", ["take", "write", "announce"])
+async def test_nobody_comes_between_the_statements_of_a_step(tmp_path: Path, sqlite: SqliteStore, call: str) -> None:
+    """Another process writes before the whole step or after it, and sees nothing of it until it is done."""
+    await sqlite.write(KEY, b"data", 1, after=0)
+    await sqlite.take(KEY, "a", 60)
+    other = sqlite3.connect(tmp_path / "store.db", timeout=0, isolation_level=None, check_same_thread=False)
+    tables = "(SELECT * FROM token), (SELECT owner, ends FROM lease), (SELECT count(*) FROM instance)"
+    before = other.execute(f"SELECT * FROM {tables}").fetchall()
+    between: list[str] = []
+
+    def seen(statement: str) -> None:
+        if statement.startswith(("BEGIN", "PRAGMA")):
+            return
+        assert other.execute(f"SELECT * FROM {tables}").fetchall() == before
+        try:
+            other.execute("UPDATE token SET generation = 7")
+        except sqlite3.OperationalError as error:
+            between.append(str(error))
+
+    await traced(sqlite, seen)
+    await {
+        "take": lambda: sqlite.take(KEY, "a", 70),
+        "write": lambda: sqlite.write(KEY, b"data", 2, after=1, release="a"),
+        "announce": lambda: sqlite.announce("a", b"x", 60),
+    }[call]()
+    assert set(between) == {"database is locked"}
+    assert len(between) >= 3
+    assert other.execute(f"SELECT * FROM {tables}").fetchall() != before
+    other.close()
+
+
+async def test_a_step_that_fails_leaves_nothing_behind(sqlite: SqliteStore) -> None:
+    """A record that could not be written does not end the lease, and the other way round."""
+    await sqlite.write(KEY, b"data", 1, after=0)
+    await sqlite.take(KEY, "a", 60)
+    await sqlite._run(
+        lambda connection: connection.execute(
+            "CREATE TRIGGER no BEFORE DELETE ON lease BEGIN SELECT RAISE(FAIL, 'not this'); END"
+        )
+    )
+    with pytest.raises(StoreError, match="not this"):
+        await sqlite.write(KEY, b"data", 2, after=1, release="a")
+    with pytest.raises(OverflowError):
+        await sqlite.write(KEY, b"data", 1 << 70, after=1)
+    assert await sqlite.take(KEY, "b", 60) == (False, Stored(1, b"data"))
 
 
 async def test_planted_words_in_sqlite_are_not_handed_on(sqlite: SqliteStore) -> None:
@@ -360,31 +456,31 @@ async def test_an_older_sqlite_file_is_taken_over(tmp_path: Path) -> None:
     old.commit()
     old.close()
     store = SqliteStore(tmp_path)
-    assert await store.read(KEY) == (7, b"\x01")
-    assert await store.acquire(LEASE, "a", 10)
+    assert await store.read(KEY) == Stored(7, b"\x01")
+    assert await took(store, "a", 10)
     await store.announce("a", b"x", 10)
     await store.aclose()
 
 
 async def test_a_lease_in_a_locked_sqlite_file_is_trouble(tmp_path: Path, sqlite: SqliteStore) -> None:
     """Whether somebody else has it is not known then, so it is neither yes nor no."""
-    await sqlite.write(KEY, 1, b"data")
+    await sqlite.write(KEY, b"data", 1, after=0)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    for call in (sqlite.acquire(LEASE, "a", 10), sqlite.release(LEASE, "a"), sqlite.announce("a", b"x", 10)):
+    for call in (sqlite.take(KEY, "a", 10), sqlite.release(KEY, "a"), sqlite.announce("a", b"x", 10)):
         with pytest.raises(StoreError, match="database is locked"):
             await call
     other.execute("ROLLBACK")
     other.close()
-    assert await sqlite.acquire(LEASE, "a", 10)
+    assert await took(sqlite, "a", 10)
 
 
 async def test_sqlite_outlives_its_process(tmp_path: Path) -> None:
     """A record is there after a restart."""
     for generation in (1, 2):
         store = SqliteStore(tmp_path)
-        assert (await store.read(KEY) or (0, b""))[0] == generation - 1
-        await store.write(KEY, generation, b"data")
+        assert (await store.read(KEY)).generation == generation - 1
+        await store.write(KEY, b"data", generation, after=generation - 1)
         await store.aclose()
 
 
@@ -398,7 +494,7 @@ async def test_sqlite_files_are_ours_alone(tmp_path: Path) -> None:
     store = SqliteStore(directory)
     umask = os.umask(0)
     try:
-        await store.write(KEY, 1, b"data")
+        await store.write(KEY, b"data", 1, after=0)
     finally:
         os.umask(umask)
     modes = {path.name: mode(path) for path in directory.iterdir()}
@@ -407,11 +503,22 @@ async def test_sqlite_files_are_ours_alone(tmp_path: Path) -> None:
     assert mode(directory) == 0o700
 
 
+async def filled(directory: Path, *, generation: int = 1) -> Path:
+    """Make a store with records that fill some pages, close it, and return its file."""
+    store = SqliteStore(directory)
+    for number in range(20):
+        await store.write(store_key(str(number)), bytes(3000), 1, after=0)
+    await store.write(KEY, b"data", generation, after=0)
+    await store.aclose()
+    return directory / "store.db"
+
+
 async def test_an_open_sqlite_file_is_closed_to_others(tmp_path: Path, sqlite: SqliteStore) -> None:
     """A database that others could read is taken away from them."""
-    (tmp_path / "store.db").touch(0o644)
-    await sqlite.write(KEY, 1, b"data")
-    assert mode(tmp_path / "store.db") == 0o600
+    path = await filled(tmp_path)
+    path.chmod(0o644)
+    await sqlite.read(KEY)
+    assert mode(path) == 0o600
 
 
 async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,65 +532,69 @@ async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch:
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", noted)
-    await asyncio.gather(*(sqlite.write(KEY, generation, b"data") for generation in range(1, 20)))
-    assert len(used) == 1
+    await asyncio.gather(*(sqlite.write(KEY, b"data", after + 1, after=after) for after in range(20)))
+    assert len(set(used)) == 1
     assert used[0] is not threading.current_thread()
-
-
-async def test_sqlite_is_safe_against_power_cuts(sqlite: SqliteStore) -> None:
-    """A rotated refresh token is on the disk when the write returns, and readers do not stop writers."""
-    await sqlite.write(KEY, 1, b"data")
-    assert await sqlite._run(lambda connection: connection.execute("PRAGMA synchronous").fetchone()) == (2,)
-    assert await sqlite._run(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
 
 
 async def test_two_processes_share_a_sqlite_file(tmp_path: Path) -> None:
     """Compare and set holds between two that have the same file open."""
     one, two = SqliteStore(tmp_path), SqliteStore(tmp_path)
     for generation in range(1, 20):
-        won = await asyncio.gather(*(store.write(KEY, generation, b"data") for store in (one, two, one, two)))
-        assert won.count(True) == 1
-    assert await two.write(KEY, 19, b"late") is False
+        writes = (store.write(KEY, b"data", generation, after=generation - 1) for store in (one, two, one, two))
+        assert (await asyncio.gather(*writes)).count(True) == 1
+    assert await two.write(KEY, b"late", 19, after=18) is False
     await one.aclose()
     await two.aclose()
 
 
 async def test_a_locked_sqlite_file_is_trouble_that_ends(tmp_path: Path, sqlite: SqliteStore) -> None:
     """Another process that holds the lock too long is a StoreError; afterwards all is well."""
-    await sqlite.write(KEY, 1, b"data")
+    await sqlite.write(KEY, b"data", 1, after=0)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match=r"store\.db: database is locked"):
-        await sqlite.write(KEY, 2, b"data")
-    assert await sqlite.read(KEY) == (1, b"data")
+        await sqlite.write(KEY, b"data", 2, after=1)
+    assert await sqlite.read(KEY) == Stored(1, b"data")
     other.execute("ROLLBACK")
     other.close()
-    assert await sqlite.write(KEY, 2, b"data")
+    assert await sqlite.write(KEY, b"data", 2, after=1)
 
 
-@pytest.mark.parametrize("fresh", [True, False])
-async def test_a_lock_that_ends_in_time_is_waited_for(tmp_path: Path, *, fresh: bool) -> None:
-    """A writer that is quick only delays, even one that creates the file at the same moment."""
-    store = SqliteStore(tmp_path)
-    if not fresh:
-        await store.write(KEY, 1, b"data")
+async def test_a_lock_that_ends_in_time_is_waited_for(tmp_path: Path) -> None:
+    """A writer that is quick only delays."""
+    store = SqliteStore(tmp_path, busy_timeout=PATIENCE)
+    await store.write(KEY, b"data", 1, after=0)
+    began = threading.Event()
+    await traced(store, lambda statement: began.set() if "BEGIN" in statement else None)
     other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    late = asyncio.create_task(store.write(KEY, 2, b"data"))
-    await asyncio.sleep(0.005)
+    late = asyncio.create_task(store.write(KEY, b"data", 2, after=1))
+    assert await asyncio.to_thread(began.wait, PATIENCE)
     assert not late.done()
     other.execute("ROLLBACK")
     other.close()
     assert await late
-    assert await store._run(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
     await store.aclose()
+
+
+async def test_those_who_create_the_sqlite_file_at_once_share_it(tmp_path: Path) -> None:
+    """No one fails, none writes into a file that only it has, and no draft is left."""
+    stores = [SqliteStore(tmp_path / "state", busy_timeout=PATIENCE) for _ in range(8)]
+    won = await asyncio.gather(*(store.write(KEY, b"%d" % at, 1, after=0) for at, store in enumerate(stores)))
+    assert won.count(True) == 1
+    found = {await store.read(KEY) for store in stores}
+    assert found == {Stored(1, b"%d" % won.index(True))}
+    for store in stores:
+        await store.aclose()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["store.db"]
 
 
 async def test_a_closed_sqlite_store_leaves_nothing_behind(tmp_path: Path) -> None:
     """Its thread ends with it, and what SQLite put beside the file is gone."""
     before = set(threading.enumerate())
     store = SqliteStore(tmp_path)
-    await store.write(KEY, 1, b"data")
+    await store.write(KEY, b"data", 1, after=0)
     (thread,) = set(threading.enumerate()) - before
     await store.aclose()
     thread.join(5)
@@ -491,16 +602,136 @@ async def test_a_closed_sqlite_store_leaves_nothing_behind(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
 
 
-async def test_a_damaged_sqlite_file_is_left_alone(tmp_path: Path, sqlite: SqliteStore) -> None:
-    """A file that is no database is a clear error and stays as it is; once it is gone, the store works."""
-    path = tmp_path / "store.db"
-    path.write_bytes(b"no database" * 1000)
-    for call in (sqlite.read(KEY), sqlite.write(KEY, 1, b"data"), sqlite.delete(KEY)):
-        with pytest.raises(StoreError, match=r"store\.db: file is not a database"):
+def damage(path: Path, how: str) -> None:
+    """Do to the file what a disk, a full one or a person does."""
+    data = path.read_bytes()
+    where = {"header": 0, "first page": 100, "last page": len(data) - 4096}
+    if how in where:
+        data = data[: where[how]] + b"\xa5" * 64 + data[where[how] + 64 :]
+    elif how == "index":  # the key is found in the table no more
+        assert data.count(KEY.encode()) == 2
+        data = data.replace(KEY.encode(), store_key("x").encode(), 1)
+    elif how == "another":
+        path.unlink()
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE something (value)")
+        return
+    else:
+        whole = {"emptied": b"", "no database": b"no database" * 1000}
+        data = whole[how] if how in whole else data[: int(how)]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "opened"),
+    [(how, opened) for how in ("emptied", "1", "4096", "20000", "no database", "another") for opened in (False, True)]
+    # What is read already is right; it is looked at anew when the file is opened.
+    + [(how, False) for how in ("100", "header", "first page", "last page", "index")],
+)
+async def test_a_damaged_sqlite_file_is_no_empty_store(tmp_path: Path, how: str, *, opened: bool) -> None:
+    """It is an error for every call, also when it was open, and stays as it is; once it is gone, all is well."""
+    path = await filled(tmp_path)
+    store = SqliteStore(tmp_path)
+    if opened:
+        await store.read(KEY)
+    damage(path, how)
+    found = path.read_bytes()
+    for call in (store.read(KEY), store.write(KEY, b"x", 2, after=0), store.take(KEY, "a", 9), store.announced()):
+        with pytest.raises(StoreError, match=r"store\.db: (damaged|.*malformed|.*not a database|emptied, or no store)"):
             await call
-    assert path.read_bytes() == b"no database" * 1000
+    assert path.read_bytes() == found
     path.unlink()
-    assert await sqlite.write(KEY, 1, b"data")
+    assert await store.read(KEY) == Stored()
+    assert await store.write(KEY, b"data", 1, after=0)
+    await store.aclose()
+
+
+def leave(directory: Path, *, generation: int) -> None:
+    """Write a generation from a process that is killed before it closes the file: its log of changes stays."""
+    script = f"""
+import asyncio, os
+from pathlib import Path
+from sidecar.tokens.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path({str(directory)!r}))
+    found = await store.read({KEY!r})
+    assert await store.write({KEY!r}, b"left", {generation}, after=found.generation)
+    os._exit(9)
+
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert (directory / "store.db-wal").stat().st_size
+
+
+async def test_a_killed_process_loses_no_record(tmp_path: Path) -> None:
+    """What it wrote is in the log beside the file."""
+    leave(tmp_path, generation=1)
+    store = SqliteStore(tmp_path)
+    assert await store.read(KEY) == Stored(1, b"left")
+    await store.aclose()
+
+
+async def test_a_log_without_its_sqlite_file_is_not_made_another_ones(tmp_path: Path) -> None:
+    """Who removes the file wants to begin anew, though a killed process has left its log beside it."""
+    leave(tmp_path, generation=1)
+    (tmp_path / "store.db").unlink()
+    store = SqliteStore(tmp_path)
+    assert await store.read(KEY) == Stored()
+    await store.aclose()
+
+
+async def test_a_sqlite_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    """By all who have it open: none goes on to write where nobody else reads."""
+    one, two = SqliteStore(tmp_path / "state"), SqliteStore(tmp_path / "state")
+    for generation in (1, 2):
+        assert await one.read(KEY) == Stored()
+        assert await two.read(KEY) == Stored()
+        assert await one.write(KEY, b"data", generation, after=0)
+        assert await two.read(KEY) == Stored(generation, b"data")
+        (tmp_path / "state" / "store.db").unlink()
+    for path in (tmp_path / "state").iterdir():
+        path.unlink()
+    (tmp_path / "state").rmdir()
+    assert await two.write(KEY, b"new", 1, after=0)
+    assert await one.read(KEY) == Stored(1, b"new")
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_a_restored_sqlite_file_is_taken_up(tmp_path: Path) -> None:
+    """By all who have the other open, without what was changed in that; and they still share it."""
+    backup = await filled(tmp_path / "backup", generation=3)
+    one, two = SqliteStore(tmp_path), SqliteStore(tmp_path)
+    assert await one.write(KEY, b"newer", 9, after=0)
+    assert await two.read(KEY) == Stored(9, b"newer")
+    backup.rename(tmp_path / "store.db")
+    assert await one.read(KEY) == Stored(3, b"data")
+    assert await one.write(KEY, b"next", 4, after=3)
+    assert await two.read(KEY) == Stored(4, b"next")
+    assert await two.write(KEY, b"last", 5, after=4)
+    assert await one.read(KEY) == Stored(5, b"last")
+    await one.aclose()
+    await two.aclose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as found:
+        assert found.execute("SELECT generation FROM token WHERE key = ?", (KEY,)).fetchone() == (5,)
+        assert found.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_log_that_is_replaced_under_us_is_noticed(tmp_path: Path) -> None:
+    """As by another instance that took up a restored file: we do not go on in a log that nobody else reads."""
+    one, two = SqliteStore(tmp_path), SqliteStore(tmp_path)
+    await one.write(KEY, b"data", 1, after=0)
+    await one.aclose()
+    await two.read(KEY)
+    for name in ("store.db-wal", "store.db-shm"):
+        (tmp_path / name).unlink()
+    one = SqliteStore(tmp_path)
+    await one.write(KEY, b"data", 2, after=1)
+    assert await two.read(KEY) == Stored(2, b"data")
+    await one.aclose()
+    await two.aclose()
 
 
 async def test_a_sqlite_place_that_cannot_be_is_an_error(tmp_path: Path) -> None:
@@ -514,12 +745,12 @@ async def test_a_sqlite_place_that_cannot_be_is_an_error(tmp_path: Path) -> None
 
 async def test_a_full_disk_is_trouble_that_ends(sqlite: SqliteStore) -> None:
     """A database that cannot grow keeps what it has, and works again when it can."""
-    await sqlite.write(KEY, 1, b"data")
+    await sqlite.write(KEY, b"data", 1, after=0)
     await sqlite._run(lambda connection: connection.execute("PRAGMA max_page_count = 4").fetchone())
     with pytest.raises(StoreError, match="full"):
-        await sqlite.write(KEY, 2, bytes(MAX_RECORD))
-    assert await sqlite.read(KEY) == (1, b"data")
-    assert await sqlite.write(KEY, 2, bytes(MAX_RECORD))
+        await sqlite.write(KEY, bytes(MAX_RECORD), 2, after=1)
+    assert await sqlite.read(KEY) == Stored(1, b"data")
+    assert await sqlite.write(KEY, bytes(MAX_RECORD), 2, after=1)
 
 
 async def plant(store: SqliteStore, generation: object, sealed: object) -> None:
@@ -531,42 +762,37 @@ async def plant(store: SqliteStore, generation: object, sealed: object) -> None:
 
 @pytest.mark.parametrize("sealed", [bytes(MAX_RECORD + 1), bytes(10 << 20), "text", 7, 1.5])
 async def test_a_planted_record_is_no_record_but_counts(sqlite: SqliteStore, sealed: object) -> None:
-    """A huge value, or one of a wrong type, is not handed on; its generation still bounds what may be written."""
+    """A huge value, or one of a wrong type, is not handed on; who writes over it must know its generation."""
     await plant(sqlite, 5, sealed)
-    assert await sqlite.read(KEY) == (5, b"")
-    assert await sqlite.write(KEY, 5, b"data") is False
-    assert await sqlite.write(KEY, 6, b"data") is True
-    assert await sqlite.read(KEY) == (6, b"data")
+    assert await sqlite.read(KEY) == Stored(5, b"")
+    assert await sqlite.take(KEY, "a", 10) == (True, Stored(5, b""))
+    assert await sqlite.write(KEY, b"data", 1, after=0) is False
+    assert await sqlite.write(KEY, b"data", 6, after=5) is True
+    assert await sqlite.read(KEY) == Stored(6, b"data")
 
 
 @pytest.mark.parametrize("generation", ["many", b"9", 2.5, 0, -1, MAX_GENERATION + 1])
 async def test_a_planted_generation_does_not_count(sqlite: SqliteStore, generation: object) -> None:
     """A number no credential can reach would lock everybody out: such a row is a miss and is written over."""
     await plant(sqlite, generation, b"data")
-    assert await sqlite.read(KEY) is None
-    assert await sqlite.write(KEY, 1, b"new") is True
-    assert await sqlite.read(KEY) == (1, b"new")
-
-
-async def test_the_highest_generation_counts(sqlite: SqliteStore) -> None:
-    """The bound itself is still a generation."""
-    assert await sqlite.write(KEY, MAX_GENERATION, b"data")
-    assert await sqlite.read(KEY) == (MAX_GENERATION, b"data")
-    assert await sqlite.write(KEY, 1, b"old") is False
+    assert await sqlite.read(KEY) == Stored()
+    assert await sqlite.write(KEY, b"new", 2, after=1) is False
+    assert await sqlite.write(KEY, b"new", 1, after=0) is True
+    assert await sqlite.read(KEY) == Stored(1, b"new")
 
 
 async def test_cancelled_calls_do_not_mix_answers(sqlite: SqliteStore) -> None:
     """Clients that leave in the middle of a read never make another one get the wrong record."""
     keys = [store_key(str(number)) for number in range(10)]
     for number, key in enumerate(keys):
-        await sqlite.write(key, number + 1, key.encode())
+        await sqlite.write(key, key.encode(), number + 1, after=0)
     for _ in range(20):
         reads = [asyncio.create_task(sqlite.read(key)) for key in keys]
         await asyncio.sleep(0)
         for read in reads[::2]:
             read.cancel()
         for number in range(1, 10, 2):
-            assert await reads[number] == (number + 1, keys[number].encode())
+            assert await reads[number] == Stored(number + 1, keys[number].encode())
 
 
 def test_an_outage_is_probed_ever_more_seldom() -> None:

@@ -10,23 +10,21 @@ from typing import Any
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import ConfigurationError, StoreError
 from sidecar.secret import Secret
-from sidecar.tokens.store import MAX_GENERATION, MAX_RECORD
-from sidecar.tokens.stores.bounds import KEEP, MAX_INSTANCES, checked, checked_name
-from sidecar.tokens.stores.outage import Outage
-from sidecar.tokens.stores.redis import AT_ONCE, CLEAN_UP, Line, fault_in, options
-from sidecar.tokens.stores.redis_faults import SILENT, Fault
-from sidecar.tokens.stores.redis_scripts import (
-    ACQUIRE,
-    ANNOUNCE,
-    ANNOUNCED,
-    DELETE,
-    READ,
-    RELEASE,
-    REPLACE,
-    WRITE,
-    Script,
+from sidecar.tokens.redis.client import AT_ONCE, CLEAN_UP, Line, fault_in, options
+from sidecar.tokens.redis.faults import SILENT, Fault
+from sidecar.tokens.redis.outage import Outage
+from sidecar.tokens.redis.scripts import ANNOUNCE, ANNOUNCED, READ, RELEASE, TAKE, WRITE
+from sidecar.tokens.redis.url import Layout, parse_url
+from sidecar.tokens.store import (
+    KEEP,
+    MAX_GENERATION,
+    MAX_INSTANCES,
+    MAX_RECORD,
+    Stored,
+    checked,
+    checked_name,
+    lease_key,
 )
-from sidecar.tokens.stores.redis_url import Layout, parse_url
 
 INSTANCES = "auth-sidecar:instances"
 _KEEP_MS = KEEP * 1000
@@ -84,40 +82,36 @@ class RedisStore:
         """How far the server's clock is ahead, in seconds; 0 below a second, and it moves in steps of a second."""
         return self._offset
 
-    async def read(self, key: str) -> tuple[int, bytes] | None:
-        """Return generation and sealed record (empty if too large or missing), None if there is none."""
-        found = await self._call(READ, key, MAX_GENERATION, MAX_RECORD)
-        return (int(found[0]), found[1]) if found else None
+    async def read(self, key: str) -> Stored:
+        """Return what lies under *key*."""
+        generation, sealed = await self._call(READ, (key,), MAX_GENERATION, MAX_RECORD)
+        return Stored(int(generation), sealed)
 
-    async def write(self, key: str, generation: int, sealed: bytes) -> bool:
-        """Write in one step; False if a record of the same or a newer generation is there already."""
-        return await self._done(WRITE, key, MAX_GENERATION, generation, checked(sealed), _KEEP_MS)
+    async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
+        """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*."""
+        keys = (key, lease_key(key))
+        generation, sealed, ours = await self._call(TAKE, keys, MAX_GENERATION, MAX_RECORD, owner, _ms(ttl))
+        return ours == 1, Stored(int(generation), sealed)
 
-    async def replace(self, key: str, generation: int, sealed: bytes) -> bool:
-        """Write the record of *generation* anew in one step; False if it is not there."""
-        return await self._done(REPLACE, key, MAX_GENERATION, generation, checked(sealed), _KEEP_MS)
-
-    async def delete(self, key: str) -> None:
-        """Remove the record; none there is no error."""
-        await self._call(DELETE, key)
-
-    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        """Take the lease *key* for *ttl* seconds of the server's clock, or extend it; False if another has it."""
-        return await self._done(ACQUIRE, key, owner, _ms(ttl))
+    async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
+        """Write over the generation *after* only, and end *release*'s lease; False: nothing has changed."""
+        keys = (key, lease_key(key)) if release else (key,)
+        args = (MAX_GENERATION, after, generation, checked(sealed), _KEEP_MS, release)
+        return await self._call(WRITE, keys, *args) == [1]
 
     async def release(self, key: str, owner: str) -> None:
         """Give the lease back; one that is not *owner*'s stays."""
-        await self._call(RELEASE, key, owner)
+        await self._call(RELEASE, (lease_key(key),), owner)
 
     async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
         """Leave word of an instance for *ttl* seconds; again: in place of the last."""
         word = (checked_name(instance), checked(sealed), _ms(ttl))
-        if not await self._done(ANNOUNCE, INSTANCES, MAX_INSTANCES, MAX_RECORD, *word, _KEEP_MS):
+        if await self._call(ANNOUNCE, (INSTANCES,), MAX_INSTANCES, MAX_RECORD, *word, _KEEP_MS) != [1]:
             raise StoreError(f"{self._target}: {INSTANCES} has word of {MAX_INSTANCES} instances already")
 
     async def announced(self) -> dict[str, bytes]:
         """Return the word of every instance whose time is not over."""
-        found = await self._call(ANNOUNCED, INSTANCES, MAX_INSTANCES, MAX_RECORD)
+        found = await self._call(ANNOUNCED, (INSTANCES,), MAX_INSTANCES, MAX_RECORD)
         names = (name.decode("utf-8", "replace") for name in found[::2])
         return dict(zip(names, found[1::2], strict=True))
 
@@ -136,10 +130,7 @@ class RedisStore:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _done(self, script: Script, key: str, *args: str | bytes | int) -> bool:
-        return await self._call(script, key, *args) == [1]
-
-    async def _call(self, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+    async def _call(self, script: str, keys: tuple[str, ...], *args: str | bytes | int) -> list[Any]:
         """Return what *script* answers after what all answer; in a task of its own, which no caller can cut off."""
         if self._closed:
             raise StoreError(f"{self._target}: the store is closed")
@@ -147,25 +138,25 @@ class RedisStore:
         if ticket is None:
             what = f"{self._last.what}; not asked again for {self._outage.left:.0f} s"
             raise StoreError(f"{self._target}: {what}", silent=self._last.what == SILENT)
-        task = self._spawn(self._command(ticket, script, key, *args))
+        task = self._spawn(self._command(ticket, script, keys, *args))
         await asyncio.wait({task}, timeout=self._timeout + CLEAN_UP)
         if not task.done():
             raise StoreError(f"{self._target}: {SILENT}", silent=True)
         return task.result()
 
-    async def _command(self, ticket: int, script: Script, key: str, *args: str | bytes | int) -> list[Any]:
+    async def _command(self, ticket: int, script: str, keys: tuple[str, ...], *args: str | bytes | int) -> list[Any]:
         line: Line | None = None
         fault = Fault("was cut off")
         try:
             async with asyncio.timeout(self._timeout), self._slots:
                 line = self._take()
                 sent = self._clock.monotonic()
-                answer = self._checked(await line.evaluate(script, key, *args), key, sent)
+                answer = self._checked(await line.evaluate(script, keys, *args), keys[0], sent)
             fault = Fault("", answered=True)
             return answer
         except Exception as error:  # noqa: BLE001  whatever a client or a server does, the store is in trouble
             fault = fault_in(error)
-            self._last = replace(fault, what=fault.what.replace("{key}", key))
+            self._last = replace(fault, what=fault.what.replace("{key}", " or ".join(keys)))
             self._first += not fault.answered
             raise StoreError(f"{self._target}: {self._last.what}", silent=fault.what == SILENT) from None
         finally:

@@ -2,10 +2,11 @@
 
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha1
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
@@ -16,9 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, ResponseError, TimeoutError  # noqa: A004
 
 from sidecar.auth.tls import Material, client_context, read_pem
-from sidecar.tokens.stores.redis_faults import Fault, fault_of
-from sidecar.tokens.stores.redis_scripts import Script
-from sidecar.tokens.stores.redis_url import Layout, Target
+from sidecar.tokens.redis.faults import Fault, fault_of
+from sidecar.tokens.redis.url import Layout, Target
 
 AT_ONCE = 8
 """Commands, and so connections to one server, at a time."""
@@ -28,12 +28,6 @@ CLEAN_UP = 0.02
 
 _CAUSES = 8
 _MOST_TEXT = 2000
-
-
-class _Client(Protocol):
-    async def execute_command(self, *args: Any) -> Any: ...
-
-    async def aclose(self) -> None: ...
 
 
 class _Tls:
@@ -102,13 +96,13 @@ class _NoCommands:
         pass
 
 
-def _single(target: Target, options: dict[str, Any]) -> list[_Client]:
+def _single(target: Target, options: dict[str, Any]) -> list[Any]:
     ((host, port),) = target.nodes
     kind = _TlsConnection if target.tls else Connection
     return [Redis.from_pool(ConnectionPool(kind, host=host, port=port, db=target.db, **options))]
 
 
-def _sentinel(target: Target, options: dict[str, Any]) -> list[_Client]:
+def _sentinel(target: Target, options: dict[str, Any]) -> list[Any]:
     kind = _TlsSentinelConnection if target.tls else _SentinelConnection
     manager = _Sentinels([])  # type: ignore[no-untyped-call]
     manager.sentinels = [
@@ -129,7 +123,7 @@ class _Cluster(RedisCluster):
                 await self.nodes_manager.aclose(nodes)
 
 
-def _cluster(target: Target, options: dict[str, Any]) -> list[_Client]:
+def _cluster(target: Target, options: dict[str, Any]) -> list[Any]:
     context = {name: options.pop(name) for name in ("context",) if name in options}
     cluster = _Cluster(startup_nodes=[ClusterNode(host, port) for host, port in target.nodes], **options)
     cluster.commands_parser = _NoCommands()  # type: ignore[assignment]
@@ -177,12 +171,13 @@ class Line:
         self.users = 0
         self.spent = False
 
-    async def evaluate(self, script: Script, key: str, *args: str | bytes | int) -> Any:
+    async def evaluate(self, script: str, keys: Sequence[str], *args: str | bytes | int) -> Any:
         """Return the answer of *script*, which is sent only if the server has not seen it yet."""
+        run, rest = self._clients[0].execute_command, (len(keys), *keys, *args)
         try:
-            return await self._clients[0].execute_command("EVALSHA", script.sha, 1, key, *args)
+            return await run("EVALSHA", sha1(script.encode(), usedforsecurity=False).hexdigest(), *rest)
         except NoScriptError:
-            return await self._clients[0].execute_command("EVAL", script.text, 1, key, *args)
+            return await run("EVAL", script, *rest)
 
     async def aclose(self) -> None:
         """Close every connection; each takes no longer than its time-out."""

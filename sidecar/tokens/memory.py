@@ -2,7 +2,7 @@
 
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import StoreError
-from sidecar.tokens.stores.bounds import MAX_INSTANCES, checked, checked_name
+from sidecar.tokens.store import MAX_INSTANCES, Stored, checked, checked_name
 
 
 class MemoryStore:
@@ -10,8 +10,8 @@ class MemoryStore:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._records: dict[str, tuple[int, bytes]] | None = {}
-        # Each with the monotonic moment at which it is over.
+        self._records: dict[str, Stored] | None = {}
+        # Each with the monotonic moment at which it is over; a lease under the key of its record.
         self._leases: dict[str, tuple[float, str]] = {}
         self._instances: dict[str, tuple[float, bytes]] = {}
 
@@ -20,38 +20,26 @@ class MemoryStore:
         """Always 0: there is but one clock."""
         return 0.0
 
-    async def read(self, key: str) -> tuple[int, bytes] | None:
-        """Return generation and sealed record, None if there is none."""
-        return self._open().get(key)
+    async def read(self, key: str) -> Stored:
+        """Return what lies under *key*."""
+        return self._open().get(key, Stored())
 
-    async def write(self, key: str, generation: int, sealed: bytes) -> bool:
-        """Write in one step; False if a record of the same or a newer generation is there already."""
-        records, record = self._open(), (generation, checked(sealed))
-        if key in records and records[key][0] >= generation:
-            return False
-        records[key] = record
-        return True
-
-    async def replace(self, key: str, generation: int, sealed: bytes) -> bool:
-        """Write the record of *generation* anew in one step; False if it is not there."""
-        records, record = self._open(), (generation, checked(sealed))
-        if key not in records or records[key][0] != generation:
-            return False
-        records[key] = record
-        return True
-
-    async def delete(self, key: str) -> None:
-        """Remove the record; none there is no error."""
-        self._open().pop(key, None)
-
-    async def acquire(self, key: str, owner: str, ttl: float) -> bool:
-        """Take the lease *key* for *ttl* seconds, or extend it; False if another owner has it."""
-        self._open()
-        now = self._clock.monotonic()
+    async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
+        """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*."""
+        stored, now = self._open().get(key, Stored()), self._clock.monotonic()
         over, holder = self._leases.get(key, (now, ""))
         if over > now and holder != owner:
-            return False
+            return False, stored
         self._leases[key] = (now + ttl, owner)
+        return True, stored
+
+    async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
+        """Write over the generation *after* only, and end *release*'s lease; False: nothing has changed."""
+        records, record = self._open(), Stored(generation, checked(sealed))
+        if records.get(key, Stored()).generation != after:
+            return False
+        records[key] = record
+        await self.release(key, release)
         return True
 
     async def release(self, key: str, owner: str) -> None:
@@ -80,7 +68,7 @@ class MemoryStore:
         self._records = None
         self._leases, self._instances = {}, {}
 
-    def _open(self) -> dict[str, tuple[int, bytes]]:
+    def _open(self) -> dict[str, Stored]:
         if self._records is None:
             raise StoreError("the store is closed")
         return self._records

@@ -1,0 +1,269 @@
+"""The embedded token store: one SQLite file in state_dir, shared by the processes of one machine."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sidecar.clock import Clock, SystemClock
+from sidecar.errors import StoreError
+from sidecar.tokens.store import (
+    MAX_GENERATION,
+    MAX_INSTANCES,
+    MAX_NAME,
+    MAX_RECORD,
+    Stored,
+    checked,
+    checked_name,
+    lease_key,
+)
+
+_CREATE = "CREATE TABLE token (key TEXT PRIMARY KEY, generation INTEGER NOT NULL, sealed BLOB NOT NULL)"
+
+# Not in a file of the first versions, and all of it is over soon.
+_ADD = (
+    "CREATE TABLE IF NOT EXISTS lease (key TEXT PRIMARY KEY, owner TEXT, ttl REAL NOT NULL, ends REAL NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS instance (name TEXT PRIMARY KEY, sealed BLOB, ttl REAL NOT NULL, ends REAL NOT NULL)",
+)
+
+# SQLite keeps any type in any column: a row whose generation is none does not count. The size is looked at inside
+# the database, so that a huge value never gets into this process.
+_ROW = f"""
+FROM token WHERE key = :key AND typeof(generation) = 'integer' AND generation BETWEEN 1 AND {MAX_GENERATION}
+"""
+
+_READ = f"""
+SELECT generation, CASE WHEN typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} THEN sealed ELSE x'' END {_ROW}
+"""
+
+_WRITE = f"""
+INSERT INTO token (key, generation, sealed) SELECT :key, :generation, :sealed
+WHERE COALESCE((SELECT generation {_ROW}), 0) = :after
+ON CONFLICT (key) DO UPDATE SET generation = excluded.generation, sealed = excluded.sealed
+"""
+
+# What lies much further ahead than it was meant to is over: the clock was set back, or somebody wrote nonsense.
+# A clock that goes back by less than a ttl makes a lease last that much longer, no more.
+_LASTS = "COALESCE({0}.ends > :now AND {0}.ends <= :now + 2 * {0}.ttl, 0)"
+
+_TAKE = f"""
+INSERT INTO lease (key, owner, ttl, ends) VALUES (:lease, :owner, :ttl, :now + :ttl)
+ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, ttl = excluded.ttl, ends = excluded.ends
+WHERE lease.owner = excluded.owner OR NOT {_LASTS.format("lease")}
+"""  # noqa: S608  a constant
+
+_RELEASE = "DELETE FROM lease WHERE key = :lease AND owner = :owner"
+
+_SWEEP = f"DELETE FROM instance WHERE NOT {_LASTS.format('instance')}"  # noqa: S608  a constant
+
+_ANNOUNCE = f"""
+INSERT OR REPLACE INTO instance (name, sealed, ttl, ends) SELECT :name, :sealed, :ttl, :now + :ttl
+WHERE (SELECT count(*) FROM instance WHERE name <> :name) < {MAX_INSTANCES}
+"""  # noqa: S608  a constant
+
+_ANNOUNCED = f"""
+SELECT name, sealed FROM instance WHERE {_LASTS.format("instance")}
+AND typeof(name) = 'text' AND length(name) <= {MAX_NAME}
+AND typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} LIMIT {MAX_INSTANCES}
+"""  # noqa: S608  a constant
+
+_EMPTIED = "emptied, or no store of ours; remove it to begin anew"
+
+
+class SqliteStore:
+    """Records in `store.db` of *directory* (0600; the directory is created 0700), opened at the first call.
+
+    Every call runs on one thread of its own, never on the event loop. After an error, and when another file lies in
+    the place of ours, the file is opened anew, so that a mended disk, a removed damaged file or a restored one is
+    taken up without a restart. A file that is damaged, or empty, is an error and left as it is.
+    """
+
+    def __init__(self, directory: Path, *, busy_timeout: float = 1.0, clock: Clock | None = None) -> None:
+        self._path = directory / "store.db"
+        self._busy_timeout = busy_timeout
+        self._clock = clock or SystemClock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
+        self._connection: sqlite3.Connection | None = None
+        self._opened: tuple[int, ...] = ()
+        self._closed = False
+
+    @property
+    def offset(self) -> float:
+        """Always 0: the clock is that of this machine."""
+        return 0.0
+
+    async def read(self, key: str) -> Stored:
+        """Return what lies under *key*."""
+        return await self._run(lambda connection: _stored(connection, key))
+
+    async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
+        """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*.
+
+        A clock that was set back by more than *ttl* ends a lease.
+        """
+        values = {"lease": lease_key(key), "owner": owner, "ttl": ttl}
+
+        def work(connection: sqlite3.Connection) -> tuple[bool, Stored]:
+            with _step(connection):
+                return connection.execute(_TAKE, self._timed(values)).rowcount == 1, _stored(connection, key)
+
+        return await self._run(work)
+
+    async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
+        """Write over the generation *after* only, and end *release*'s lease; False: nothing has changed."""
+        values = {"key": key, "sealed": checked(sealed), "generation": generation, "after": after}
+        values |= {"lease": lease_key(key), "owner": release}
+
+        def work(connection: sqlite3.Connection) -> bool:
+            # A rotated refresh token must outlast a power cut; there are few writes.
+            with _step(connection, synchronous="FULL"):
+                written = connection.execute(_WRITE, values).rowcount == 1
+                if written and release:
+                    connection.execute(_RELEASE, values)
+                return written
+
+        return await self._run(work)
+
+    async def release(self, key: str, owner: str) -> None:
+        """Give the lease back; one that is not *owner*'s stays."""
+        values = {"lease": lease_key(key), "owner": owner}
+
+        def work(connection: sqlite3.Connection) -> None:
+            with _step(connection):
+                connection.execute(_RELEASE, values)
+
+        await self._run(work)
+
+    async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
+        """Leave word of an instance for *ttl* seconds; again: in place of the last."""
+        values = {"name": checked_name(instance), "sealed": checked(sealed), "ttl": ttl}
+
+        def work(connection: sqlite3.Connection) -> bool:
+            with _step(connection):
+                timed = self._timed(values)
+                connection.execute(_SWEEP, timed)
+                return connection.execute(_ANNOUNCE, timed).rowcount == 1
+
+        if not await self._run(work):
+            raise StoreError(f"{self._path} has word of {MAX_INSTANCES} instances already")
+
+    async def announced(self) -> dict[str, bytes]:
+        """Return the word of every instance whose time is not over."""
+        return await self._run(lambda connection: dict(connection.execute(_ANNOUNCED, self._timed({})).fetchall()))
+
+    def _timed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the time; inside the transaction, for it may have waited, and whoever was first has a later time."""
+        return {**values, "now": self._clock.now()}
+
+    async def aclose(self) -> None:
+        """Finish what runs and close the file; twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+            self._thread.shutdown(wait=False)
+
+    async def _run[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise StoreError(f"{self._path} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._on_thread, work)
+
+    def _on_thread[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(self._connected())
+        except BaseException as error:
+            self._disconnect()  # which undoes what was begun
+            if isinstance(error, sqlite3.Error | OSError):
+                raise StoreError(f"{self._path}: {error}") from error
+            raise
+
+    def _connected(self) -> sqlite3.Connection:
+        """Return the connection to the file that is there now."""
+        if self._connection is not None and self._files() == self._opened:
+            return self._connection
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone_in(self._path.parent):
+            file, log = self._files()
+            if not file or (self._connection is not None and file != self._opened[0] and log == self._opened[1]):
+                # A log of changes lies beside a file that it does not belong to, and SQLite would make them.
+                for name in ("-wal", "-shm"):
+                    Path(f"{self._path}{name}").unlink(missing_ok=True)
+            self._disconnect()
+            if not file:
+                self._create()
+            self._path.chmod(0o600)
+            if not self._path.stat().st_size:
+                raise sqlite3.DatabaseError(_EMPTIED)  # SQLite would take it for a new one, and remove its log
+            self._connection = sqlite3.connect(self._path, timeout=self._busy_timeout, isolation_level=None)
+            _prepare(self._connection)
+            self._opened = self._files()
+        return self._connection
+
+    def _files(self) -> tuple[int, ...]:
+        """Return which database and which log of it lie in our place, 0 for none; while it is open it has a log."""
+        paths = (self._path, Path(f"{self._path}-wal"))
+        return tuple(path.stat().st_ino if path.exists() else 0 for path in paths)
+
+    def _create(self) -> None:
+        """Make the file; it appears whole or not at all, so that one without a table is damage."""
+        descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # O_EXCL, 0600
+        os.close(descriptor)
+        try:
+            with contextlib.closing(sqlite3.connect(draft)) as connection:
+                connection.execute(_CREATE)
+            os.link(draft, self._path)
+        finally:
+            Path(draft).unlink()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _stored(connection: sqlite3.Connection, key: str) -> Stored:
+    return Stored(*(connection.execute(_READ, {"key": key}).fetchone() or ()))
+
+
+@contextlib.contextmanager
+def _step(connection: sqlite3.Connection, *, synchronous: str = "NORMAL") -> Iterator[None]:
+    """Do several statements as one; after an error the connection is to be closed. NORMAL: the disk is not waited for.
+
+    A lease that a power cut takes along is none that anybody would still have.
+    """
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("COMMIT")
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make *connection* ready for use; sqlite3.Error, and the file as it was, if that is not a whole store.
+
+    A damaged index would hide records, which must never look as if there were none.
+    """
+    found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(f"damaged: {found}")
+    if not connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'token'").fetchone()[0]:
+        raise sqlite3.DatabaseError(_EMPTIED)
+    # Readers and a writer work side by side; kept in the file.
+    connection.execute("PRAGMA journal_mode = WAL")
+    for statement in _ADD:
+        connection.execute(statement)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep other processes of ours from opening a store there meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
