@@ -1,162 +1,146 @@
 """An OAuth 2.0 token endpoint as a source of tokens (RFC 6749). Knows nothing of stores, leases and backoff."""
 
 import asyncio
+import hashlib
 import hmac
 import json
-import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sidecar.auth.client_auth import prove, read_secret
+from sidecar.auth.client_auth import prove, read_secret, sign
+from sidecar.auth.grant import Anew, Grant
+from sidecar.auth.lifetimes import claims_of, issuer_time
 from sidecar.auth.tls import Contexts, read_pem
-from sidecar.auth.token_answer import Grant, Unusable, read_grant
-from sidecar.auth.token_endpoint import BrokenOff, open_client, post
+from sidecar.auth.token_answer import read_grant
+from sidecar.auth.token_endpoint import Form, open_client, post
 from sidecar.clock import Clock
-from sidecar.errors import ConfigurationError, CredentialRejected, IssuerUnavailable
-from sidecar.policy.routing import parse_base_url
+from sidecar.errors import BrokenOff, ConfigurationError, CredentialRejected, IssuerUnavailable, Unusable
 from sidecar.secret import Secret
-from sidecar.settings import OAuth2, Tls
+from sidecar.settings import OAuth2, SecretReference, Tls
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Grant", "OAuth2Issuer"]
+_GRANT_TYPES = {
+    "jwt_bearer": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+    "token_exchange": "urn:ietf:params:oauth:grant-type:token-exchange",
+}
 
 
 class OAuth2Issuer:
     """Obtain tokens for one credential.
 
-    Nothing is kept between calls but the TLS context, one of *contexts*, which others may use as well: secrets are
-    read anew each time, each request has its own connection. Calls may overlap; that only one instance renews at a
-    time is the caller's business.
+    Nothing is kept between calls but by how much the issuer's clock is ahead of ours, and the TLS context, one of
+    *contexts*, which others may use as well: secrets are read anew each time, each request has its own connection.
+    Calls may overlap; that only one instance renews at a time is the caller's business.
     """
 
-    def __init__(
-        self,
-        settings: OAuth2,
-        *,
-        tls: Tls,
-        timeout: float,
-        clock: Clock,
-        fingerprint_key: bytes | None = None,
-        contexts: Contexts | None = None,
-    ) -> None:
+    def __init__(self, settings: OAuth2, *, tls: Tls, clock: Clock, contexts: Contexts | None = None) -> None:
         self._settings = settings
         self._tls = tls
-        self._timeout = timeout
         self._clock = clock
-        self._who = f"issuer {parse_base_url(settings.token_url).authority}, client {settings.client_id!r}:"
+        user = _user(settings)
+        whose = f"client {settings.client_id!r}" + (f", user {user!r}" if user else "")
+        self._who = f"issuer {settings.origin.authority}, {whose}:"
         self._contexts = contexts or Contexts()
         self._context: ssl.SSLContext | None = None
-        self._fingerprint_key = fingerprint_key or secrets.token_bytes(32)
-
-    async def obtain(self, refresh_token: Secret | None) -> Grant:
-        """Return a new token, by *refresh_token* if one is given, else by the configured grant.
-
-        With grant refresh_token, None means the configured first one; should a given one be refused as
-        `invalid_grant`, the configured one is tried once, if it is another. With the other grants, a refused
-        refresh falls back to the grant itself, unless it was the client that was refused. All of this shares
-        one deadline. Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same),
-        and ConfigurationError when a secret or certificate cannot be read.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                self._context = await self._contexts.of(self._tls)
-                async with open_client(self._context) as client:
-                    if self._settings.grant == "refresh_token":
-                        return await self._refresh_or_start_over(client, refresh_token)
-                    return await self._refresh_or_primary(client, refresh_token)
-        raise BrokenOff(
-            f"{self._who} gave no complete answer within {self._timeout:g} s; check it, or raise renew.timeout"
-        )
+        self._skew = 0.0
 
     @property
-    def starts_anew(self) -> bool:
-        """Whether the configured grant needs no refresh token."""
-        return self._settings.grant != "refresh_token"
+    def anew(self) -> Anew:
+        """What it costs to obtain a token from what is configured alone."""
+        return Anew.ONCE if self._settings.grant == "refresh_token" else Anew.FREE
+
+    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+        """Return a new token, by the refresh token *kept* if one is given, else by the configured grant alone.
+
+        Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same, also after
+        *seconds*), and ConfigurationError when a secret or certificate cannot be read.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                self._context = await self._contexts.of(self._tls)
+                async with open_client(self._context) as client:
+                    if kept or self._settings.grant == "refresh_token":
+                        return await self._refresh(client, kept or self._first())
+                    return await self._ask(client, self._settings.grant, self._primary(), self._settings.scope)
+        raise BrokenOff(f"{self._who} gave no complete answer within {seconds:g} s; check it, or raise renew.timeout")
+
+    def first(self) -> Secret | None:
+        """Return the configured refresh token with the grant of that name, else None.
+
+        Raises ConfigurationError when it cannot be read.
+        """
+        return self._first() if self.anew is Anew.ONCE else None
 
     def identity(self) -> str:
         """Return what tells this credential from others, as canonical text without secrets.
 
-        Two with the same text share a token (RFC 9700 section 2.3): issuer, client and how it authenticates,
-        grant, user, scope as a set, extra parameters.
+        Two with the same text share a token (RFC 9700 section 2.3). A first refresh token is who and what it was given
+        for, all in one; else it is issuer, client, grant, user, and what is asked for. Raises ConfigurationError when
+        the refresh token, or what says whose token is asked for, cannot be read.
         """
-        settings = self._settings
-        parts = {
-            "token_url": settings.token_url,
-            "client_id": settings.client_id,
-            "client_auth": settings.client_auth,
-            "grant": settings.grant,
-            "username": settings.username,
-            "scope": sorted(set((settings.scope or "").split())),
-            "extra": settings.extra,
-        }
+        settings, origin = self._settings, self._settings.origin
+        parts: dict[str, Any] = {"client_id": settings.client_id}
+        if first := self.first():
+            parts |= {"issuer": [origin.scheme, origin.host, origin.port], "first": _hash(first)}
+        else:
+            parts |= {
+                "token_url": settings.token_url,
+                "grant": settings.grant,
+                "user": _user(settings),
+                "scope": sorted(set((settings.scope or "").split())),
+                "extra": settings.extra,
+                "resource": sorted(settings.resource),
+            }
+            if given := _given(settings):
+                # What says whose token it is stays when the text is renewed; of an opaque one nothing does.
+                claims = claims_of(given.reveal())
+                whose = [claims.get("iss"), claims.get("sub")]
+                parts["subject"] = whose if whose[1] else _hash(given)
         return json.dumps(parts, sort_keys=True)
 
-    def fingerprint(self) -> str:
-        """Return a text that changes when a secret of the credential does; the secrets are read anew.
+    def fingerprint(self, salt: str) -> str:
+        """Return a text that changes with what decides whether the issuer says no: secrets, read anew, and settings.
 
-        It is keyed, so that it does not help to guess a secret: with *fingerprint_key*, which those may have with
-        whom it is compared, else with bytes of this object alone. A secret that cannot be read counts as a value of
-        its own, and so does how an assertion is signed.
+        It is keyed with *salt*, so that it compares between those who have that. A secret that cannot be read counts as
+        a value of its own.
         """
-        settings, tls = self._settings, self._tls
-        references = (
-            settings.client_secret,
-            settings.private_key,
-            settings.password,
-            settings.refresh_token,
-            tls.client_key,
-        )
-        values = [_current(reference.read) if reference else "" for reference in references]
-        values.append(_current(lambda: Secret(read_pem("tls.client_cert", tls.client_cert) or "")))
-        values += [settings.key_id or "", settings.algorithm]
-        return hmac.new(self._fingerprint_key, json.dumps(values).encode(), "sha256").hexdigest()
-
-    def presentation(self, token: Secret) -> tuple[bytes, bytes]:
-        """Return the header field that presents *token* to the upstream (RFC 6750 section 2.1)."""
-        return b"Authorization", b"Bearer " + token.reveal().encode("ascii")
+        values: dict[str, object] = {}
+        for name, value in self._settings:
+            if isinstance(value, SecretReference):
+                values[name] = _current(value.read)
+            elif name not in ("lifetime", "assertion", "assertion_file"):
+                values[name] = value
+        values["assertion"] = self._settings.assertion.model_dump()
+        if file := self._settings.assertion_file:
+            values["assertion_file"] = _current(SecretReference(file=file).read)
+        if key := self._tls.client_key:
+            values["client_key"] = _current(key.read)
+            values["client_cert"] = _current(lambda: Secret(read_pem("tls.client_cert", self._tls.client_cert) or ""))
+        return hmac.new(salt.encode(), json.dumps(values, sort_keys=True).encode(), "sha256").hexdigest()
 
     async def aclose(self) -> None:
         """Forget the TLS context; no connection outlives a call, so there is nothing else to close."""
         self._context = None
 
-    async def _refresh_or_start_over(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
-        if not given:
-            return await self._refresh(client, read_secret("refresh_token", self._settings.refresh_token))
-        try:
-            return await self._refresh(client, given)
-        except CredentialRejected as refusal:
-            if refusal.error != "invalid_grant":
-                raise
-            try:
-                configured = read_secret("refresh_token", self._settings.refresh_token)
-            except ConfigurationError:  # once there is a newer one, the first may well be gone
-                raise refusal from None
-            if configured == given:
-                raise
-            first = refusal
-        try:
-            return await self._refresh(client, configured)
-        except CredentialRejected as refusal:
-            both = f"{refusal}; so was the newer one that was stored: {first}"
-            raise CredentialRejected(refusal.error, both) from None
+    def _first(self) -> Secret:
+        return read_secret("refresh_token", self._settings.refresh_token)
 
-    async def _refresh_or_primary(self, client: "httpx.AsyncClient", given: Secret | None) -> Grant:
-        if given:
-            try:
-                return await self._refresh(client, given)
-            except CredentialRejected as refusal:
-                if refusal.error == "invalid_client":  # it would be refused for the grant as well
-                    raise
+    def _primary(self) -> Form:
+        """Return what the configured grant sends of its own."""
         settings = self._settings
-        form: dict[str, str | Secret | None] = {"scope": settings.scope}
         if settings.grant == "password":
-            form["username"] = settings.username
-            form["password"] = read_secret("password", settings.password)
-        return await self._ask(client, settings.grant, form)
+            return [("username", settings.username or ""), ("password", read_secret("password", settings.password))]
+        if settings.grant == "jwt_bearer":
+            given = _given(settings) or sign(settings, settings.subject or "", self._clock.now() + self._skew)
+            return [("assertion", given)]
+        if settings.grant == "token_exchange":
+            subject_token = read_secret("subject_token", settings.subject_token)
+            return [("subject_token", subject_token), ("subject_token_type", settings.subject_token_type)]
+        return []
 
     async def _refresh(self, client: "httpx.AsyncClient", token: Secret) -> Grant:
         """Use the refresh grant (RFC 6749 section 6).
@@ -165,45 +149,63 @@ class OAuth2Issuer:
         then, so the same request is made once more. The scope is sent only if the refresh token is the
         operator's own: for ours, leaving it out means what was granted, which may be less than asked.
         """
-        form: dict[str, str | Secret | None] = {"refresh_token": token}
-        if self._settings.grant == "refresh_token":
-            form["scope"] = self._settings.scope
+        scope = self._settings.scope if self.anew is Anew.ONCE else None
+        form: Form = [("refresh_token", token)]
         with suppress(BrokenOff):
-            return await self._ask(client, "refresh_token", form)
+            return await self._ask(client, "refresh_token", form, scope)
         try:
-            return await self._ask(client, "refresh_token", form)
+            return await self._ask(client, "refresh_token", form, scope)
         except CredentialRejected as refusal:
             lost = "the answer to an earlier attempt was lost, and the next refresh token may have been in it"
-            raise CredentialRejected(refusal.error, f"{refusal} ({lost})") from None
+            raise CredentialRejected(refusal.error, f"{refusal} ({lost})", skew=refusal.skew) from None
         except Unusable as granted:
-            if granted.refresh_token is None:
-                raise BrokenOff(str(granted)) from None
+            if granted.kept is None:
+                raise BrokenOff(str(granted), retry_after=granted.retry_after) from None
             raise
         except IssuerUnavailable as busy:  # what became of the first attempt is as unknown as before
             raise BrokenOff(str(busy), retry_after=busy.retry_after) from None
 
-    async def _ask(self, client: "httpx.AsyncClient", grant: str, form: dict[str, str | Secret | None]) -> Grant:
+    async def _ask(self, client: "httpx.AsyncClient", grant: str, form: Form, scope: str | None) -> Grant:
         """Make one attempt, with a proof of its own; a parameter without a value is left out (section 3.2)."""
-        settings = self._settings
-        proof = prove(settings, self._clock.now())
-        whole = {"grant_type": grant, **form, **settings.extra, **proof.form}
-        hidden = [*proof.hidden, *(value for value in form.values() if isinstance(value, Secret))]
-        requested_at = self._clock.now()
-        answer = await post(
-            client,
-            settings.token_url,
-            {name: value for name, value in whole.items() if value},
-            proof.authorization,
-            who=self._who,
-        )
+        settings, requested_at = self._settings, self._clock.now()
+        proof = prove(settings, requested_at + self._skew)
+        whole: Form = [("grant_type", _GRANT_TYPES.get(grant, grant)), ("scope", scope or ""), *form]
+        whole += [("resource", each) for each in settings.resource] + list(settings.extra.items()) + proof.form
+        sent = [(name, value) for name, value in whole if value]
+        answer = await post(client, settings.token_url, sent, proof.authorization, who=self._who)
+        received_at = self._clock.now()
+        if (date := issuer_time(answer.fields)) is not None:
+            self._skew = date - received_at
         return read_grant(
             answer,
             who=self._who,
             grant=grant,
             requested_at=requested_at,
             configured=settings.lifetime,
-            hidden=hidden,
+            hidden=[*proof.hidden, *(value for _, value in form if isinstance(value, Secret))],
+            asked=scope or None,
+            client_auth=settings.client_auth,
+            encoded=proof.encoded,
+            received_at=received_at,
         )
+
+
+def _user(settings: OAuth2) -> str | None:
+    """Return whom the grant names."""
+    return {"password": settings.username, "jwt_bearer": settings.subject}.get(settings.grant)
+
+
+def _given(settings: OAuth2) -> Secret | None:
+    """Return the ready token that says whose the new one is to be, None with a grant that sends none."""
+    if settings.grant == "token_exchange":
+        return read_secret("subject_token", settings.subject_token)
+    if settings.grant == "jwt_bearer" and settings.assertion_file:
+        return SecretReference(file=settings.assertion_file).read()
+    return None
+
+
+def _hash(secret: Secret) -> str:
+    return hashlib.sha256(secret.reveal().encode()).hexdigest()
 
 
 def _current(read: Callable[[], Secret]) -> str:

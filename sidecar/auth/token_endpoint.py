@@ -3,30 +3,32 @@
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
-from sidecar.errors import IssuerUnavailable
+from sidecar.errors import BrokenOff, IssuerUnavailable
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
+from sidecar.settings import parse_token_url
 
 if TYPE_CHECKING:
     import httpx  # takes a tenth of a second: imported where it is used, once a token is needed
 
 MAX_BODY = 64 << 10
 
+Form = list[tuple[str, str | Secret]]
+"""The parameters of a request in their order; a name may occur more than once (RFC 8707)."""
+
 _HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "identity",
     "Connection": "close",
+    "Content-Type": "application/x-www-form-urlencoded",
     "User-Agent": "auth-sidecar",
 }
-
-
-class BrokenOff(IssuerUnavailable):
-    """The request was sent and no whole answer came: whether the issuer acted on it is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +60,31 @@ def open_client(context: ssl.SSLContext) -> "httpx.AsyncClient":
 
 
 async def post(
-    client: "httpx.AsyncClient", url: str, form: Mapping[str, str | Secret], authorization: Secret | None, *, who: str
+    client: "httpx.AsyncClient",
+    url: str,
+    form: Iterable[tuple[str, str | Secret]],
+    authorization: Secret | None,
+    *,
+    who: str,
 ) -> Answer:
-    """Send *form* and return the answer, whatever its status; at most 64 KiB of it are read.
+    """Send *form* to *url*, its target byte for byte, and return the answer, whatever its status; at most 64 KiB of it.
 
     *who* begins the messages. Raises IssuerUnavailable when nothing was sent, as after a TLS error, and
     BrokenOff when the outcome is unknown.
     """
     import httpx
 
+    origin, target = parse_token_url(url)
     headers = {} if authorization is None else {"Authorization": authorization.reveal()}
-    plain = {name: value.reveal() if isinstance(value, Secret) else value for name, value in form.items()}
+    body = urlencode([(name, value.reveal() if isinstance(value, Secret) else value) for name, value in form])
+    extensions = {"target": target}  # httpx would normalise it
     failure: IssuerUnavailable
     try:
-        async with client.stream("POST", url, data=plain, headers=headers) as response:
+        async with client.stream(
+            "POST", origin.url, content=body.encode(), headers=headers, extensions=extensions
+        ) as response:
             return await _read(response)
-    except (httpx.ConnectError, httpx.InvalidURL) as error:
+    except httpx.ConnectError as error:
         failure = IssuerUnavailable(f"{who} cannot be reached: {_cause(error)}")
     except (httpx.HTTPError, OSError) as error:  # a TLS error after the handshake comes as a bare ssl.SSLError
         failure = BrokenOff(f"{who} broke off before its answer was complete: {_cause(error)}")
@@ -95,8 +106,6 @@ async def _read(response: "httpx.Response") -> Answer:
 
 def _cause(error: BaseException | None) -> str:
     """Say in a few words what is at the root of *error*; only texts of the system and of OpenSSL, never of a peer."""
-    import httpx
-
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"its certificate was refused ({error.verify_message}); trust its authority with tls.ca"
@@ -106,8 +115,6 @@ def _cause(error: BaseException | None) -> str:
             return "its host name cannot be resolved; check token_url and the DNS"
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
-        if isinstance(error, httpx.InvalidURL):
-            return "token_url has no valid host name"
         # A group means that several addresses were tried: the first speaks for all.
         error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
     return "it closed the connection or does not speak HTTP"

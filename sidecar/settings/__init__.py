@@ -2,11 +2,11 @@
 
 from sidecar.settings.load import configuration_file, default_paths, effective, load
 from sidecar.settings.model import Limits, Listen, Settings, Store
+from sidecar.settings.oauth2 import OAuth2, parse_token_url
 from sidecar.settings.references import check_secrets, files_of, plain_secrets, secret_references
 from sidecar.settings.upstream import (
     Breaker,
     Keepalive,
-    OAuth2,
     Renew,
     Replay,
     Retry,
@@ -44,6 +44,7 @@ __all__ = [
     "effective",
     "files_of",
     "load",
+    "parse_token_url",
     "plain_secrets",
     "secret_references",
 ]

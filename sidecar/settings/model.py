@@ -12,8 +12,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.policy.hosts import matching
 from sidecar.policy.routing import Origin
+from sidecar.settings.base import Model
 from sidecar.settings.names import HostPattern, is_local
-from sidecar.settings.upstream import Model, Upstream
+from sidecar.settings.upstream import Upstream
 from sidecar.settings.values import (
     EMBEDDED,
     Address,

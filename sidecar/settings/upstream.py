@@ -4,73 +4,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.policy.routing import Origin, parse_base_url
+from sidecar.settings.base import Model
 from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
+from sidecar.settings.oauth2 import OAuth2
 from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Share, Size
-
-_RESERVED = frozenset(
-    {
-        "client_assertion",
-        "client_assertion_type",
-        "client_id",
-        "client_secret",
-        "grant_type",
-        "password",
-        "refresh_token",
-        "scope",
-        "username",
-    }
-)
-"""Parameters of a token request that keys of their own, or the grant, decide."""
 
 
 def _one_session(value: int) -> int:
     if value != 1:
         raise ValueError("expected 1: this version keeps one session for each upstream")
     return value
-
-
-class Model(BaseModel):
-    """What all models share: unknown keys are errors, values cannot change, input never shows in an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
-
-
-class OAuth2(Model):
-    token_url: str
-    grant: Literal["client_credentials", "password", "refresh_token"] = "client_credentials"
-    lifetime: Annotated[Duration, Field(gt=0)] = 300.0
-    client_id: Annotated[str, Field(min_length=1)]
-    client_secret: SecretReference | None = None
-    client_auth: Literal["client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth", "none"] = (
-        "client_secret_basic"
-    )
-    private_key: SecretReference | None = None
-    key_id: str | None = None
-    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] = (
-        "RS256"
-    )
-    username: str | None = None
-    password: SecretReference | None = None
-    refresh_token: SecretReference | None = None
-    scope: str | None = None
-    extra: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.client_auth.startswith("client_secret") and self.client_secret is None:
-            raise ValueError(f"client_auth {self.client_auth} needs client_secret")
-        if self.client_auth == "private_key_jwt" and self.private_key is None:
-            raise ValueError("client_auth private_key_jwt needs private_key")
-        if self.grant == "password" and not (self.username and self.password):
-            raise ValueError("grant password needs username and password")
-        if self.grant == "refresh_token" and self.refresh_token is None:
-            raise ValueError("grant refresh_token needs refresh_token, the first one")
-        if clash := sorted(_RESERVED & self.extra.keys()):
-            raise ValueError(f"extra cannot set {', '.join(clash)}; use the key of that name")
-        return self
 
 
 class Renew(Model):
@@ -210,11 +156,11 @@ class Upstream(Model):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
-        for key, url in (("base_url", self.base_url), ("oauth2.token_url", self.oauth2.token_url)):
-            try:
-                origin = parse_base_url(url)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
+        try:
+            origins = (("base_url", self.origin), ("oauth2.token_url", self.oauth2.origin))
+        except ValueError as error:
+            raise ValueError(f"base_url: {error}") from None
+        for key, origin in origins:
             if origin.scheme == "http" and not self.insecure_http:
                 raise ValueError(
                     f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"

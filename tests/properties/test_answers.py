@@ -9,10 +9,12 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.auth.cures import SUBJECTS
+from sidecar.auth.grant import Grant
 from sidecar.auth.lifetimes import MAX_LIFETIME
-from sidecar.auth.token_answer import REMEDIES, Grant, read_grant
+from sidecar.auth.token_answer import read_grant
 from sidecar.auth.token_endpoint import Answer
-from sidecar.errors import CredentialRejected, IssuerError, IssuerUnavailable
+from sidecar.errors import BrokenOff, CredentialRejected, IssuerError, IssuerUnavailable, Misplaced, Unusable
 from sidecar.policy.classify import Challenge, challenges, classify_unauthorized, retry_after
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
@@ -34,13 +36,15 @@ JSON = st.recursive(
     max_leaves=4,
 )
 ODD = {
-    "access_token": st.one_of(st.just(canary("access")), JSON, st.just("a" * 9000), st.just("a\r\nb")),
-    "token_type": st.one_of(st.just("Bearer"), st.just("bEaReR"), JSON),
+    "access_token": st.one_of(st.just(canary("access")), JSON, st.just("a" * 17_000), st.just("a\r\nb")),
+    "token_type": st.one_of(st.sampled_from(["Bearer", "bEaReR", "DPoP"]), JSON),
     "expires_in": JSON,
     "refresh_token": st.one_of(st.just(canary("refresh")), JSON),
     "scope": JSON,
-    "error": st.one_of(st.sampled_from(list(REMEDIES)), JSON),
+    "error": st.one_of(st.sampled_from([*SUBJECTS, "server_error", "slow_down"]), JSON),
     "error_description": JSON,
+    "message": JSON,
+    "fault": JSON,
     "extra": JSON,
 }
 DOCUMENTS = st.fixed_dictionaries({}, optional=ODD)
@@ -50,47 +54,64 @@ GRANTS = st.fixed_dictionaries(
 )
 BODIES = st.one_of(
     st.binary(max_size=60),
+    st.sampled_from(["error", "access_token", "error_description", "a"]).map(
+        lambda name: f"{name}={SECRET}&x".encode()
+    ),
     JSON.map(lambda value: json.dumps(value).encode()),
     DOCUMENTS.map(lambda value: json.dumps(value).encode()),
     GRANTS.map(lambda value: json.dumps(value).encode()),
 )
 FIELDS = st.lists(
     st.tuples(
-        st.sampled_from([b"Retry-After", b"Date", b"X-Token-Expires-In"]),
-        st.one_of(st.binary(max_size=12), st.sampled_from([b"5", b"-1", b"Wed, 21 Oct 2015 07:28:00 GMT", b"9" * 30])),
+        st.sampled_from([b"Retry-After", b"Date", b"X-Token-Expires-In", b"Content-Type"]),
+        st.one_of(
+            st.binary(max_size=12),
+            st.sampled_from([b"5", b"-1", b"Wed, 21 Oct 2015 07:28:00 GMT", b"9" * 30]),
+            st.just(b"application/x-www-form-urlencoded"),
+        ),
     ),
-    max_size=3,
+    max_size=4,
 ).map(tuple)
+GRANTS_ASKED = st.sampled_from(["client_credentials", "password", "refresh_token", "jwt_bearer", "token_exchange"])
+PROOFS = st.sampled_from(["client_secret_basic", "client_secret_post", "private_key_jwt", "assertion", "none"])
 
 
-def read(answer: Answer) -> Grant | IssuerError:
+def read(answer: Answer, grant: str = "password", client_auth: str = "client_secret_basic") -> Grant | IssuerError:
     """Return what *answer* means; any other exception comes out."""
-    hidden = [Secret(SECRET)]
+    how: dict[str, Any] = {"grant": grant, "client_auth": client_auth, "encoded": True, "hidden": [Secret(SECRET)]}
     try:
-        return read_grant(answer, who="issuer", grant="password", requested_at=NOW, configured=300.0, hidden=hidden)
+        return read_grant(answer, who="issuer", requested_at=NOW, configured=300.0, **how)
     except IssuerError as error:
         return error
 
 
-@given(st.one_of(st.just(200), st.integers(100, 599)), BODIES, FIELDS)
-@example(200, json.dumps({"access_token": "t", "token_type": "bearer", "expires_in": 0}).encode(), ())
-@example(400, json.dumps({"error": "invalid_client", "error_description": SECRET}).encode(), ())
-def test_any_answer_is_a_grant_a_refusal_or_weather(status: int, body: bytes, fields: Fields) -> None:
-    """Never another exception; a grant is bounded and safe in a header; a message shows no secret."""
-    grant = read(Answer(status=status, fields=fields, body=body))
-    if isinstance(grant, IssuerError):
-        assert WORD not in str(grant)
-        assert str(grant).isprintable()
-        assert isinstance(grant, CredentialRejected | IssuerUnavailable)
-        wait = grant.retry_after if isinstance(grant, IssuerUnavailable) else None
+@given(st.one_of(st.sampled_from([200, 400, 401]), st.integers(100, 599)), BODIES, FIELDS, GRANTS_ASKED, PROOFS)
+@example(200, json.dumps({"access_token": "t", "expires_in": 0}).encode(), (), "password", "none")
+@example(400, json.dumps({"error": "invalid_client", "error_description": SECRET}).encode(), (), "password", "none")
+@example(404, json.dumps({"error": {"code": SECRET, "message": SECRET}}).encode(), (), "password", "none")
+def test_any_answer_is_a_grant_a_refusal_or_weather(
+    status: int, body: bytes, fields: Fields, grant: str, client_auth: str
+) -> None:
+    """Never another exception; a grant is bounded and safe in a header; a message shows no secret, and what to do."""
+    found = read(Answer(status=status, fields=fields, body=body), grant, client_auth)
+    if isinstance(found, IssuerError):
+        assert WORD not in f"{found} {getattr(found, 'error', '')}"
+        assert str(found).isprintable()
+        assert type(found) in (CredentialRejected, IssuerUnavailable, BrokenOff, Misplaced, Unusable)
+        wait = found.retry_after if isinstance(found, IssuerUnavailable) else None
         assert wait is None or wait >= 0
+        if status in (400, 401, 403):
+            assert isinstance(found, CredentialRejected) or f"answered with {status}: s" in str(found)  # slow_down, say
+        if 200 <= status < 300 or status in (500, 502, 504):
+            in_words = isinstance(found, CredentialRejected) or f"answered with {status}: " in str(found)
+            assert in_words or isinstance(found, BrokenOff | Unusable)
         return
     assert 200 <= status < 300
-    assert 0 < grant.lifetime <= MAX_LIFETIME
-    assert re.fullmatch(r"[A-Za-z0-9._~+/-]{1,8192}=*", grant.access_token.reveal())
-    assert grant.refresh_token is None or re.fullmatch(r"[\x20-\x7e]+", grant.refresh_token.reveal())
-    assert grant.scope is None or grant.scope.isprintable()
-    assert grant.requested_at == NOW
+    assert 0 < found.lifetime <= MAX_LIFETIME
+    assert re.fullmatch(r"[\x21-\x7e]{1,16384}", found.values["access_token"].reveal())
+    assert found.kept is None or re.fullmatch(r"[\x20-\x7e]+", found.kept.reveal())
+    assert found.scope is None or found.scope.isprintable()
+    assert found.requested_at == NOW
 
 
 @given(GRANTS, st.dictionaries(st.text("xyz_", min_size=1, max_size=6), JSON, max_size=3))
@@ -105,13 +126,14 @@ def test_unknown_members_change_nothing(document: dict[str, Any], more: dict[str
     assert meaning({**more, **known, **more}) == meaning(known)
 
 
-@given(st.sampled_from(list(REMEDIES)), st.integers(100, 599), st.dictionaries(st.text(max_size=4), JSON, max_size=2))
-def test_a_fatal_error_is_one_whatever_the_status(error: str, status: int, more: dict[str, Any]) -> None:
-    """RFC 6749 section 5.2 names six; only a 429 speaks of the rate instead."""
+@given(st.sampled_from([*SUBJECTS]), st.integers(100, 599), st.dictionaries(st.text(max_size=4), JSON, max_size=2))
+def test_an_error_in_words_is_one_whatever_the_status(error: str, status: int, more: dict[str, Any]) -> None:
+    """Also beside a token; but an issuer in trouble, or asked too often, speaks of itself."""
     body = json.dumps({**more, "access_token": "t", "token_type": "Bearer", "error": error}).encode()
     found = read(Answer(status=status, fields=(), body=body))
-    assert isinstance(found, IssuerUnavailable if status == 429 else CredentialRejected)
-    assert status == 429 or getattr(found, "error", None) == error
+    busy = status in (408, 425, 429) or status >= 500
+    assert type(found) is (IssuerUnavailable if busy else CredentialRejected)
+    assert busy or getattr(found, "error", None) == error
 
 
 SKEWS = st.integers(-(10**6), 10**6)

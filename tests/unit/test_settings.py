@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from sidecar.errors import ConfigurationError
-from sidecar.settings import HostPort, SecretReference, Settings, default_paths, effective, load
+from sidecar.settings import HostPort, SecretReference, Settings, default_paths, effective, load, parse_token_url
 from sidecar.settings.values import Margin, parse_address, parse_duration, parse_margin, parse_share, parse_size
 from tests.canary import WORD, canary
 
@@ -96,10 +96,17 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
         "private_key": None,
         "key_id": None,
         "algorithm": "RS256",
+        "assertion": {"audience": None, "headers": []},
+        "client_assertion": None,
         "username": None,
         "password": None,
         "refresh_token": None,
+        "subject": None,
+        "assertion_file": None,
+        "subject_token": None,
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
         "scope": None,
+        "resource": [],
         "extra": {},
     }
     assert sorted(upstream["retry"].pop("statuses")) == [429, 502, 503, 504]
@@ -220,7 +227,24 @@ ERRORS = [
         f"{PLM}.oauth2.token_url=http://x",
         f"{PLM}: oauth2.token_url is http://, which would send the credential in clear; use https://",
     ),
-    (f"{PLM}.oauth2.token_url=x", f"{PLM}: oauth2.token_url: expected a URL such as https://plm.example.com/api"),
+    *(
+        (f"{PLM}.oauth2.token_url={url!r}", f"{PLM}.oauth2.token_url: expected a URL such as https://sso.example.com/")
+        for url in (
+            "x",
+            "ftp://x/t",
+            "https:///t",
+            "https://x:0/t",
+            "https://u:p@x/t",
+            "https://x/t#f",
+            "https://x/t#",
+            "https://x/a b",
+            f"https://x/{'a' * 8192}",
+        )
+    ),
+    (
+        f"{PLM}.oauth2.token_url=http://x/t?p=q",
+        f"{PLM}: oauth2.token_url is http://, which would send the credential in clear; use https://",
+    ),
     (
         f"{PLM}.listen=0.0.0.0:80",
         f"{PLM}.listen: expected a loopback address or unix:/path: whoever reaches this port can use the credential",
@@ -277,12 +301,32 @@ ERRORS = [
     ),
     (
         f"{PLM}.oauth2.grant=implicit",
-        f"{PLM}.oauth2.grant: Input should be 'client_credentials', 'password' or 'refresh_token'",
+        f"{PLM}.oauth2.grant: Input should be 'client_credentials', 'password', 'refresh_token', 'jwt_bearer' or",
     ),
     (
         f"{PLM}.oauth2.extra={{scope: x, client_assertion: {canary('jwt')}, a: b}}",
         f"{PLM}.oauth2: extra cannot set client_assertion, scope; use the key of that name",
     ),
+    (
+        f"{PLM}.oauth2.extra={{resource: x, subject_token: {canary('subject')}, assertion: x}}",
+        f"{PLM}.oauth2: extra cannot set assertion, resource, subject_token; use the key of that name",
+    ),
+    (f"{PLM}.oauth2.client_auth=assertion", f"{PLM}.oauth2: client_auth assertion needs client_assertion"),
+    (
+        f"{PLM}.oauth2.assertion.audience=https://x",
+        f"{PLM}.oauth2: assertion needs client_auth private_key_jwt, or grant jwt_bearer with subject",
+    ),
+    (f"{PLM}.oauth2.assertion.headers=[x5u]", f"{PLM}.oauth2.assertion.headers.0: Input should be 'x5t#S256'"),
+    (f"{PLM}.oauth2.grant=token_exchange", f"{PLM}.oauth2: grant token_exchange needs subject_token"),
+    (
+        f"{PLM}.oauth2.grant=jwt_bearer",
+        f"{PLM}.oauth2: grant jwt_bearer needs exactly one of subject and assertion_file",
+    ),
+    (
+        f"{PLM}.oauth2={{token_url: 'https://x', client_id: a, client_auth: none, grant: jwt_bearer, subject: u}}",
+        f"{PLM}.oauth2: grant jwt_bearer with subject needs private_key, which signs its assertion",
+    ),
+    (f"{PLM}.oauth2.resource=['']", f"{PLM}.oauth2.resource.0: String should have at least 1 character"),
     (f"{PLM}.oauth2.extra={{a: [1]}}", f"{PLM}.oauth2.extra.a: Input should be a valid string"),
     (f"{PLM}.oauth2.lifetime=0", f"{PLM}.oauth2.lifetime: Input should be greater than 0"),
     (f"{PLM}.oauth2.lifetime=x", f"{PLM}.oauth2.lifetime: expected a duration such as 90s, 15m, 2h, or seconds"),
@@ -443,13 +487,47 @@ def test_clear_text_needs_to_be_said() -> None:
     assert found.upstreams["plm"].origin.scheme == "http"
 
 
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("https://t.b2clogin.com/t/oauth2/v2.0/token?p=b2c_1_x", b"/t/oauth2/v2.0/token?p=b2c_1_x"),
+        ("https://api.example.com/oauth?grant_type=x&a=%2F#", None),
+        ("https://sso.example.com/realms/My%20Realm//token", b"/realms/My%20Realm//token"),
+        ("https://sso.example.com", b"/"),
+        ("https://sso.example.com?p=/x", b"/?p=/x"),
+        ("https://sso.example.com/a/../b/./c;x=%zz?", b"/a/../b/./c;x=%zz?"),
+        ("https://sso.example.com/straße", b"/stra%C3%9Fe"),
+        ("https://sso.example.com//evil.example/t", b"//evil.example/t"),
+        ("https://user@sso.example.com/t", None),
+        ("https://sso.example.com\\@evil.example/t", None),
+        ("https://sso.example.com/a\tb", None),
+        ("HTTPS://SSO.example.com:443/T", b"/T"),
+    ],
+)
+def test_a_token_url_is_taken_as_it_was_published(url: str, target: bytes | None) -> None:
+    """Its query, escapes and doubled slashes are kept (RFC 6749 section 3.2); user, fragment and blanks are refused."""
+    if target is None:
+        with pytest.raises(ValueError, match=r"expected a URL such as https://sso\.example\.com/oauth/token") as caught:
+            parse_token_url(url)
+        assert "evil" not in str(caught.value)
+    else:
+        origin, found = parse_token_url(url)
+        assert found == target
+        assert (origin.scheme, origin.port, origin.path) == ("https", 443, b"")
+        assert not origin.host.startswith("evil")
+
+
 def test_combinations_that_are_possible() -> None:
     """Each grant and each way of a client to authenticate has a configuration."""
     for override in (
         "client_auth=none",
+        "client_auth=client_secret_basic_raw",
         "client_auth=client_secret_post",
+        "client_auth=assertion",
         "grant=password",
         "grant=refresh_token",
+        "grant=jwt_bearer",
+        "grant=token_exchange",
         "client_auth=private_key_jwt",
         "client_auth=tls_client_auth",
     ):
@@ -459,6 +537,9 @@ def test_combinations_that_are_possible() -> None:
             f"{PLM}.oauth2.password={{env: P}}",
             f"{PLM}.oauth2.refresh_token={{env: R}}",
             f"{PLM}.oauth2.private_key={{env: K}}",
+            f"{PLM}.oauth2.client_assertion={{file: A}}",
+            f"{PLM}.oauth2.subject=u",
+            f"{PLM}.oauth2.subject_token={{file: T}}",
             f"{PLM}.tls={{client_cert: c, client_key: {{env: K}}}}",
         )
 
