@@ -141,7 +141,7 @@ class Rounds:
             host=way.origin.authority.encode(),
             hop=self._hop,
             via=destination.via,
-            credential=destination.present(token.access_token),
+            credential=destination.present(token.values["access_token"]),
             chunked=request.length is None,
         )
         target = headers.strip_target(way.target, destination.strips)

@@ -48,7 +48,7 @@ def make_destination(
         broker=broker,
         admission=_admission(name, upstream, credential, shared),
         pool=pool,
-        present=present,
+        present=lambda token: (b"Authorization", b"Bearer " + token.reveal().encode("ascii")),
         strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
         retry=RetryPolicy(
             attempts=retry.attempts,
