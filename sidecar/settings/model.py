@@ -133,6 +133,12 @@ class Settings(Model):
                 raise ValueError(f"upstreams.{name}.base_url is the same as that of {other}; expected each once")
         if self.workers != 1 and self.store.url == "memory":
             raise ValueError("workers: processes cannot share store.url memory; expected sqlite or a Redis, or 1")
+        for name, upstream in self.upstreams.items():
+            if upstream.oauth2.grant == "refresh_token" and self.store.url == "memory":
+                raise ValueError(
+                    f"store.url: memory forgets the rotated refresh tokens of upstream {name}, and the first one is"
+                    " presented once; expected sqlite or a Redis"
+                )
         patterns = frozenset(self.passthrough)
         for name, upstream in self.upstreams.items():
             if pattern := matching(upstream.origin.host, patterns):

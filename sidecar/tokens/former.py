@@ -10,6 +10,7 @@ from sidecar.tokens.record import Presented, Record, to_former
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.store import TokenStore, store_key
 
+
 def former_identity(oauth2: OAuth2) -> str:
     """Return the identity that the release before gave to this credential."""
     parts = {

@@ -227,17 +227,8 @@ class Holding:
 
     async def _is_old(self, found: Record) -> bool:
         """Tell whether *found* is older than what this machine has seen; nothing in memory is newer."""
-        try:
-            marked = await self.marker.read() if self.marker else 0
-        except StoreError as error:
-            self.unreadable = Unreadable(found.generation, str(error))
-            return True
-        if found.generation >= marked:
-            return False
-        what = "is gone" if found.generation == 0 else f"is that of generation {found.generation}, an older one"
-        why = f"the record {what}; this machine has seen generation {marked}, so that its refresh token is spent"
-        self.unreadable = Unreadable(found.generation, why)
-        return True
+        self.unreadable = await self.marker.too_old(found) if self.marker else None
+        return self.unreadable is not None
 
     async def _publish(self, found: Found) -> bool:
         """Write ours after *found*; False when it is of no use there. Trouble is reported; the next look tries again."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from sidecar.errors import StoreError
 from sidecar.secret import Secret
+from sidecar.tokens.record import Record
+from sidecar.tokens.sealed import Unreadable
 
 
 class Marker:
@@ -47,6 +49,18 @@ class Marker:
         except OSError as error:
             raise StoreError(f"{self._path}: {_reason(error)}") from None
         self._known = 0
+
+    async def too_old(self, found: Record) -> Unreadable | None:
+        """Return *found* as a record that is not to be used if this machine has seen a newer one, else None."""
+        try:
+            marked = await self.read()
+        except StoreError as error:
+            return Unreadable(found.generation, str(error))
+        if found.generation >= marked:
+            return None
+        what = "is gone" if found.generation == 0 else f"is that of generation {found.generation}, an older one"
+        why = f"the record {what}; this machine has seen generation {marked}, so that its refresh token is spent"
+        return Unreadable(found.generation, why)
 
     def _read(self) -> int:
         try:
