@@ -25,8 +25,8 @@ class Grant:
     *values*: what is shown to the upstream; for OAuth `access_token` alone. *kept*: what only the next obtain may use:
     a refresh token, None when none was issued: keep the old one (RFC 6749 section 6). *lifetime*: seconds, counted from
     *requested_at*, the wall time just before the request was sent. *source*: what said so: expires_in, jwt, header or
-    configured. *how*: the OAuth grant that gave it. *scope* is None when the issuer did not name it, which means the one
-    *asked* for; that is None where none was asked for.
+    configured. *how*: the OAuth grant that gave it. *scope* None: the issuer did not name it, so that it is the one
+    *asked* for; None where none was.
     """
 
     values: Mapping[str, Secret]

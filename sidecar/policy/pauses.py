@@ -22,12 +22,12 @@ def rejected(times: int, jitter: float) -> float:
 
 
 def misplaced(times: int, jitter: float) -> float:
-    """Return the pause after so many answers of somebody who is no issuer: from 30 seconds, a roll-out, to 10 minutes."""
+    """Return the pause after so many answers of no issuer, in a roll-out say: from 30 seconds to 10 minutes."""
     return _spread(_doubled(30.0, times, 600.0), jitter)
 
 
 def unusable(times: int, jitter: float) -> float:
-    """Return the pause after so many tokens that cannot be used: from 2 to 30 minutes, for each may count at the issuer."""
+    """Return the pause after so many tokens that cannot be used, which issuers count: from 2 to 30 minutes."""
     return _spread(_doubled(120.0, times, 1800.0), jitter)
 
 

@@ -61,7 +61,8 @@ def credentials(
 ) -> list[Credential]:
     """Return the credentials of all upstreams, in their order; nothing is sent yet.
 
-    *read*: look at secrets that tell one credential from another; else they are the same if their places are. Raises ConfigurationError when upstreams with one credential differ in how it is obtained.
+    *read*: look at the secrets that tell one credential from another; else those are the same whose places are. Raises
+    ConfigurationError when upstreams with one credential differ in how it is obtained.
     """
     found: dict[str, Credential] = {}
     for name, upstream in settings.upstreams.items():

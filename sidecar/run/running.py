@@ -94,7 +94,7 @@ async def running(
         )
         local = for_exec or is_local(settings.listen.admin)
         token = admin_token(settings) if local or settings.listen.admin_token else None
-        admin = Admin(make_source(app, metrics, clock, inherited), token, local=local)
+        admin = Admin(make_source(app, metrics, inherited), token, local=local)
         stack.push_async_callback(admin.aclose)
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)

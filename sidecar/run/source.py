@@ -5,7 +5,6 @@ import signal
 from typing import Protocol
 
 from sidecar import __version__
-from sidecar.clock import Clock
 from sidecar.observe.admin import Source
 from sidecar.observe.metrics import Metrics
 from sidecar.run.status import problems, status
@@ -36,7 +35,7 @@ class Serving(Protocol):
         """Return where commands of `exec` are served."""
 
 
-def make_source(app: Serving, metrics: Metrics, clock: Clock, inherited: Inherited | None) -> Source:
+def make_source(app: Serving, metrics: Metrics, inherited: Inherited | None) -> Source:
     """Return the source of *app*; a worker speaks for all, under the process id of its supervisor."""
 
     def tell() -> None:

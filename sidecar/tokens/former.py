@@ -29,7 +29,7 @@ _BY = "an instance of the release before"
 
 
 class Former:
-    """The old record of the credential *identity*, for the instance *owner*; nothing is done where there never was one."""
+    """The old record of the credential *identity*, for the instance *owner*; where there is none, nothing is done."""
 
     def __init__(self, store: TokenStore, keys: Keys, identity: str, owner: str) -> None:
         self._store = store

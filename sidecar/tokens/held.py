@@ -41,7 +41,7 @@ class Held:
 
 
 def held(token: Token, margin: Margin, clock: Clock, born: float | None) -> Held:
-    """Return *token* as it is held from now on; *born* None: it is as old as the wall clock says, not younger than new."""
+    """Return *token* as it is held from now on; *born* None: as old as the wall clock says, not younger than new."""
     if born is None:
         born = clock.monotonic() - max(0.0, clock.now() - token.issued_at)
     # Jitter takes up to half the margin; the rest must not be less than the time a token cannot be used.

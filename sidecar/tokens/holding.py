@@ -31,8 +31,8 @@ class Holding:
     """The newest record of a credential, for the upstream *name*.
 
     *once*: its refresh token may be presented once, so that no record but the newest will do. `unsaved`: the store does
-    not have it yet. `unreadable`: what the store has instead, None when that was read. `withheld`: the token was refused
-    and its renewal is under way, so that it is not handed out for now. `marker`: None where nothing need be noted.
+    not have it yet. `unreadable`: what the store has instead, None when that was read. `withheld`: the token was
+    refused and is being renewed, so that it is not handed out for now. `marker`: None where nothing need be noted.
     """
 
     def __init__(
@@ -122,11 +122,9 @@ class Holding:
     async def look(self) -> None:
         """Take over what is newer in the store; publish ours if the store lacks it. Trouble is reported."""
         try:
-            found = await self._sealed.read()
+            await self.compare(await self._sealed.read())
         except Exception as error:  # noqa: BLE001  whatever a store does, the token in memory serves on
             self.report("read", error)
-            return
-        await self.compare(found)
 
     async def compare(self, found: Found) -> None:
         """Make memory and *found*, what the store has, one.
@@ -187,7 +185,9 @@ class Holding:
                         self._hold(found)
                         return
             self.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))
-        except StoreError as error:
+        except Revoked:
+            raise
+        except Exception as error:  # noqa: BLE001  what was granted must not be lost
             self.report("write", error)
         stored = self._stored
         self._hold(_numbered(record, max(self.record.generation, stored) + 1), born)
@@ -231,7 +231,7 @@ class Holding:
         return self.unreadable is not None
 
     async def _publish(self, found: Found) -> bool:
-        """Write ours after *found*; False when it is of no use there. Trouble is reported; the next look tries again."""
+        """Write ours after *found*; False when it is of no use there. Trouble is reported; the next look tries on."""
         ours = self.record
         unreadable = isinstance(found, Unreadable)
         if not (self.lasts() or (self._once and ours.kept is not None)):

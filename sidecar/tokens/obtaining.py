@@ -162,7 +162,7 @@ class Obtaining:
         return kept, noted
 
     def _moves_on(self, draft: Record, refusal: CredentialRejected) -> bool:
-        """Tell whether something else may be tried after a refused refresh; not where it was the client that was refused."""
+        """Tell whether something else may be tried after a refused refresh; not where the client was refused."""
         if refusal.error == "invalid_client":
             return False
         return self._issuer.anew is Anew.FREE or not draft.claimed

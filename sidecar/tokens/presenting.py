@@ -37,7 +37,7 @@ def check_known(unreadable: Unreadable | None, *, unsaved: bool) -> None:
 
 
 def choose(record: Record, anew: Anew, owner: str, *, forced: bool, lasts: bool) -> tuple[Secret | None, Record]:
-    """Return the refresh token to present, None for what is configured alone, and *record* with `presented` if either is one.
+    """Return the refresh token to present, None for what is configured alone, and *record* with that noted.
 
     *owner*: this instance. *forced*: an operator insists. *lasts*: the token at hand does. Raises KeptBack and Stuck.
     """

@@ -44,12 +44,12 @@ class Presented:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of a credential; *generation* grows with every write, 0: there is no record. Times are wall seconds.
+    """What is known of a credential; *generation* grows with every write, 0: there is no record.
 
     *token* None: none yet, or none any more. *kept*: what only the next obtain may use, a refresh token. *rotates*:
     whether the issuer gives another one with each answer, None: not known yet. *claimed*: the configured first one was
     presented. *revoked*: an operator dropped what was there. *forced_at*: when a 401 last forced a renewal.
-    *not_before*: the issuer asked all to wait until then.
+    *not_before*: the issuer asked all to wait until then. Times are wall seconds.
     """
 
     generation: Annotated[int, Field(ge=0, le=MAX_GENERATION, strict=True)] = 0

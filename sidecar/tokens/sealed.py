@@ -22,7 +22,7 @@ _WRITES = 8
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record that is there and cannot be used; *generation* is the store's. *foreign*: of a key or a version not ours."""
+    """A record that cannot be used; *generation* is the store's. *foreign*: of a key or a version that is not ours."""
 
     generation: int
     why: str

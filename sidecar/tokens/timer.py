@@ -83,7 +83,7 @@ async def _rest(
     """Sleep until the token is due or was exchanged, but at most `check_every`, then look at the store."""
     held, rejected = holding.held, renewing.rejected
     often = _SOON if rejected or shared else settings.check_every
-    longest = min(settings.check_every, _AT_ONCE if holding.unsaved else often)
+    longest = min(settings.check_every, _AT_ONCE if holding.unsaved and not holding.unreadable else often)
     left = held.until_due(clock) if held else 0.0
     pause = min(left, longest) if left > 0 else longest
     moved = await changes.until(
