@@ -673,6 +673,18 @@ async def test_a_killed_process_loses_no_record(tmp_path: Path) -> None:
     await store.aclose()
 
 
+async def test_a_log_beside_an_emptied_sqlite_file_stays(tmp_path: Path) -> None:
+    """What is left of the records is the operator's to save; SQLite alone would remove it."""
+    leave(tmp_path, generation=1)
+    log = (tmp_path / "store.db-wal").read_bytes()
+    os.truncate(tmp_path / "store.db", 0)
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreError, match="emptied"):
+        await store.read(KEY)
+    await store.aclose()
+    assert (tmp_path / "store.db-wal").read_bytes() == log
+
+
 async def test_a_log_without_its_sqlite_file_is_not_made_another_ones(tmp_path: Path) -> None:
     """Who removes the file wants to begin anew, though a killed process has left its log beside it."""
     leave(tmp_path, generation=1)
