@@ -33,19 +33,18 @@ CREATE TABLE IF NOT EXISTS instance (name TEXT PRIMARY KEY, sealed BLOB, ttl REA
 
 # SQLite keeps any type in any column: a row whose generation is none does not count. The size is looked at inside
 # the database, so that a huge value never gets into this process.
-_ROW = f"""
-FROM token WHERE key = :key AND typeof(generation) = 'integer' AND generation BETWEEN 1 AND {MAX_GENERATION}
-"""
+_COUNTS = f"typeof(generation) = 'integer' AND generation BETWEEN 1 AND {MAX_GENERATION}"
 
 _READ = f"""
-SELECT generation, CASE WHEN typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} THEN sealed ELSE x'' END {_ROW}
-"""
+SELECT generation, CASE WHEN typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} THEN sealed ELSE x'' END
+FROM token WHERE key = :key AND {_COUNTS}
+"""  # noqa: S608  a constant
 
 _WRITE = f"""
 INSERT INTO token (key, generation, sealed) SELECT :key, :generation, :sealed
-WHERE COALESCE((SELECT generation {_ROW}), 0) = :after
+WHERE COALESCE((SELECT generation FROM token WHERE key = :key AND {_COUNTS}), 0) = :after
 ON CONFLICT (key) DO UPDATE SET generation = excluded.generation, sealed = excluded.sealed
-"""
+"""  # noqa: S608  a constant
 
 # What lies much further ahead than it was meant to is over: the clock was set back, or somebody wrote nonsense.
 # A clock that goes back by less than a ttl makes a lease last that much longer, no more.
@@ -145,8 +144,8 @@ class SqliteStore:
 
     async def announced(self) -> dict[str, bytes]:
         """Return the word of every instance whose time is not over."""
-        now = {"now": self._clock.now()}
-        return await self._run(lambda connection: dict(connection.execute(_ANNOUNCED, now).fetchall()))
+        values = {"now": self._clock.now()}
+        return await self._run(lambda connection: dict(connection.execute(_ANNOUNCED, values).fetchall()))
 
     async def aclose(self) -> None:
         """Finish what runs and close the file; twice does no harm."""
@@ -204,8 +203,8 @@ class SqliteStore:
 
     def _files(self) -> tuple[int, ...]:
         """Return which database and which log of it lie in our place, 0 for none; while it is open it has a log."""
-        paths = (self._path, Path(f"{self._path}-wal"))
-        return tuple(path.stat().st_ino if path.exists() else 0 for path in paths)
+        both = (self._path, Path(f"{self._path}-wal"))
+        return tuple(path.stat().st_ino if path.exists() else 0 for path in both)
 
     def _create(self) -> None:
         """Make the file; it appears whole or not at all, so that one without a table is damage."""
@@ -215,9 +214,9 @@ class SqliteStore:
             os.link(draft.name, self._path)
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 def _stored(connection: sqlite3.Connection, key: str) -> Stored:

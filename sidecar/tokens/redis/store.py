@@ -103,8 +103,6 @@ class RedisStore:
 
     async def aclose(self) -> None:
         """Let calls under way end, at most *timeout*, and close every connection; twice does no harm."""
-        if self._closed:
-            return
         self._closed = True
         await self._settled()
         if self._line is not None:
