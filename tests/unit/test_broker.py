@@ -35,11 +35,11 @@ from sidecar.tokens.broker import Broker, Issuer
 from sidecar.tokens.difference import likely_cause
 from sidecar.tokens.holding import Held
 from sidecar.tokens.keys import Keys
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.renewal import backoff
 from sidecar.tokens.seal import KeyRing, new_key
-from sidecar.tokens.store import TokenStore, store_key
-from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.store import TokenStore, store_key
 from sidecar.tokens.token import Revoked, Token
 from tests.canary import WORD, canary, leaks
 
