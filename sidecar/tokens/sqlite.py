@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from sidecar.clock import Clock, SystemClock
 from sidecar.errors import StoreError
@@ -27,26 +26,25 @@ from sidecar.tokens.store import (
 _CREATE = "CREATE TABLE token (key TEXT PRIMARY KEY, generation INTEGER NOT NULL, sealed BLOB NOT NULL)"
 
 # Not in a file of the first versions, and all of it is over soon.
-_ADD = (
-    "CREATE TABLE IF NOT EXISTS lease (key TEXT PRIMARY KEY, owner TEXT, ttl REAL NOT NULL, ends REAL NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS instance (name TEXT PRIMARY KEY, sealed BLOB, ttl REAL NOT NULL, ends REAL NOT NULL)",
-)
+_ADD = """
+CREATE TABLE IF NOT EXISTS lease (key TEXT PRIMARY KEY, owner TEXT, ttl REAL NOT NULL, ends REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS instance (name TEXT PRIMARY KEY, sealed BLOB, ttl REAL NOT NULL, ends REAL NOT NULL);
+"""
 
 # SQLite keeps any type in any column: a row whose generation is none does not count. The size is looked at inside
 # the database, so that a huge value never gets into this process.
-_ROW = f"""
-FROM token WHERE key = :key AND typeof(generation) = 'integer' AND generation BETWEEN 1 AND {MAX_GENERATION}
-"""
+_COUNTS = f"typeof(generation) = 'integer' AND generation BETWEEN 1 AND {MAX_GENERATION}"
 
 _READ = f"""
-SELECT generation, CASE WHEN typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} THEN sealed ELSE x'' END {_ROW}
-"""
+SELECT generation, CASE WHEN typeof(sealed) = 'blob' AND length(sealed) <= {MAX_RECORD} THEN sealed ELSE x'' END
+FROM token WHERE key = :key AND {_COUNTS}
+"""  # noqa: S608  a constant
 
 _WRITE = f"""
 INSERT INTO token (key, generation, sealed) SELECT :key, :generation, :sealed
-WHERE COALESCE((SELECT generation {_ROW}), 0) = :after
+WHERE COALESCE((SELECT generation FROM token WHERE key = :key AND {_COUNTS}), 0) = :after
 ON CONFLICT (key) DO UPDATE SET generation = excluded.generation, sealed = excluded.sealed
-"""
+"""  # noqa: S608  a constant
 
 # What lies much further ahead than it was meant to is over: the clock was set back, or somebody wrote nonsense.
 # A clock that goes back by less than a ttl makes a lease last that much longer, no more.
@@ -103,17 +101,15 @@ class SqliteStore:
         return await self._run(lambda connection: _stored(connection, key))
 
     async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
-        """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*.
-
-        A clock that was set back by more than *ttl* ends a lease.
-        """
+        """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*."""
         values = {"lease": lease_key(key), "owner": owner, "ttl": ttl}
 
         def work(connection: sqlite3.Connection) -> tuple[bool, Stored]:
-            with _step(connection):
-                return connection.execute(_TAKE, self._timed(values)).rowcount == 1, _stored(connection, key)
+            # The time is asked for in the step: it may have waited, and whoever was first has a later time.
+            taken = connection.execute(_TAKE, values | {"now": self._clock.now()}).rowcount == 1
+            return taken, _stored(connection, key)
 
-        return await self._run(work)
+        return await self._run(work, synchronous="NORMAL")
 
     async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
         """Write over the generation *after* only, and end *release*'s lease; False: nothing has changed."""
@@ -121,45 +117,35 @@ class SqliteStore:
         values |= {"lease": lease_key(key), "owner": release}
 
         def work(connection: sqlite3.Connection) -> bool:
-            # A rotated refresh token must outlast a power cut; there are few writes.
-            with _step(connection, synchronous="FULL"):
-                written = connection.execute(_WRITE, values).rowcount == 1
-                if written and release:
-                    connection.execute(_RELEASE, values)
-                return written
+            written = connection.execute(_WRITE, values).rowcount == 1
+            if written and release:
+                connection.execute(_RELEASE, values)
+            return written
 
-        return await self._run(work)
+        # A rotated refresh token must outlast a power cut; there are few writes.
+        return await self._run(work, synchronous="FULL")
 
     async def release(self, key: str, owner: str) -> None:
         """Give the lease back; one that is not *owner*'s stays."""
         values = {"lease": lease_key(key), "owner": owner}
-
-        def work(connection: sqlite3.Connection) -> None:
-            with _step(connection):
-                connection.execute(_RELEASE, values)
-
-        await self._run(work)
+        await self._run(lambda connection: connection.execute(_RELEASE, values), synchronous="NORMAL")
 
     async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
         """Leave word of an instance for *ttl* seconds; again: in place of the last."""
         values = {"name": checked_name(instance), "sealed": checked(sealed), "ttl": ttl}
 
         def work(connection: sqlite3.Connection) -> bool:
-            with _step(connection):
-                timed = self._timed(values)
-                connection.execute(_SWEEP, timed)
-                return connection.execute(_ANNOUNCE, timed).rowcount == 1
+            timed = values | {"now": self._clock.now()}
+            connection.execute(_SWEEP, timed)
+            return connection.execute(_ANNOUNCE, timed).rowcount == 1
 
-        if not await self._run(work):
+        if not await self._run(work, synchronous="NORMAL"):
             raise StoreError(f"{self._path} has word of {MAX_INSTANCES} instances already")
 
     async def announced(self) -> dict[str, bytes]:
         """Return the word of every instance whose time is not over."""
-        return await self._run(lambda connection: dict(connection.execute(_ANNOUNCED, self._timed({})).fetchall()))
-
-    def _timed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Add the time; inside the transaction, for it may have waited, and whoever was first has a later time."""
-        return {**values, "now": self._clock.now()}
+        values = {"now": self._clock.now()}
+        return await self._run(lambda connection: dict(connection.execute(_ANNOUNCED, values).fetchall()))
 
     async def aclose(self) -> None:
         """Finish what runs and close the file; twice does no harm."""
@@ -168,19 +154,30 @@ class SqliteStore:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
             self._thread.shutdown(wait=False)
 
-    async def _run[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run[T](self, work: Callable[[sqlite3.Connection], T], *, synchronous: str = "") -> T:
+        """Return what *work* does in our thread; with *synchronous* what it writes is one step.
+
+        NORMAL does not wait for the disk: a lease that a power cut takes along is none that anybody would still have.
+        """
         if self._closed:
             raise StoreError(f"{self._path} is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._on_thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._on_thread, work, synchronous)
 
-    def _on_thread[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _on_thread[T](self, work: Callable[[sqlite3.Connection], T], synchronous: str) -> T:
         try:
-            return work(self._connected())
+            connection = self._connected()
+            if not synchronous:
+                return work(connection)
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute("BEGIN IMMEDIATE")
+            done = work(connection)
+            connection.execute("COMMIT")
         except BaseException as error:
             self._disconnect()  # which undoes what was begun
             if isinstance(error, sqlite3.Error | OSError):
                 raise StoreError(f"{self._path}: {error}") from error
             raise
+        return done
 
     def _connected(self) -> sqlite3.Connection:
         """Return the connection to the file that is there now."""
@@ -189,7 +186,7 @@ class SqliteStore:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone_in(self._path.parent):
             file, log = self._files()
-            if not file or (self._connection is not None and file != self._opened[0] and log == self._opened[1]):
+            if not file or (self._connection is not None and log == self._opened[1]):
                 # A log of changes lies beside a file that it does not belong to, and SQLite would make them.
                 for name in ("-wal", "-shm"):
                     Path(f"{self._path}{name}").unlink(missing_ok=True)
@@ -206,40 +203,24 @@ class SqliteStore:
 
     def _files(self) -> tuple[int, ...]:
         """Return which database and which log of it lie in our place, 0 for none; while it is open it has a log."""
-        paths = (self._path, Path(f"{self._path}-wal"))
-        return tuple(path.stat().st_ino if path.exists() else 0 for path in paths)
+        both = (self._path, Path(f"{self._path}-wal"))
+        return tuple(path.stat().st_ino if path.exists() else 0 for path in both)
 
     def _create(self) -> None:
         """Make the file; it appears whole or not at all, so that one without a table is damage."""
-        descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # O_EXCL, 0600
-        os.close(descriptor)
-        try:
-            with contextlib.closing(sqlite3.connect(draft)) as connection:
+        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}.") as draft:  # O_EXCL, 0600
+            with contextlib.closing(sqlite3.connect(draft.name)) as connection:
                 connection.execute(_CREATE)
-            os.link(draft, self._path)
-        finally:
-            Path(draft).unlink()
+            os.link(draft.name, self._path)
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 def _stored(connection: sqlite3.Connection, key: str) -> Stored:
     return Stored(*(connection.execute(_READ, {"key": key}).fetchone() or ()))
-
-
-@contextlib.contextmanager
-def _step(connection: sqlite3.Connection, *, synchronous: str = "NORMAL") -> Iterator[None]:
-    """Do several statements as one; after an error the connection is to be closed. NORMAL: the disk is not waited for.
-
-    A lease that a power cut takes along is none that anybody would still have.
-    """
-    connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute("BEGIN IMMEDIATE")
-    yield
-    connection.execute("COMMIT")
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -254,8 +235,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(_EMPTIED)
     # Readers and a writer work side by side; kept in the file.
     connection.execute("PRAGMA journal_mode = WAL")
-    for statement in _ADD:
-        connection.execute(statement)
+    connection.executescript(_ADD)
 
 
 @contextlib.contextmanager

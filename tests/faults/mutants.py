@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "an older generation does not replace a newer one",
         "sidecar/tokens/redis/scripts.py",
-        "if found and tonumber(found) >= tonumber(ARGV[2]) then return answer(0) end",
+        "if generation() ~= ARGV[1] then return answer(0) end",
         "",
         f"{_STORE}rd_08_frozen_holder_finds_itself_overtaken",
     ),

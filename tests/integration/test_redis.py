@@ -340,7 +340,10 @@ async def test_forgotten_scripts_are_sent_again(redis_server: Server) -> None:
 async def test_nothing_but_the_command_is_sent() -> None:
     """No greeting, no name, no question after health: a user needs no more permissions than for what is asked."""
     answer = b"*5\r\n$1\r\n1\r\n$1\r\n2\r\n$%d\r\n%s\r\n$1\r\n0\r\n$0\r\n\r\n" % (len(KEY), KEY.encode())
-    async with fake(b"+OK\r\n", answer) as one, store(one.url, username="u", password=Secret(PASSWORD)) as opened:
+    async with (
+        fake(b"+OK\r\n", answer) as one,
+        store(one.url, username="u", password=lambda: Secret(PASSWORD)) as opened,
+    ):
         assert await opened.read(KEY) == Stored()
         assert await opened.read(KEY) == Stored()
         assert one.connections == 1
@@ -694,7 +697,7 @@ async def test_a_user_with_the_documented_permissions_can_do_all(redis_server: S
                     with pytest.raises(StoreError, match="does not permit this to the user; see its ACL"):
                         await every_promise(opened)
                 redis_server.command("ACL", "SETUSER", "auth-sidecar", word)
-        async with store(redis_server.url, username="auth-sidecar", password=Secret(PASSWORD)) as opened:
+        async with store(redis_server.url, username="auth-sidecar", password=lambda: Secret(PASSWORD)) as opened:
             with pytest.raises(StoreError, match="does not permit"):
                 await opened.read("other:key")
     finally:
@@ -774,7 +777,7 @@ async def test_a_wrong_password_is_said_and_not_shown(redis_server: Server, user
             assert PASSWORD not in repr(opened) + str(opened)
         async with store(redis_server.url) as opened:
             assert "refused the user or password, or wants one" in (await timed(opened.read(KEY))).error
-        async with store(redis_server.url, password=Secret(PASSWORD)) as opened:
+        async with store(redis_server.url, password=lambda: Secret(PASSWORD)) as opened:
             assert await opened.write(KEY, b"x", 1, after=0)
     finally:
         redis_server.command("CONFIG", "SET", "requirepass", "")
@@ -838,7 +841,7 @@ async def test_sentinels_lead_to_the_master(sentinels: Watched) -> None:
     async with store(sentinels.url) as opened:
         with pytest.raises(StoreError, match=r"Redis Sentinel at 127.*refused the user or password, or wants one"):
             await opened.read(KEY)
-    async with store(sentinels.url.replace("/main", "/other"), password=Secret(PASSWORD)) as opened:
+    async with store(sentinels.url.replace("/main", "/other"), password=lambda: Secret(PASSWORD)) as opened:
         with pytest.raises(StoreError, match="no Sentinel knows a master of this service"):
             await opened.read(KEY)
 
@@ -862,7 +865,7 @@ async def test_a_silent_sentinel_is_passed_over(sentinels: Watched) -> None:
 
 async def test_after_a_failover_the_new_master_is_found(sentinels: Watched) -> None:
     """Whether the old one steps back or dies: bounded trouble meanwhile, and then its successor has the scripts."""
-    async with store(sentinels.url, password=Secret(PASSWORD), timeout=TIMEOUT) as opened:
+    async with store(sentinels.url, password=lambda: Secret(PASSWORD), timeout=TIMEOUT) as opened:
         for kill in (False, True):
             key = store_key(f"failover {kill}")
             assert await opened.write(key, b"x", 1, after=0)
@@ -968,11 +971,11 @@ async def test_sentinels_with_tls_and_a_password_are_verified(
         password=PASSWORD,
     ) as made:
         url = made.url.replace("redis+", "rediss+")
-        async with store(url, ca=ca, password=Secret(PASSWORD)) as opened:
+        async with store(url, ca=ca, password=lambda: Secret(PASSWORD)) as opened:
             await every_promise(opened)
-        async with store(url, password=Secret(PASSWORD)) as opened:
+        async with store(url, password=lambda: Secret(PASSWORD)) as opened:
             with pytest.raises(StoreError, match="its certificate is not trusted"):
                 await opened.read(KEY)
-        async with store(url, ca=ca, password=Secret(PASSWORD + "-not")) as opened:
+        async with store(url, ca=ca, password=lambda: Secret(PASSWORD + "-not")) as opened:
             with pytest.raises(StoreError, match="refused the user or password"):
                 await opened.read(KEY)

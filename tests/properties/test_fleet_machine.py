@@ -39,9 +39,9 @@ from hypothesis.stateful import (
 
 from sidecar.errors import SidecarError
 from sidecar.events import Trouble
-from sidecar.tokens.store import TokenStore
 from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.sqlite import SqliteStore
+from sidecar.tokens.store import TokenStore
 from tests.canary import WORD
 from tests.properties.issuers import FAULTS, FIRST, UPSTREAM_FAULTS
 from tests.properties.virtual import VirtualClock

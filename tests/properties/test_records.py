@@ -12,11 +12,11 @@ from sidecar.events import Event
 from sidecar.policy.lifetime import due_at, usable
 from sidecar.secret import Secret
 from sidecar.settings.values import Margin
-from sidecar.tokens.seal import Keys
+from sidecar.tokens.keys import Keys
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.record import Record
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.store import MAX_GENERATION, store_key
-from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.token import Revoked, Token
 from tests.canary import WORD, canary
 from tests.properties.issuers import IDENTITY

@@ -13,9 +13,9 @@ from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusa
 from sidecar.events import StoreTrouble
 from sidecar.secret import Secret
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.store import store_key
-from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.token import Token
 from tests.canary import canary
 from tests.unit.test_broker import DUE, IDENTITY, KEY, LIFETIME, USABLE, WALL, FakeIssuer, Rig, access, settle, token

@@ -462,6 +462,20 @@ async def test_an_older_sqlite_file_is_taken_over(tmp_path: Path) -> None:
     await store.aclose()
 
 
+async def test_processes_of_the_release_before_keep_to_the_lease_in_sqlite(tmp_path: Path, sqlite: SqliteStore) -> None:
+    """The lease and the record are rows as ever, under the names that they always had."""
+    assert await took(sqlite, "a", 60)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        lease = "SELECT key, owner, ttl, ends - ? BETWEEN 0 AND 60 FROM lease"
+        now = SystemClock().now()
+        assert other.execute(lease, (now,)).fetchall() == [(KEY.replace("token", "lease"), "a", 60, 1)]
+        other.execute("UPDATE lease SET owner = 'b', ttl = 60, ends = ?", (now + 60,))
+        assert not await took(sqlite, "a", 10)
+        await sqlite.write(KEY, b"x", 7, after=0, release="b")
+        assert other.execute("SELECT * FROM lease").fetchall() == []
+        assert other.execute("SELECT * FROM token").fetchall() == [(KEY, 7, b"x")]
+
+
 async def test_a_lease_in_a_locked_sqlite_file_is_trouble(tmp_path: Path, sqlite: SqliteStore) -> None:
     """Whether somebody else has it is not known then, so it is neither yes nor no."""
     await sqlite.write(KEY, b"data", 1, after=0)
@@ -522,7 +536,7 @@ async def test_an_open_sqlite_file_is_closed_to_others(tmp_path: Path, sqlite: S
 
 
 async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow disk does not stop requests: the database is opened and used in one thread of its own."""
+    """A slow disk does not stop requests: the database is opened, once, and used in one thread of its own."""
     connect = sqlite3.connect
     used: list[threading.Thread] = []
 
@@ -533,6 +547,7 @@ async def test_sqlite_stays_off_the_event_loop(sqlite: SqliteStore, monkeypatch:
 
     monkeypatch.setattr(sqlite3, "connect", noted)
     await asyncio.gather(*(sqlite.write(KEY, b"data", after + 1, after=after) for after in range(20)))
+    assert len(used) == 2  # to make the file, and to use it
     assert len(set(used)) == 1
     assert used[0] is not threading.current_thread()
 
@@ -673,6 +688,18 @@ async def test_a_killed_process_loses_no_record(tmp_path: Path) -> None:
     await store.aclose()
 
 
+async def test_a_log_beside_an_emptied_sqlite_file_stays(tmp_path: Path) -> None:
+    """What is left of the records is the operator's to save; SQLite alone would remove it."""
+    leave(tmp_path, generation=1)
+    log = (tmp_path / "store.db-wal").read_bytes()
+    os.truncate(tmp_path / "store.db", 0)
+    store = SqliteStore(tmp_path)
+    with pytest.raises(StoreError, match="emptied"):
+        await store.read(KEY)
+    await store.aclose()
+    assert (tmp_path / "store.db-wal").read_bytes() == log
+
+
 async def test_a_log_without_its_sqlite_file_is_not_made_another_ones(tmp_path: Path) -> None:
     """Who removes the file wants to begin anew, though a killed process has left its log beside it."""
     leave(tmp_path, generation=1)
@@ -773,9 +800,15 @@ async def test_a_planted_record_is_no_record_but_counts(sqlite: SqliteStore, sea
 
 @pytest.mark.parametrize("generation", ["many", b"9", 2.5, 0, -1, MAX_GENERATION + 1])
 async def test_a_planted_generation_does_not_count(sqlite: SqliteStore, generation: object) -> None:
-    """A number no credential can reach would lock everybody out: such a row is a miss and is written over."""
+    """A number no credential can reach would lock everybody out: such a row is a miss and is written over.
+
+    Nor does it make the whole file count as damaged when that is opened.
+    """
     await plant(sqlite, generation, b"data")
     assert await sqlite.read(KEY) == Stored()
+    other = SqliteStore(sqlite._path.parent)
+    assert await other.read(KEY) == Stored()
+    await other.aclose()
     assert await sqlite.write(KEY, b"new", 2, after=1) is False
     assert await sqlite.write(KEY, b"new", 1, after=0) is True
     assert await sqlite.read(KEY) == Stored(1, b"new")

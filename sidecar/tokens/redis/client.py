@@ -124,13 +124,13 @@ class _Cluster(RedisCluster):
 
 
 def _cluster(target: Target, options: dict[str, Any]) -> list[Any]:
-    context = {name: options.pop(name) for name in ("context",) if name in options}
+    context = options.pop("context", None)
     cluster = _Cluster(startup_nodes=[ClusterNode(host, port) for host, port in target.nodes], **options)
     cluster.commands_parser = _NoCommands()  # type: ignore[assignment]
     if context:
         # It takes no class of connection; the dict is the one that every node is made with.
         kinds = cluster.connection_kwargs
-        kinds |= {"connection_class": _TlsConnection, **context}
+        kinds |= {"connection_class": _TlsConnection, "context": context}
         nodes = (ClusterNode(host, port, **kinds) for host, port in target.nodes)
         cluster.nodes_manager.startup_nodes = {node.name: node for node in nodes}
     return [cluster]

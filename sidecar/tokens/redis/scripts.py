@@ -6,6 +6,8 @@ neither overwritten nor deleted: the first look at it raises WRONGTYPE, and ever
 written.
 """
 
+from sidecar.tokens.store import KEEP, MAX_GENERATION, MAX_INSTANCES, MAX_NAME, MAX_RECORD
+
 _ANSWER = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -14,7 +16,8 @@ local function answer(...) return {time[1], time[2], KEYS[1], ...} end
 
 # `generation`: '0' if there is none that counts; handled as text, for a Lua number is too coarse.
 _GENERATION = f"""{_ANSWER}
-local function generation(most)
+local function generation()
+    local most = '{MAX_GENERATION}'
     if redis.call('HSTRLEN', KEYS[1], 'generation') > #most then return '0' end
     local found = redis.call('HGET', KEYS[1], 'generation')
     if not found or not string.match(found, '^[1-9]%d*$') then return '0' end
@@ -24,37 +27,35 @@ end
 """
 
 _RECORD = f"""{_GENERATION}
-local function record(most, longest)
-    local found = generation(most)
-    if found == '0' or redis.call('HSTRLEN', KEYS[1], 'sealed') > tonumber(longest) then return found, '' end
+local function record()
+    local found = generation()
+    if found == '0' or redis.call('HSTRLEN', KEYS[1], 'sealed') > {MAX_RECORD} then return found, '' end
     return found, redis.call('HGET', KEYS[1], 'sealed') or ''
 end
 """
 
-READ = f"{_RECORD} return answer(record(ARGV[1], ARGV[2]))"
-"""ARGV: highest generation, longest record. Answer: generation, 0 for none, and record."""
+READ = f"{_RECORD} return answer(record())"
+"""Answer: generation, 0 for none, and record."""
 
 # A lease without an end is none: it would lock everybody out for ever.
 TAKE = f"""{_RECORD}
-local found, sealed = record(ARGV[1], ARGV[2])
+local found, sealed = record()
 local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[3] and redis.call('PTTL', KEYS[2]) > 0 then return answer(found, sealed, 0) end
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
+if holder and holder ~= ARGV[1] and redis.call('PTTL', KEYS[2]) > 0 then return answer(found, sealed, 0) end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return answer(found, sealed, 1)
 """
-"""ARGV: as READ, then owner, milliseconds. Answer: as READ, then 1 if the lease is the owner's."""
+"""ARGV: owner, milliseconds. Answer: as READ, then 1 if the lease is the owner's."""
 
 WRITE = f"""{_GENERATION}
-if generation(ARGV[1]) ~= ARGV[2] then return answer(0) end
-local held = KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[6]
-redis.call('HSET', KEYS[1], 'generation', ARGV[3], 'sealed', ARGV[4])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
+if generation() ~= ARGV[1] then return answer(0) end
+local held = KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[4]
+redis.call('HSET', KEYS[1], 'generation', ARGV[2], 'sealed', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], {KEEP * 1000})
 if held then redis.call('DEL', KEYS[2]) end
 return answer(1)
 """
-"""ARGV: highest generation, the one to write over, generation, record, how long to keep it (ms), owner. Answer: 1 if
-written.
-"""
+"""ARGV: the generation to write over, that of the record, the record, owner of the lease. Answer: 1 if written."""
 
 RELEASE = f"""{_ANSWER}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return answer(0) end
@@ -64,33 +65,30 @@ return answer(redis.call('DEL', KEYS[1]))
 
 # One hash of `{time in ms}:{record}` by instance, so that a cluster needs no scan. A crowd is not walked through.
 _INSTANCES = f"""{_ANSWER}
-local function crowded() return redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) end
+local names = redis.call('HLEN', KEYS[1]) > {MAX_INSTANCES} and {{}} or redis.call('HKEYS', KEYS[1])
 local function word(name)
-    if #name > 256 or redis.call('HSTRLEN', KEYS[1], name) > tonumber(ARGV[2]) + 16 then return nil end
+    if #name > {MAX_NAME} or redis.call('HSTRLEN', KEYS[1], name) > {MAX_RECORD + 16} then return nil end
     local ends, sealed = string.match(redis.call('HGET', KEYS[1], name), '^(%d+):(.*)$')
-    if ends and #sealed <= tonumber(ARGV[2]) and tonumber(ends) > now then return sealed end
+    if ends and #sealed <= {MAX_RECORD} and tonumber(ends) > now then return sealed end
 end
 """
 
 ANNOUNCE = f"""{_INSTANCES}
-if not crowded() then
-    for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-        if not word(name) then redis.call('HDEL', KEYS[1], name) end
-    end
+for _, name in ipairs(names) do
+    if not word(name) then redis.call('HDEL', KEYS[1], name) end
 end
-if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[1]) and redis.call('HSTRLEN', KEYS[1], ARGV[3]) == 0 then
+if redis.call('HLEN', KEYS[1]) >= {MAX_INSTANCES} and redis.call('HSTRLEN', KEYS[1], ARGV[1]) == 0 then
     return answer(0)
 end
-redis.call('HSET', KEYS[1], ARGV[3], string.format('%.0f', now + ARGV[5]) .. ':' .. ARGV[4])
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now + ARGV[3]) .. ':' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], {KEEP * 1000})
 return answer(1)
 """
-"""ARGV: most instances, longest record, instance, record, milliseconds, how long to keep them all (ms)."""
+"""ARGV: instance, record, milliseconds. Answer: 1 unless it is one too many."""
 
 ANNOUNCED = f"""{_INSTANCES}
 local all = answer()
-if crowded() then return all end
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+for _, name in ipairs(names) do
     local sealed = word(name)
     if sealed then
         all[#all + 1] = name
@@ -99,4 +97,4 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
 end
 return all
 """
-"""ARGV: most instances, longest record. Answer: name and record of each; nothing of a crowd."""
+"""Answer: name and record of each; nothing of a crowd."""

@@ -15,19 +15,9 @@ from sidecar.tokens.redis.faults import SILENT, Fault
 from sidecar.tokens.redis.outage import Outage
 from sidecar.tokens.redis.scripts import ANNOUNCE, ANNOUNCED, READ, RELEASE, TAKE, WRITE
 from sidecar.tokens.redis.url import Layout, parse_url
-from sidecar.tokens.store import (
-    KEEP,
-    MAX_GENERATION,
-    MAX_INSTANCES,
-    MAX_RECORD,
-    Stored,
-    checked,
-    checked_name,
-    lease_key,
-)
+from sidecar.tokens.store import MAX_INSTANCES, Stored, checked, checked_name, lease_key
 
 INSTANCES = "auth-sidecar:instances"
-_KEEP_MS = KEEP * 1000
 
 _IDLE = 30.0
 """Seconds without use after which connections are made anew: firewalls forget them without a word."""
@@ -40,10 +30,10 @@ _SKEW = 1.0
 
 
 class RedisStore:
-    """Records, leases and instances in Redis; *url*, *username* and *password* as `parse_url` has them.
+    """Records, leases and instances in Redis; *url*, *username* and what *password* returns as `parse_url` has them.
 
-    A *password* that is a function is read again for each set of connections, so that it may change; if it cannot be
-    read then, the last one serves.
+    The password is asked for again for each set of connections, so that it may change; if it cannot be read then, the
+    last one serves.
     *timeout*: seconds that a call may take, connecting included. No call is tried again. After two failures in
     a row calls fail at once, but for a probe now and then. Any failure gives up the connections it met, so that no
     late answer is taken for another's, and the next call looks for the master anew. A cancelled call goes on by
@@ -57,13 +47,12 @@ class RedisStore:
         *,
         timeout: float,
         username: str | None = None,
-        password: Secret | Callable[[], Secret] | None = None,
+        password: Callable[[], Secret] | None = None,
         ca: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._read_password = password if callable(password) else None
-        given = password() if callable(password) else password
-        self._target = parse_url(url, username=username, password=given)
+        self._password = password
+        self._target = parse_url(url, username=username, password=password and password())
         self._options = options(self._target, timeout, ca)
         self._timeout = timeout
         self._clock = clock or SystemClock()
@@ -84,20 +73,18 @@ class RedisStore:
 
     async def read(self, key: str) -> Stored:
         """Return what lies under *key*."""
-        generation, sealed = await self._call(READ, (key,), MAX_GENERATION, MAX_RECORD)
+        generation, sealed = await self._call(READ, (key,))
         return Stored(int(generation), sealed)
 
     async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
         """Take the lease, or extend it; return whether it is *owner*'s now, and what lies under *key*."""
-        keys = (key, lease_key(key))
-        generation, sealed, ours = await self._call(TAKE, keys, MAX_GENERATION, MAX_RECORD, owner, _ms(ttl))
+        generation, sealed, ours = await self._call(TAKE, (key, lease_key(key)), owner, _ms(ttl))
         return ours == 1, Stored(int(generation), sealed)
 
     async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
         """Write over the generation *after* only, and end *release*'s lease; False: nothing has changed."""
         keys = (key, lease_key(key)) if release else (key,)
-        args = (MAX_GENERATION, after, generation, checked(sealed), _KEEP_MS, release)
-        return await self._call(WRITE, keys, *args) == [1]
+        return await self._call(WRITE, keys, after, generation, checked(sealed), release) == [1]
 
     async def release(self, key: str, owner: str) -> None:
         """Give the lease back; one that is not *owner*'s stays."""
@@ -105,20 +92,17 @@ class RedisStore:
 
     async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
         """Leave word of an instance for *ttl* seconds; again: in place of the last."""
-        word = (checked_name(instance), checked(sealed), _ms(ttl))
-        if await self._call(ANNOUNCE, (INSTANCES,), MAX_INSTANCES, MAX_RECORD, *word, _KEEP_MS) != [1]:
+        if await self._call(ANNOUNCE, (INSTANCES,), checked_name(instance), checked(sealed), _ms(ttl)) != [1]:
             raise StoreError(f"{self._target}: {INSTANCES} has word of {MAX_INSTANCES} instances already")
 
     async def announced(self) -> dict[str, bytes]:
         """Return the word of every instance whose time is not over."""
-        found = await self._call(ANNOUNCED, (INSTANCES,), MAX_INSTANCES, MAX_RECORD)
+        found = await self._call(ANNOUNCED, (INSTANCES,))
         names = (name.decode("utf-8", "replace") for name in found[::2])
         return dict(zip(names, found[1::2], strict=True))
 
     async def aclose(self) -> None:
         """Let calls under way end, at most *timeout*, and close every connection; twice does no harm."""
-        if self._closed:
-            return
         self._closed = True
         await self._settled()
         if self._line is not None:
@@ -163,7 +147,9 @@ class RedisStore:
             note = self._outage.succeeded if fault.answered else self._outage.failed
             note(ticket)
             if line is not None:
-                self._give_back(line, keep=fault.answered and not fault.elsewhere)
+                line.users -= 1
+                if line.spent or not fault.answered or fault.elsewhere:
+                    self._retire(line)
 
     def _checked(self, answer: list[Any], key: str, sent: float) -> list[Any]:
         """Take the time from *answer*, and return the rest; ValueError if it is about another key."""
@@ -184,24 +170,15 @@ class RedisStore:
         if self._line is not None and (idle or old):
             self._retire(self._line)
         if self._line is None:
-            self._read_password_again()
+            if self._password is not None:
+                # One that cannot be read is half-way through a change; the next connection sees the rest of it.
+                with contextlib.suppress(ConfigurationError):
+                    self._options["password"] = self._password().reveal()
             self._line = Line(self._target, self._options, self._first)
             self._made_at = now
         self._line.users += 1
         self._used_at = now
         return self._line
-
-    def _read_password_again(self) -> None:
-        """Take the password as it is now for new connections: the one before may have been refused as outdated."""
-        if self._read_password is not None:
-            # One that cannot be read is half-way through a change; the next connection sees the rest of it.
-            with contextlib.suppress(ConfigurationError):
-                self._options["password"] = self._read_password().reveal()
-
-    def _give_back(self, line: Line, *, keep: bool) -> None:
-        line.users -= 1
-        if not keep or line.spent:
-            self._retire(line)
 
     def _retire(self, line: Line) -> None:
         """Let nobody take *line* any more, and close it when its last user is gone."""

@@ -65,15 +65,8 @@ def parse_url(url: str, *, username: str | None = None, password: Secret | None 
     if user is not None and word is None:
         _refuse("a user without a password")
     service, db = _path(layout, path)
-    return Target(
-        layout=layout,
-        tls=match[1] == "rediss",
-        nodes=_nodes(layout, hosts),
-        service=service,
-        db=db,
-        username=user,
-        password=word,
-    )
+    tls, nodes = match[1] == "rediss", _nodes(layout, hosts)
+    return Target(layout=layout, tls=tls, nodes=nodes, service=service, db=db, username=user, password=word)
 
 
 def _refuse(what: str) -> NoReturn:
