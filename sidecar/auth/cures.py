@@ -46,6 +46,7 @@ SUBJECTS = {
     "app_not_found": "client",
     "unsupported_grant_type": "offered",
     "invalid_scope": "scope",
+    "scope_invalid": "scope",
     "insufficient_scope": "scope",
     "invalid_target": "target",
     "invalid_resource": "target",
@@ -82,15 +83,19 @@ _ENTRA = {
 """Entra names the cause by a number in its description; the code beside it often says less."""
 
 
-def cure(*, grant: str, client_auth: str, status: int, error: str, description: str, page: bool) -> str:
-    """Return what to check after a refusal of *grant*; *page*: the answer was no JSON, so perhaps not the issuer's."""
+def cure(*, grant: str, client_auth: str, status: int, error: str, description: str, page: bool, mute: bool) -> str:
+    """Return what to check after a refusal of *grant*.
+
+    *page*: what came was no issuer's answer, perhaps of something in front; *mute*: nothing came with the status.
+    """
     number = next((subject for number, subject in _ENTRA.items() if f"{number}:" in description), None)
     subject = number or SUBJECTS.get(error)
-    if subject is None or (subject == "allowed" and error == "access_denied" and status == 401):  # noqa: PLR2004
-        subject = {401: "login", 403: "front" if page else "allowed"}.get(status, "request")
-    client = _CLIENT[client_auth]
+    if subject is None or (error == "access_denied" and status == 401):  # noqa: PLR2004
+        subject = {401: "login", 403: "front" if page else "login" if mute else "allowed"}.get(status, "request")
+    client, own = _CLIENT[client_auth], _GRANT.get(grant)
     if subject in _CURES:
-        return _CURES[subject]
-    if subject == "client" or grant not in _GRANT:
+        # Some say invalid_request of a refresh token that they no longer know, and of a wrong password.
+        return f"{own}; then {_CURES[subject]}" if own and subject == "request" else _CURES[subject]
+    if subject == "client" or own is None:
         return client
-    return _GRANT[grant] if subject == "grant" else f"{_GRANT[grant]}; then {client}"
+    return own if subject == "grant" else f"{own}; then {client}"
