@@ -1,5 +1,7 @@
 """What an operator can do about a refusal: by who was refused and how, not by the word alone. Pure."""
 
+import re
+
 RAW = "; id or secret hold characters that form-encoding changes, so try client_auth client_secret_basic_raw"
 
 _CLIENT = {
@@ -30,67 +32,42 @@ _CURES = {
     "tenant": "check the tenant in token_url, and client_id",
     "clock": "check this machine's clock and the audience of the assertion",
 }
-SUBJECTS = {
-    "invalid_client": "client",
-    "invalid_client_id": "client",
-    "invalid_client_credentials": "client",
-    "incorrect_client_credentials": "client",
-    "invalid_grant": "grant",
-    "bad_refresh_token": "grant",
-    "bad_verification_code": "grant",
-    "unauthorized": "login",
-    "bad_credentials": "login",
-    "unauthorized_client": "allowed",
-    "access_denied": "allowed",
-    "invalid_app_access": "allowed",
-    "app_not_found": "client",
-    "unsupported_grant_type": "offered",
-    "invalid_scope": "scope",
-    "insufficient_scope": "scope",
-    "invalid_target": "target",
-    "invalid_resource": "target",
-    "interaction_required": "person",
-    "consent_required": "person",
-    "login_required": "person",
-    "mfa_required": "person",
-    "password_expired": "person",
-    "inactive_user": "account",
-    "inactive_org": "account",
-    "user_disabled": "account",
-    "unknown_user": "account",
-    "invalid_request": "request",
+_CODES = {
+    "client": "invalid_client invalid_client_id invalid_client_credentials incorrect_client_credentials app_not_found"
+    " AADSTS7000215",
+    "grant": "invalid_grant bad_refresh_token bad_verification_code AADSTS50126",
+    "login": "unauthorized bad_credentials",
+    "allowed": "unauthorized_client access_denied invalid_app_access",
+    "offered": "unsupported_grant_type",
+    "scope": "invalid_scope scope_invalid insufficient_scope",
+    "target": "invalid_target invalid_resource AADSTS500011",
+    "person": "interaction_required consent_required login_required mfa_required password_expired"
+    " AADSTS50055 AADSTS50076 AADSTS50079 AADSTS65001",
+    "account": "inactive_user inactive_org user_disabled unknown_user AADSTS50034 AADSTS50053 AADSTS50057 AADSTS53003",
+    "request": "invalid_request",
+    "expired": "AADSTS7000222",
+    "tenant": "AADSTS700016 AADSTS90002",
+    "clock": "AADSTS700024",
 }
-"""What a code is about: the six of RFC 6749 section 5.2, those of RFC 8707, OpenID Connect, and of vendors."""
+SUBJECTS = {code: subject for subject, codes in _CODES.items() for code in codes.split()}
+"""What a code is about: the six of RFC 6749 section 5.2, those of RFC 8707 and OpenID Connect, and of vendors."""
 
-_ENTRA = {
-    "AADSTS7000222": "expired",
-    "AADSTS7000215": "client",
-    "AADSTS700016": "tenant",
-    "AADSTS90002": "tenant",
-    "AADSTS700024": "clock",
-    "AADSTS50126": "grant",
-    "AADSTS50034": "account",
-    "AADSTS50053": "account",
-    "AADSTS50057": "account",
-    "AADSTS53003": "account",
-    "AADSTS50055": "person",
-    "AADSTS50076": "person",
-    "AADSTS50079": "person",
-    "AADSTS65001": "person",
-    "AADSTS500011": "target",
-}
-"""Entra names the cause by a number in its description; the code beside it often says less."""
+_ENTRA = re.compile(r"AADSTS\d+(?=:)")  # in the description, and says more than the code
 
 
-def cure(*, grant: str, client_auth: str, status: int, error: str, description: str, page: bool) -> str:
-    """Return what to check after a refusal of *grant*; *page*: the answer was no JSON, so perhaps not the issuer's."""
-    number = next((subject for number, subject in _ENTRA.items() if f"{number}:" in description), None)
-    subject = number or SUBJECTS.get(error)
-    if subject is None or (subject == "allowed" and error == "access_denied" and status == 401):  # noqa: PLR2004
-        subject = {401: "login", 403: "front" if page else "allowed"}.get(status, "request")
-    client = _CLIENT[client_auth]
+def cure(*, grant: str, client_auth: str, status: int, error: str, description: str, page: bool, mute: bool) -> str:
+    """Return what to check after a refusal of *grant*.
+
+    *page*: what came was no issuer's answer, perhaps of something in front; *mute*: nothing came with the status.
+    """
+    number = _ENTRA.search(description)
+    subject = (number and SUBJECTS.get(number[0])) or SUBJECTS.get(error)
+    if subject is None or (error == "access_denied" and status == 401):  # noqa: PLR2004
+        subject = {401: "login", 403: "front" if page else "login" if mute else "allowed"}.get(status, "request")
+    client, own = _CLIENT[client_auth], _GRANT.get(grant)
     if subject in _CURES:
-        return _CURES[subject]
-    if subject == "client" or grant not in _GRANT:
+        # Some say invalid_request of a refresh token that they no longer know, and of a wrong password.
+        return f"{own}; then {_CURES[subject]}" if own and subject == "request" else _CURES[subject]
+    if subject == "client" or own is None:
         return client
-    return _GRANT[grant] if subject == "grant" else f"{_GRANT[grant]}; then {client}"
+    return own if subject == "grant" else f"{own}; then {client}"

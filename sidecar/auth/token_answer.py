@@ -79,9 +79,12 @@ def read_grant(
             status=status,
             error=code,
             description=description,
-            page=not document,
+            page=bool(answer.body) and not document,
+            mute=not answer.body,
         )
-        raw = RAW if encoded and "client_secret" in check else ""
+        if answer.body and not document and "token_url" not in check:
+            check += "; a page came with it, so check token_url as well"
+        raw = RAW if encoded and ("client_secret" in check or "client_auth" in check) else ""
         skew = _skew(answer, requested_at if received_at is None else received_at)
         raise CredentialRejected(
             code,

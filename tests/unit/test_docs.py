@@ -125,8 +125,9 @@ def test_documented_examples_are_accepted() -> None:
     example: dict[str, Any] = copy.deepcopy(EXAMPLE)
     example["upstreams"]["plm"]["keepalive"] = {"path": "/health"}
     example["upstreams"]["plm"]["tls"] = {"client_cert": "cert.pem", "client_key": secret}
-    needed = dict.fromkeys(("client_secret", "private_key", "password", "refresh_token"), secret)
-    example["upstreams"]["plm"]["oauth2"] |= needed | {"username": "sync"}
+    secrets = ("client_secret", "private_key", "client_assertion", "password", "refresh_token", "subject_token")
+    example["upstreams"]["plm"]["oauth2"] |= dict.fromkeys(secrets, secret)
+    example["upstreams"]["plm"]["oauth2"] |= {"username": "sync", "client_auth": "private_key_jwt"}
     example["listen"] = {"auth": {"username": "app", "password": secret}}
     example["store"] = {"url": "redis://redis", "keys": [secret]}
     rows = [row.split("`") for row in key_rows(CONFIGURATION)]

@@ -1,4 +1,4 @@
-"""Install and run oidc-provider, an OAuth server that we did not write, and log in to it the way a browser does."""
+"""Install and run OAuth servers for Node.js that we did not write, and log in to one the way a browser does."""
 
 import contextlib
 import json
@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-VERSION = "9.13.3"
+OIDC_PROVIDER = "oidc-provider", "9.13.3"
+OAUTH2_SERVER = "@node-oauth/oauth2-server", "5.3.0"
 REDIRECT_URI = "https://client.example/callback"
 
 _SERVER = Path(__file__).with_name("server.mjs")
@@ -26,8 +27,24 @@ _PROMPT = re.compile(r'name="prompt" value="([a-z]+)"')
 
 @contextlib.contextmanager
 def running(clients: list[dict[str, Any]], log: Path) -> Iterator[str]:
-    """Run the server on a free port of loopback and give its URL; *log* gets what it says."""
-    command = [_tool("node"), str(_SERVER), str(_installed()), json.dumps(clients)]
+    """Run oidc-provider on a free port of loopback and give its URL; *log* gets what it says."""
+    command = [_tool("node"), str(_SERVER), str(_installed(*OIDC_PROVIDER)), json.dumps(clients)]
+    with _serving(command, log) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_oauth2_server(client: dict[str, Any], user: dict[str, str], log: Path) -> Iterator[str]:
+    """Run @node-oauth/oauth2-server for one client and one user, and give the URL of its token endpoint."""
+    text = json.dumps({"client": client, "user": user})
+    script = str(_SERVER.with_name("node.mjs"))
+    with _serving([_tool("node"), script, str(_installed(*OAUTH2_SERVER)), text], log) as url:
+        yield f"{url}/token"
+
+
+@contextlib.contextmanager
+def _serving(command: list[str], log: Path) -> Iterator[str]:
+    """Run a program that prints its URL when it serves."""
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -37,7 +54,7 @@ def running(clients: list[dict[str, Any]], log: Path) -> Iterator[str]:
             ready, _, _ = select.select([process.stdout], [], [], 20)
             url = process.stdout.readline().strip() if ready else ""
             if not url:
-                pytest.fail(f"oidc-provider did not start: {log.read_text()}", pytrace=False)
+                pytest.fail(f"{command[1]} did not start: {log.read_text()}", pytrace=False)
             yield url
         finally:
             process.terminate()
@@ -84,23 +101,23 @@ def _tool(name: str) -> str:
     return path
 
 
-def _installed() -> Path:
-    """Return where the server is installed; the first use installs it, several at once do no harm."""
+def _installed(package: str, version: str) -> Path:
+    """Return where a package is installed; the first use installs it, several at once do no harm."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = caches / "auth-sidecar-tests" / "oidc" / VERSION
+    home = caches / "auth-sidecar-tests" / package.replace("/", "-") / version
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-            _install(Path(scratch) / "new")
+            _install(Path(scratch) / "new", f"{package}@{version}")
             with contextlib.suppress(OSError):  # another run was faster
                 (Path(scratch) / "new").rename(home)
     return home
 
 
-def _install(directory: Path) -> None:
+def _install(directory: Path, package: str) -> None:
     directory.mkdir()
     options = ["--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(directory)]
-    command = [_tool("npm"), "install", *options, f"oidc-provider@{VERSION}"]
+    command = [_tool("npm"), "install", *options, package]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
-        pytest.fail(f"oidc-provider {VERSION} cannot be installed by npm: {done.stderr}", pytrace=False)
+        pytest.fail(f"{package} cannot be installed by npm: {done.stderr}", pytrace=False)
