@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sidecar.policy.hosts import matching
 from sidecar.policy.routing import Origin
 from sidecar.settings.names import HostPattern, is_local
+from sidecar.settings.secrets import SecretReference
 from sidecar.settings.upstream import Model, Upstream
 from sidecar.settings.values import (
     EMBEDDED,
@@ -20,7 +21,6 @@ from sidecar.settings.values import (
     Duration,
     HostPort,
     ListenAddress,
-    SecretReference,
     Size,
     StoreUrl,
 )

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
-from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Share, Size
+from sidecar.settings.secrets import SecretReference
+from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
 
 _RESERVED = frozenset(
     {
