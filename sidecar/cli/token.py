@@ -1,6 +1,10 @@
 """`auth-sidecar token`: state of the tokens, from the running sidecar or, when none runs, from its store."""
 
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -67,35 +71,54 @@ def _run(
     overrides: list[str] | None,
     as_json: bool,
 ) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from sidecar.run.operator import act
 
     states = act(load(config, overrides=overrides or ()), action, upstream)
     if as_json:
         print(json.dumps(states, indent=2))
         return
-    titles = ("upstream", "state", "expires", "in", "generation", "got by", "used by", "last renewal here")
-    table = Table(*(Column(title, no_wrap=True) for title in titles), box=None)
+    # A terminal gets lines that fit it, a pipe whole ones: what is searched for is never cut in two.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, state in states.items():
-        last = state["last_renewal"]
-        table.add_row(
-            name,
-            state["state"],
-            _when(state["expires_at"]),
-            "-" if state["expires_in"] is None else f"{state['expires_in']:.0f} s",
-            str(state["generation"]),
-            state["renewed_by"] or "-",
-            ", ".join(f"{instance}: {used}" for instance, used in state["instances"].items()) or "-",
-            "-"
-            if last is None
-            else f"{_when(last['at'])} {last['trigger']}: {last['result']} {last['detail']}".strip(),
-        )
-    console = Console()
-    # Never narrower than its longest line: a terminal wraps it, a pipe takes it as it is.
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False, soft_wrap=True)
+        for line in _lines(name, state):
+            print(textwrap.fill(line, width, subsequent_indent="    ", break_on_hyphens=False) if width else line)
 
 
-def _when(seconds: float | None) -> str:
-    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+def _lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what there is to say of one upstream: its name and state first, the rest indented."""
+    yield f"{name}: {', '.join(filter(None, [state['state'], *_life(state)]))}"
+    uses = ", ".join(f"{instance}: {generation}" for instance, generation in state["instances"].items())
+    yield f"  generation {state['generation']}, got by {state['renewed_by'] or 'nobody'}, used by {uses or 'nobody'}"
+    detail, last = state.get("detail") or "", state["last_renewal"]
+    if last is not None:
+        detail = last["detail"] or detail
+        yield f"  last renewal here {_when(last['at'])} {last['trigger']}: {last['result']} {detail}".rstrip()
+    elif detail:
+        yield f"  last failure: {detail}"
+    if scope := state.get("scope"):
+        missing = " ".join(sorted(set((scope["asked"] or "").split()) - set(scope["granted"].split())))
+        yield f"  scope {scope['granted']}" + (f", narrower than asked: no {missing}" if missing else "")
+    if seal := state.get("sealed_with"):
+        place = "one that store.keys lacks" if seal["key"] is None else f"number {seal['key']} of store.keys"
+        yield f"  sealed with key {seal['id']}, {place}"
+
+
+def _life(state: Mapping[str, Any]) -> Iterator[str]:
+    left = state["expires_in"]
+    if left is not None:
+        yield f"expires in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
+        yield _when(state["expires_at"])
+    if state["lifetime"] is not None:
+        yield f"lifetime {_span(state['lifetime'])}"
+
+
+def _span(seconds: float) -> str:
+    """Return a duration in its two largest units: `4m 12s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = zip((*divmod(hours, 24), minutes, rest), "dhms", strict=True)
+    return " ".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -3,7 +3,14 @@
 from sidecar.settings.load import configuration_file, default_paths, effective, load
 from sidecar.settings.model import Limits, Listen, Settings, Store
 from sidecar.settings.oauth2 import OAuth2, parse_token_url
-from sidecar.settings.references import check_secrets, files_of, plain_secrets, secret_references
+from sidecar.settings.references import (
+    check_secrets,
+    files_of,
+    plain_secrets,
+    secret_references,
+    wait_for_commands,
+)
+from sidecar.settings.secrets import SecretReference, prime
 from sidecar.settings.upstream import (
     Breaker,
     Keepalive,
@@ -16,7 +23,7 @@ from sidecar.settings.upstream import (
     Tls,
     Upstream,
 )
-from sidecar.settings.values import HostPort, ListenAddress, SecretReference, SocketPath
+from sidecar.settings.values import HostPort, ListenAddress, SocketPath
 
 __all__ = [
     "Breaker",
@@ -46,5 +53,7 @@ __all__ = [
     "load",
     "parse_token_url",
     "plain_secrets",
+    "prime",
     "secret_references",
+    "wait_for_commands",
 ]

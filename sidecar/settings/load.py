@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings.model import Settings
-from sidecar.settings.values import SecretReference
+from sidecar.settings.secrets import SecretReference
 
 _PREFIX = "AUTH_SIDECAR__"
 _MAX_FILE = 1 << 20
@@ -70,17 +70,23 @@ def load(
 
 
 def effective(settings: Settings) -> dict[str, Any]:
-    """Return the whole configuration as plain data, with every inline secret replaced by `***`."""
+    """Return the whole configuration as plain data: `***` for every inline secret, `...` for arguments of a command."""
 
     def hide(value: Any) -> Any:
         if isinstance(value, dict):
-            secret = {"file", "env", "value"} == value.keys()
-            kept = {key: item for key, item in value.items() if not (secret and item is None)}
-            return {key: "***" if secret and key == "value" else hide(item) for key, item in kept.items()}
+            if SecretReference.model_fields.keys() == value.keys():
+                return {key: _masked(key, item) for key, item in value.items() if item is not None}
+            return {key: hide(item) for key, item in value.items()}
         return [hide(item) for item in value] if isinstance(value, list) else value
 
     plain: dict[str, Any] = hide(settings.model_dump(mode="json"))
     return plain
+
+
+def _masked(source: str, where: Any) -> Any:
+    if source == "command":
+        return [where[0], *["..."] * (len(where) > 1)]
+    return "***" if source == "value" else where
 
 
 def _is_there(path: Path) -> bool:

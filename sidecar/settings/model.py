@@ -14,6 +14,7 @@ from sidecar.policy.hosts import matching
 from sidecar.policy.routing import Origin
 from sidecar.settings.base import Model
 from sidecar.settings.names import HostPattern, is_local
+from sidecar.settings.secrets import SecretReference
 from sidecar.settings.upstream import Upstream
 from sidecar.settings.values import (
     EMBEDDED,
@@ -21,7 +22,6 @@ from sidecar.settings.values import (
     Duration,
     HostPort,
     ListenAddress,
-    SecretReference,
     Size,
     StoreUrl,
 )

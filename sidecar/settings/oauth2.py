@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.base import Model
-from sidecar.settings.values import Duration, SecretReference
+from sidecar.settings.secrets import SecretReference
+from sidecar.settings.values import Duration
 
 _RESERVED = frozenset(
     {

@@ -6,10 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
+from sidecar.events import Emit, Trouble
 from sidecar.settings.model import Settings
-from sidecar.settings.values import SecretReference, without_password
+from sidecar.settings.secrets import SecretReference, prime
+from sidecar.settings.values import without_password
 
+_LOOK_SECONDS = 1.0
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 """What nearly every value is, so that it is looked at first."""
 
@@ -37,12 +41,44 @@ def files_of(settings: BaseModel) -> set[Path]:
 
 
 def check_secrets(settings: Settings) -> None:
-    """Read every secret once; raises ConfigurationError, which names the key path, for one that cannot be read."""
+    """Read every secret once; raises ConfigurationError, which names the key path, for one that cannot be read.
+
+    Those that a program is asked for are left out: `prime` asks, and one that fails is waited for.
+    """
     for path, reference in secret_references(settings):
         try:
-            reference.read()
+            if not reference.slow:
+                reference.read()
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
+
+
+async def wait_for_commands(settings: Settings, clock: Clock, emit: Emit) -> None:
+    """Wait until every secret that a start needs at once, and that a program is asked for, is there.
+
+    Those are the ones of the store, the ports and TLS; a credential is waited for by the requests that need it. Why one
+    is not there is told once. Cancelled at any time.
+    """
+    needed = [
+        (path, reference)
+        for path, reference in secret_references(settings)
+        if reference.slow and (".tls." in path or not path.startswith("upstreams."))
+    ]
+    told = set()
+    while needed:
+        await prime(reference for _, reference in needed)
+        missing = []
+        for path, reference in needed:
+            try:
+                reference.read()
+            except ConfigurationError as error:
+                missing.append((path, reference))
+                if (detail := f"{path}: {error}; waiting for it") not in told:
+                    told.add(detail)
+                    emit(Trouble(where="secrets", detail=detail))
+        needed = missing
+        if needed:
+            await clock.sleep(_LOOK_SECONDS)
 
 
 def _walk(value: Any, above: str) -> Iterator[tuple[str, SecretReference | Path]]:

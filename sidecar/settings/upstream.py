@@ -10,7 +10,8 @@ from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.base import Model
 from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
 from sidecar.settings.oauth2 import OAuth2
-from sidecar.settings.values import Duration, Margin, MarginValue, SecretReference, Share, Size
+from sidecar.settings.secrets import SecretReference
+from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
 
 
 def _one_session(value: int) -> int:

@@ -1,15 +1,11 @@
-"""The small values of the configuration: durations, sizes, addresses, secrets. Knows nothing of the model."""
+"""The small values of the configuration: durations, sizes, addresses. Knows nothing of the model."""
 
 import math
 import os
 import re
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
-
-from sidecar.errors import ConfigurationError
-from sidecar.secret import Secret
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
 _DURATION_UNITS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -20,7 +16,6 @@ _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|([A-Za-z0-9._-]+)
 _MAX_PORT = 65535
 _MAX_SOCKET_PATH = 100
 """What every system takes: sun_path holds 104 bytes on macOS, 108 on Linux."""
-_MAX_SECRET = 64 << 10
 
 
 def parse_duration(value: Any) -> float:
@@ -109,64 +104,6 @@ def parse_address(value: Any) -> ListenAddress:
     if not match or int(match[3]) > _MAX_PORT:
         raise ValueError("expected host:port such as 127.0.0.1:8080, or unix:/path")
     return HostPort((match[1] or match[2]).lower(), int(match[3]))
-
-
-class SecretReference(BaseModel):
-    """Where a secret lives: `{file: PATH}`, `{env: NAME}` or `{value: "..."}`; never a plain string."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    file: Path | None = None
-    env: str | None = None
-    value: str | None = Field(default=None, repr=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_plain(cls, data: Any) -> Any:
-        if not isinstance(data, dict | SecretReference):
-            raise ValueError("expected {file: PATH}, {env: NAME} or {value: TEXT}, not a plain value")  # noqa: TRY004
-        return data
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(source is not None for source in (self.file, self.env, self.value)) != 1:
-            raise ValueError("expected exactly one of file, env, value")
-        return self
-
-    def read(self) -> Secret:
-        """Return the secret as it is now; a file is read anew each time, one trailing line end is dropped.
-
-        Raises ConfigurationError, without the content, when it is missing, empty, not UTF-8 or over 64 KiB.
-        """
-        if self.value is not None:
-            data = self.value.encode("utf-8", "surrogatepass")
-        elif self.env is not None:
-            data = os.fsencode(os.environ.get(self.env, ""))
-        else:
-            data = self._read_file(Path(str(self.file)))
-        try:
-            text = data.decode()
-        except UnicodeDecodeError:
-            raise ConfigurationError(f"secret {self.where()} cannot be read: not UTF-8") from None
-        if not text:
-            raise ConfigurationError(f"secret {self.where()} is empty or missing; expected a value")
-        return Secret(text)
-
-    def _read_file(self, path: Path) -> bytes:
-        try:
-            with path.expanduser().open("rb") as stream:
-                data = stream.read(_MAX_SECRET + 1)
-            if len(data) > _MAX_SECRET:
-                raise ConfigurationError(f"secret {self.where()} is over {_MAX_SECRET >> 10} KiB; expected one secret")
-            return data.removesuffix(b"\n").removesuffix(b"\r")
-        except (OSError, RuntimeError, ValueError) as error:
-            # No home directory is a RuntimeError, a NUL in a path a ValueError.
-            reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
-            raise ConfigurationError(f"secret {self.where()} cannot be read: {reason}") from None
-
-    def where(self) -> str:
-        """Name the source, never the value."""
-        return f"file {self.file}" if self.file else "value" if self.env is None else f"env {self.env}"
 
 
 EMBEDDED = frozenset({"sqlite", "memory"})

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from sidecar.errors import ConfigurationError
 from sidecar.settings import HostPort, SecretReference, Settings, default_paths, effective, load, parse_token_url
+from sidecar.settings.secrets import EXPECTED
 from sidecar.settings.values import Margin, parse_address, parse_duration, parse_margin, parse_share, parse_size
 from tests.canary import WORD, canary
 
@@ -154,18 +155,24 @@ def test_effective_configuration_hides_inline_secrets() -> None:
         f"{SECRET}={value}",
         f"{PLM}.oauth2.password={value}",
         f"{PLM}.tls={{client_cert: c.pem, client_key: {value}}}",
-        f"store.keys=[{value}, {{file: /run/key}}]",
-        f"listen.admin_token={value}",
+        f"store.keys=[{value}, {{file: /run/key}}, {{keyring: a/b}}]",
+        "listen.admin_token={command: [./program]}",
+        f"listen.auth={{username: app, password: {{command: [vault, -token, {canary('argument')}]}}}}",
     )
     shown = effective(found)
 
     assert WORD not in json.dumps(shown)
-    assert shown["store"]["keys"] == [{"value": "***"}, {"file": "/run/key"}]
+    assert shown["store"]["keys"] == [{"value": "***"}, {"file": "/run/key"}, {"keyring": "a/b"}]
+    assert shown["listen"]["auth"]["password"] == {"command": ["vault", "..."]}
+    assert shown["listen"]["admin_token"] == {"command": ["./program"]}
     assert shown["upstreams"]["plm"]["oauth2"]["client_secret"] == {"value": "***"}
     assert WORD not in repr(found)
     assert WORD not in str(found.upstreams["plm"].oauth2)
 
 
+SOURCES = "file, env, command, keyring, value"
+A_COMMAND = "expected a list of a program and its arguments, each a text"
+NOT_PLAIN = f"{EXPECTED}, not a plain value"
 UNKNOWN = [
     "audit",
     "proxy",
@@ -201,9 +208,11 @@ def test_known_keys_are_those_of_the_place() -> None:
     """On the top, in a mapping of upstreams, in an optional secret, in a list."""
     assert refused("x=1").endswith(f"expected one of: {TOP}")
     assert refused(f"{PLM}.renew.x=1").endswith("one of: margin, min_interval, check_every, timeout, startup")
-    assert refused(f"{SECRET}.x=1").endswith("client_secret: unknown key; expected one of: file, env, value")
+    assert refused(f"{SECRET}.x=1").endswith(
+        "client_secret: unknown key; expected one of: file, env, command, keyring, value"
+    )
     assert refused("store.keys=[{file: a}, {x: b}]") == (
-        "configuration: store.keys.1: unknown key; expected one of: file, env, value"
+        "configuration: store.keys.1: unknown key; expected one of: file, env, command, keyring, value"
     )
 
 
@@ -264,22 +273,44 @@ ERRORS = [
     ("store.url=mysql://x", "store.url: expected sqlite, memory, or a URL that begins with redis://"),
     ("store.url=redis://x", "store: keys: a Redis store needs at least one; expected what `auth-sidecar keys new`"),
     ("store.username=x", "store: username, password and ca are those of a Redis"),
-    ("store.keys=[a]", "store.keys.0: expected {file: PATH}, {env: NAME} or {value: TEXT}, not a plain value"),
+    (
+        "store.keys=[a]",
+        f"store.keys.0: {NOT_PLAIN}",
+    ),
     ("log.level=loud", "log.level: Input should be 'debug', 'info', 'warning' or 'error'"),
     ("log.format=xml", "log.format: Input should be 'json' or 'text'"),
     (
         f"{SECRET}={canary('plain')}",
-        f"{SECRET}: expected {{file: PATH}}, {{env: NAME}} or {{value: TEXT}}, not a plain value",
+        f"{SECRET}: {NOT_PLAIN}",
     ),
     (
         f"{SECRET}=[{canary('listed')}]",
-        f"{SECRET}: expected {{file: PATH}}, {{env: NAME}} or {{value: TEXT}}, not a plain value",
+        f"{SECRET}: {NOT_PLAIN}",
     ),
-    (f"{SECRET}={{{canary('braces')}}}", f"{SECRET}: unknown key; expected one of: file, env, value"),
-    (f"{SECRET}={{{canary('braces')}: 1, file: x}}", f"{SECRET}: unknown key; expected one of: file, env, value"),
-    (f"{SECRET}={{5: {canary('number')}}}", f"{SECRET}: unknown key; expected one of: file, env, value"),
-    (f"{SECRET}={{file: a, value: {canary('two')}}}", f"{SECRET}: expected exactly one of file, env, value"),
-    (f"{SECRET}={{}}", f"{SECRET}: expected exactly one of file, env, value"),
+    (f"{SECRET}={{{canary('braces')}}}", f"{SECRET}: unknown key; expected one of: file, env, command, keyring, value"),
+    (
+        f"{SECRET}={{{canary('braces')}: 1, file: x}}",
+        f"{SECRET}: unknown key; expected one of: file, env, command, keyring, value",
+    ),
+    (
+        f"{SECRET}={{5: {canary('number')}}}",
+        f"{SECRET}: unknown key; expected one of: file, env, command, keyring, value",
+    ),
+    (
+        f"{SECRET}={{file: a, value: {canary('two')}}}",
+        f"{SECRET}: expected exactly one of file, env, command, keyring, value",
+    ),
+    (f"{SECRET}={{command: []}}", f"{SECRET}.command: {A_COMMAND}"),
+    (f"{SECRET}={{command: vault read x}}", f"{SECRET}.command: {A_COMMAND}"),
+    (f"{SECRET}={{command: ['', x]}}", f"{SECRET}.command: {A_COMMAND}"),
+    (f"{SECRET}={{command: [{canary('word')}, 5]}}", f"{SECRET}.command: {A_COMMAND}"),
+    (f'{SECRET}={{command: ["{canary("word")}\\0"]}}', f"{SECRET}.command: {A_COMMAND}"),
+    (f"{SECRET}={{keyring: plm}}", f"{SECRET}.keyring: expected SERVICE/USER"),
+    (f"{SECRET}={{keyring: /sync}}", f"{SECRET}.keyring: expected SERVICE/USER"),
+    (f"{SECRET}={{keyring: plm/}}", f"{SECRET}.keyring: expected SERVICE/USER"),
+    (f"{SECRET}={{keyring: [plm, sync]}}", f"{SECRET}.keyring: expected SERVICE/USER"),
+    (f"{SECRET}={{keyring: plm/sync, command: [x]}}", f"{SECRET}: expected exactly one of {SOURCES}"),
+    (f"{SECRET}={{}}", f"{SECRET}: expected exactly one of file, env, command, keyring, value"),
     (f"{SECRET}={{value: [{canary('deep')}]}}", f"{SECRET}.value: Input should be a valid string"),
     (f"{SECRET}={{value: 7}}", f"{SECRET}.value: Input should be a valid string"),
     (f"{SECRET}=", f"{PLM}.oauth2: client_auth client_secret_basic needs client_secret"),
@@ -1086,102 +1117,6 @@ def test_no_host_and_port(value: object) -> None:
     """Nothing before, between and behind."""
     with pytest.raises(ValueError, match=r"^expected host:port such as 127.0.0.1:8080, or unix:/path$"):
         parse_address(value)
-
-
-# Secrets.
-
-
-def test_secret_of_a_file_is_read_anew(tmp_path: Path) -> None:
-    """It may have been replaced; one line end goes, nothing else."""
-    path = tmp_path / "secret"
-    reference = SecretReference(file=path)
-    found = []
-    for content in (b"one", b"two\n", b"two\r\n", b"two\n\n", b" two ", "t\u00e9".encode()):
-        path.write_bytes(content)
-        found.append(reference.read().reveal())
-
-    assert found == ["one", "two", "two", "two\n", " two ", "t\u00e9"]
-
-
-def test_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read when it is asked for, as it is."""
-    monkeypatch.setenv("X_SECRET", f"{canary('env')}\n")
-
-    assert SecretReference(env="X_SECRET").read().reveal() == f"{canary('env')}\n"
-
-
-def test_secret_in_the_file_itself() -> None:
-    """As it is written."""
-    assert SecretReference(value=canary("inline")).read().reveal() == canary("inline")
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ({"env": "X_MISSING"}, "secret env X_MISSING is empty or missing; expected a value"),
-        ({"env": "X_EMPTY"}, "secret env X_EMPTY is empty or missing; expected a value"),
-        ({"env": ""}, "secret env  is empty or missing; expected a value"),
-        ({"env": "X_BYTES"}, "secret env X_BYTES cannot be read: not UTF-8"),
-        ({"value": ""}, "secret value is empty or missing; expected a value"),
-        ({"value": "\ud800CANARY"}, "secret value cannot be read: not UTF-8"),
-        ({"file": "empty"}, "secret file empty is empty or missing; expected a value"),
-        ({"file": "newline"}, "secret file newline is empty or missing; expected a value"),
-        ({"file": "missing"}, "secret file missing cannot be read: No such file or directory"),
-        ({"file": "."}, "secret file . cannot be read: Is a directory"),
-        ({"file": "binary"}, "secret file binary cannot be read: not UTF-8"),
-        ({"file": "large"}, "secret file large is over 64 KiB; expected one secret"),
-        ({"file": "/dev/zero"}, "secret file /dev/zero is over 64 KiB; expected one secret"),
-        ({"file": "~nobody-of-this-name/x"}, "secret file ~nobody-of-this-name/x cannot be read: not a path"),
-        ({"file": "nul\0"}, "secret file nul\0 cannot be read: not a path"),
-    ],
-)
-def test_secret_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: dict[str, str], message: str
-) -> None:
-    """The source is named and the reason, never the content; every reason is a ConfigurationError."""
-    monkeypatch.setenv("X_EMPTY", "")
-    monkeypatch.setenv("X_BYTES", f"{canary('bytes')}\udcff")
-    contents = {"empty": b"", "newline": b"\n", "binary": b"CANARY\xff", "large": b"CANARY" * 11000}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-
-    with pytest.raises(ConfigurationError) as caught:
-        SecretReference.model_validate(reference).read()
-    assert str(caught.value) == message
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-def test_largest_secret(tmp_path: Path) -> None:
-    """64 KiB are read, a byte more is not."""
-    path = tmp_path / "secret"
-    path.write_bytes(b"x" * 65536)
-
-    assert len(SecretReference(file=path).read().reveal()) == 65536
-
-
-def test_secret_file_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a shell reads it."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "secret").write_text("x")
-
-    assert SecretReference(file=Path("~/secret")).read().reveal() == "x"
-
-
-def test_reference_does_not_show_its_value() -> None:
-    """In no print of a model; where it comes from is shown."""
-    reference = SecretReference(value=canary("inline"))
-
-    assert WORD not in f"{reference!r} {reference}"
-    assert WORD not in reference.where()
-    assert "/run/x" in repr(SecretReference(file=Path("/run/x")))
-    assert [SecretReference(file=Path("a")).where(), SecretReference(env="B").where()] == ["file a", "env B"]
-
-
-def test_reference_takes_itself() -> None:
-    """A model can be made from models."""
-    reference = SecretReference(env="A")
-
-    assert SecretReference.model_validate(reference) == reference
 
 
 # The schema.
