@@ -18,7 +18,7 @@ from sidecar.auth.token_endpoint import Form, open_client, post
 from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, ConfigurationError, CredentialRejected, IssuerUnavailable, Unusable
 from sidecar.secret import Secret
-from sidecar.settings import OAuth2, SecretReference, Tls
+from sidecar.settings import OAuth2, SecretReference, Tls, prime
 
 if TYPE_CHECKING:
     import httpx
@@ -47,6 +47,8 @@ class OAuth2Issuer:
         self._contexts = contexts or Contexts()
         self._context: ssl.SSLContext | None = None
         self._skew = 0.0
+        named = [value for _, value in settings if isinstance(value, SecretReference)]
+        self._secrets = [*named, tls.client_key] if tls.client_key else named
 
     @property
     def anew(self) -> Anew:
@@ -59,8 +61,21 @@ class OAuth2Issuer:
         Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same, also after
         *seconds*), and ConfigurationError when a secret or certificate cannot be read.
         """
+        try:
+            return await self._obtain(kept, seconds)
+        except CredentialRejected:
+            for reference in self._secrets:
+                reference.doubt()
+            raise
+
+    async def prime(self) -> None:
+        """Run the programs that secrets come from, where that is due, so that whoever reads one waits for none."""
+        await prime(self._secrets)
+
+    async def _obtain(self, kept: Secret | None, seconds: float) -> Grant:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
+                await self.prime()
                 self._context = await self._contexts.of(self._tls)
                 async with open_client(self._context) as client:
                     if kept or self._settings.grant == "refresh_token":

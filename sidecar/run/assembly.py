@@ -24,10 +24,10 @@ from sidecar.policy.headers import without_credentials
 from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.message import Request
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, make_broker
+from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_broker
 from sidecar.run.destinations import all_strips, make_destination
 from sidecar.run.gates import proxy_gate, reverse_gate
-from sidecar.settings import ListenAddress, Settings, Tls, files_of
+from sidecar.settings import ListenAddress, Settings, Tls, files_of, prime
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import EphemeralSeal
 
@@ -113,6 +113,7 @@ async def assemble(
     kept = set()
     trust = await _trust(settings, shared, before)
     try:
+        await prime(identifying(settings))
         for credential in credentials(settings, shared.clock, shared.contexts):
             if before is not None and _is_kept(credential, settings, before, set(changed)):
                 kept |= set(credential.names)

@@ -15,7 +15,7 @@ from sidecar.auth.tls import Contexts
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Emit
-from sidecar.settings import Settings, Upstream
+from sidecar.settings import SecretReference, Settings, Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.former import former_identity
 from sidecar.tokens.seal import Keys
@@ -74,6 +74,12 @@ def credentials(
             _check_same(known.names[0], name, settings.upstreams)
             found[identity] = Credential(identity, (*known.names, name), known.issuer)
     return list(found.values())
+
+
+def identifying(settings: Settings) -> list[SecretReference]:
+    """Return the secrets that tell one credential from another."""
+    oauth2 = [upstream.oauth2 for upstream in settings.upstreams.values()]
+    return [secret for each in oauth2 for secret in (each.refresh_token, each.subject_token) if secret is not None]
 
 
 def _identity(issuer: OAuth2Issuer, upstream: Upstream, *, read: bool) -> str:

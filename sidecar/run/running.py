@@ -22,7 +22,7 @@ from sidecar.run.source import make_source
 from sidecar.run.state import MARKS, RunFile, admin_token, prepare
 from sidecar.run.stores import instance_name, keep_announcing, open_store
 from sidecar.run.supervisor import Inherited
-from sidecar.settings import Settings, plain_secrets
+from sidecar.settings import Settings, plain_secrets, wait_for_commands
 from sidecar.settings.names import is_local
 from sidecar.tokens.waiting import Tasks
 
@@ -53,6 +53,7 @@ async def running(
         admin_address = FREE_PORT if for_exec else settings.listen.admin
         admin_listener = Listener(admin_socket or bind_socket(admin_address, "listen.admin"))
         stack.push_async_callback(admin_listener.aclose)
+        await wait_for_commands(settings, clock, emit)
         store, keys = open_store(settings, clock)
         stack.push_async_callback(store.aclose)
         in_flight: Counter[str] = Counter()

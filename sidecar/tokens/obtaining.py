@@ -73,6 +73,7 @@ class Obtaining:
         secrets, and Waiting when it was asked to wait, unless an operator forces it.
         """
         self.called_at = self._clock.monotonic()
+        await self._issuer.prime()
         leased = False
         try:
             leased = await self._lease.take(needed, patient=trigger in ("start", "due"))

@@ -29,6 +29,10 @@ class Issuer(Protocol):
         """
         ...
 
+    async def prime(self) -> None:
+        """Run the programs that secrets come from, where that is due, so that no call below waits for one."""
+        ...
+
     def first(self) -> Secret | None:
         """Return the configured refresh token, where it may be presented once only (Anew.ONCE); else None.
 

@@ -98,6 +98,11 @@ class Renewing:
             self._trigger = "forced"
             self._pause.cancel()
 
+    async def prime(self) -> None:
+        """Have the secrets of a rejected credential looked at where that takes time."""
+        if self.rejected:
+            await self._issuer.prime()
+
     def settle(self) -> None:
         """End a campaign that waits to try again if there is a fresh token: another instance got one."""
         if self._pause is not None and self._holding.fresh():

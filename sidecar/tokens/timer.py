@@ -63,6 +63,7 @@ async def keep_fresh(
                 renewing.start("due")
             await changes.until(lambda: not renewing.attempting, clock.monotonic() + _TURN)
     while settings.check_every > 0:
+        await renewing.prime()
         if holding.fresh():
             renewing.settle()
         else:
