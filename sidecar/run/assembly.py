@@ -126,7 +126,8 @@ async def assemble(
             context = contexts[upstream.tls]
             made_now = make_destination(name, upstream, issuer, broker, context, around.own, shared)
             if around.dispatch is not None:
-                made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
+                noted = dataclasses.replace(made_now.dialect, dress=around.mask.noting(made_now.dialect.dress))
+                made_now = dataclasses.replace(made_now, dialect=noted)
             destinations[name] = made_now
         gate = proxy_gate(settings.listen)
     except BaseException:

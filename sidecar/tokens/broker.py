@@ -13,6 +13,7 @@ from sidecar.clock import Clock
 from sidecar.errors import IssuerUnavailable, Reason, Refusal
 from sidecar.events import Emit
 from sidecar.policy.idleness import QUIET
+from sidecar.policy.reading import Sign
 from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.keys import Keys
@@ -128,8 +129,8 @@ class Broker:
             )
         return token
 
-    async def after_unauthorized(self, used: Token, deadline: float) -> Token | None:
-        """Return a newer token than *used*, which an upstream refused with 401; None: pass the 401 on.
+    async def after(self, used: Token, deadline: float) -> Token | None:
+        """Return a newer token than *used*, which an upstream called expired; None: pass its answer on.
 
         A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
         unless the last forced one is too recent; a token whose time is over is not bound by that. *used* is
@@ -168,19 +169,19 @@ class Broker:
         await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
 
-    def accepted(self, token: Token, *, own: bool = False) -> None:
-        """Take note that an upstream took *token*, for a request or its *own* sake; cheap, on every request's way."""
+    def heard(self, token: Token, sign: Sign, *, again: bool = False, own: bool = False) -> None:
+        """Take note of what an upstream said of *token*; *again*: `after` gave it, *own*: it was used for its own sake."""
         verdicts, now = self.verdicts, self._clock.monotonic()
+        if sign is Sign.EXPIRED:
+            if again:
+                verdicts.refused(token)
+            return
         if own:
             verdicts.kept(token, now)
             return
         if token is not verdicts.token or now - verdicts.used_at > QUIET:
             verdicts.took(token, now)
         verdicts.used_at = now
-
-    def refused(self, token: Token) -> None:
-        """Take note that a token which `after_unauthorized` gave for a request was answered 401 as well."""
-        self.verdicts.refused(token)
 
     def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do *work* until it ends, or the broker is closed."""

@@ -39,6 +39,11 @@ class Token:
     access_generation: int | None = None
 
     @property
+    def values(self) -> dict[str, Secret]:
+        """What is shown to the upstream, by name."""
+        return {"access_token": self.access_token}
+
+    @property
     def granted(self) -> int:
         """The generation that the access token came with."""
         return self.access_generation or self.generation
