@@ -19,11 +19,10 @@ _FORMATS: dict[bytes, tuple[int, ...]] = {
 async def peek(answer: Answer, limit: int) -> bytes | None:
     """Return up to *limit* bytes of the beginning of the body, decoded, at most 64 KiB; waits for a second at most.
 
-    None where there is nothing to look at: no body, one that is meant for a file (RFC 6266), or broken off, or in a
-    coding that we cannot read.
+    None for a body that is meant for a file (RFC 6266), is broken off, or is in a coding that we cannot read.
     """
     fields = answer.fields
-    if answer.length == 0 or _for_a_file(fields):
+    if _for_a_file(fields):
         return None
     limit = min(limit, _MOST)
     held = await answer.peek(limit)

@@ -19,8 +19,8 @@ class Tally:
     """The counts of one request; *started* is on the monotonic clock, *begun*: the client has the answer's head.
 
     *overhead*, *verdicts*, *unauthorized*, *visible*, *refused* and *applied* as in the event RequestDone. *endpoint*:
-    what evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one of the
-    turns that `sessions.max_in_flight` leaves, which is to be given back.
+    what evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one
+    of the turns that `sessions.max_in_flight` leaves, which is to be given back.
     """
 
     started: float

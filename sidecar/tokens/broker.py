@@ -170,7 +170,7 @@ class Broker:
         return holding.newer_than(used)
 
     def heard(self, token: Token, sign: Sign, *, again: bool = False, own: bool = False) -> None:
-        """Take note of what an upstream said of *token*; *again*: `after` gave it, *own*: it was used for its own sake."""
+        """Take note of what an upstream said of *token*; *again*: `after` gave it; *own*: used for its own sake."""
         verdicts, now = self.verdicts, self._clock.monotonic()
         if sign is Sign.EXPIRED:
             if again:
