@@ -59,7 +59,8 @@ class RequestDone:
 
     *overhead*: seconds of our own work on it, None when not measured. *verdicts*: what was decided after each
     attempt: `pass`, `fail` (no answer that could be passed on), `renew`, or the cause of a retry (a status, connect,
-    stale or reset). *unauthorized*: how many attempts got a 401. *refused*: why an outcome that calls for a retry or a
+    stale or reset). *unauthorized*: how many attempts were told that the credential did not do; *visible*: the
+    client was told so too. *refused*: why an outcome that calls for a retry or a
     newer token got none, empty when none did. *applied*: `unknown` when the client was told so, else empty.
     """
 
@@ -75,6 +76,7 @@ class RequestDone:
     overhead: float | None
     verdicts: tuple[str, ...]
     unauthorized: int
+    visible: bool
     refused: str
     applied: str
 

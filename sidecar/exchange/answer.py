@@ -1,6 +1,7 @@
 """An upstream's answer as the exchange has it: the head, and the body as it comes."""
 
 import asyncio
+import contextlib
 import math
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from sidecar.policy.answer import AnswerHead
 from sidecar.policy.message import value_of
 
 _SETTLE_LIMIT = 64 << 10
-_SETTLE_SECONDS = 1.0
+_GATHER_SECONDS = 1.0
 _EVENTS = b"text/event-stream"
 
 
@@ -97,12 +98,16 @@ class Answer:
         if self._source is None:
             return
         self._source.stop_upload()
-        try:
-            async with asyncio.timeout(_SETTLE_SECONDS):
-                while self.waiting < _SETTLE_LIMIT and await self._more(math.inf):
-                    pass
-        except TimeoutError:
-            pass  # what is missing comes out of `read`
+        await self._gather(_SETTLE_LIMIT, math.inf)
+
+    async def peek(self, size: int) -> bytes | None:
+        """Wait a second at most for *size* bytes of the body or its end, and return what is here of them.
+
+        All of it stays here for `read`. None when the body broke off.
+        """
+        if self.waiting < size:
+            await self._gather(size, self._patience())
+        return None if self._failure is not None else b"".join(self._parts)[:size]
 
     def close(self) -> None:
         """Give the connection up; after the end of the body nothing happens."""
@@ -125,6 +130,13 @@ class Answer:
         self._failure = error
         self._source = None
         self._wake()
+
+    async def _gather(self, size: int, patience: float) -> None:
+        """Let *size* bytes of the body come into memory, in a second at most; the rest comes out of `read`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_SECONDS):
+                while self.waiting < size and await self._more(patience):
+                    pass
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -1,20 +1,15 @@
 """One upstream, ready for use, and the client that waits for its answer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.auth.dialect import Dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.decide import RetryPolicy
-from sidecar.policy.headers import StripSet
 from sidecar.policy.message import Fields
 from sidecar.policy.mirror import LinkPolicy
-from sidecar.secret import Secret
 from sidecar.tokens.broker import Broker
-
-Present = Callable[[Secret], tuple[bytes, bytes]]
-"""How a token is shown to the upstream: the name and the value of a field."""
 
 
 class Client(Protocol):
@@ -54,8 +49,7 @@ class Destination:
     broker: Broker
     admission: Admission
     pool: Pool
-    present: Present
-    strips: StripSet
+    dialect: Dialect
     retry: RetryPolicy
     token_timeout: float
     idle_timeout: float

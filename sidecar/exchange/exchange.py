@@ -1,6 +1,6 @@
 """The exchange: one request of a client, from its head to the last byte of the answer, top to bottom.
 
-route, then the rounds (admission -> token -> inject -> attempt -> classify -> decide), then the answer to the client.
+route, then the rounds (admission -> token -> inject -> attempt -> read -> decide), then the answer to the client.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
+from sidecar.policy.headers import StripSet
 from sidecar.policy.message import Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
@@ -109,12 +110,14 @@ class Exchange:
             request = names.outward()
         answer = await self.rounds.run(Errand(request, way, destination, body, tally))
         try:
-            await self._pass_on(answer, names, client, tally)
+            await self._pass_on(answer, destination.dialect.ours, names, client, tally)
         finally:
             answer.close()
 
-    async def _pass_on(self, answer: Answer, names: Mirror | None, client: Client, tally: Tally) -> None:
-        fields, rewriter = headers.incoming(answer.fields), None
+    async def _pass_on(
+        self, answer: Answer, ours: StripSet | None, names: Mirror | None, client: Client, tally: Tally
+    ) -> None:
+        fields, rewriter = headers.incoming(answer.fields, ours), None
         if names is not None:
             fields, rewriter = names.inward(answer.status, fields)
         await relay(answer, fields, client, tally, self._emit, f"upstream {tally.upstream}", rewriter)

@@ -57,9 +57,9 @@ async def _use(errand: Errand, rounds: Rounds) -> str:
         await answer.settle()
     finally:
         answer.close()
-    if answer.status == 401:  # noqa: PLR2004  Unauthorized
+    if errand.tally.visible:
         again = "to a new token too" if errand.tally.renewals else "and there was no newer token"
-        return f"answered with 401, {again}; expected a path that this credential may use"
+        return f"answered with {answer.status}, {again}; expected a path that this credential may use"
     return "" if 200 <= answer.status < 300 else f"answered with {answer.status}; expected 2xx"  # noqa: PLR2004
 
 

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
-from sidecar.exchange.destination import Present
-from sidecar.policy.message import Request
+from sidecar.auth.dialect import Dress, Values
+from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
 
 _CREDENTIALS = 64
@@ -22,15 +22,14 @@ class Mask:
     def __init__(self) -> None:
         self._presented: deque[Secret] = deque(maxlen=_CREDENTIALS)
 
-    def noting(self, present: Present) -> Present:
-        """Return *present* as it is, but that what it presents is hidden from then on."""
+    def noting(self, dress: Dress) -> Dress:
+        """Return *dress* as it is, but that the values it is given are hidden from then on."""
 
-        def presented(secret: Secret) -> tuple[bytes, bytes]:
-            if secret not in self._presented:
-                self._presented.append(secret)
-            return present(secret)
+        def dressed(values: Values, method: bytes, target: bytes) -> Fields:
+            self._presented.extend(secret for secret in values.values() if secret not in self._presented)
+            return dress(values, method, target)
 
-        return presented
+        return dressed
 
     def __call__(self, data: bytes) -> bytes:
         """Return *data* with the credentials hidden."""

@@ -1,22 +1,23 @@
-"""The rounds of one request: attempt, classify, decide, and Renew or Backoff go round until something is passed on.
+"""The rounds of one request: attempt, read, decide, and Renew or Backoff go round until something is passed on.
 
 Nothing has reached the client yet. What may be decided is in `policy`; here it is only carried out.
 """
 
 import asyncio
 
+from sidecar.auth.dialect import Dialect
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.errand import Errand
+from sidecar.exchange.peek import peek
 from sidecar.policy import headers
 from sidecar.policy.breaker import FAILED
-from sidecar.policy.classify import Challenge, classify_unauthorized, retry_after
 from sidecar.policy.decide import STALE, Attempt, Backoff, Pass, Past, Renew, Told, after, decide, pauses, stop
 from sidecar.policy.message import value_of
+from sidecar.policy.reading import FINE, Reading, Sign
 from sidecar.tokens.token import Token
 
-_UNAUTHORIZED = 401
 _ERRORS = 400
 _NOT_RENEWED = "not_renewed"
 _NOTHING = Past()
@@ -58,18 +59,20 @@ class Rounds:
 
     async def _go_round(self, errand: Errand, token: Token, brought: "_Brought") -> tuple[Told, Refusal | None]:
         """Make attempts until one is the last; return what the client is told, and what kept us from another one."""
-        destination, tally = errand.destination, errand.tally
+        destination, tally, dialect = errand.destination, errand.tally, errand.destination.dialect
         renewed: Token | None = None
         fresh = False
         while True:
             outcome = brought.last = await self._attempt(errand, token, fresh=fresh)
+            reading = FINE
             if isinstance(outcome, Answer):
-                if outcome.status < _ERRORS:
-                    destination.broker.accepted(token, own=errand.own)
+                if dialect.hold_back is not None or outcome.status >= _ERRORS:
+                    reading = await self._read(dialect, outcome)
+                destination.broker.heard(token, reading.sign, again=token is renewed, own=errand.own)
+                if outcome.status < _ERRORS and reading.sign is Sign.FINE:
                     tally.passed()
                     return Told.THIS, None
-                _tell_broker(errand, token, outcome, again=token is renewed)
-            attempt = self._described(errand, outcome)
+            attempt = self._described(errand, outcome, reading)
             decision = decide(attempt, brought.past, destination.retry, self._clock.jitter())
             refusal: Refusal | None = None
             if isinstance(decision, Backoff) and decision.why != STALE:
@@ -106,7 +109,7 @@ class Rounds:
         """Return the token for the next attempt, when it may be made; None: there is no newer one. Raises Refusal."""
         destination, tally, monotonic = errand.destination, errand.tally, self._clock.monotonic
         if isinstance(decision, Renew):
-            newer = await destination.broker.after_unauthorized(used, monotonic() + destination.token_timeout)
+            newer = await destination.broker.after(used, monotonic() + destination.token_timeout)
             return await self._ready(errand, newer) if newer else None
         destination.admission.leave(tally)
         await self._rest(decision.delay)
@@ -133,39 +136,45 @@ class Rounds:
             return
         raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping; this request still waited to be sent")
 
+    async def _read(self, dialect: Dialect, answer: Answer) -> Reading:
+        body = None
+        if dialect.hold_back is not None and (limit := dialect.hold_back(answer.status, answer.fields)) > 0:
+            body = await peek(answer, limit)
+        return dialect.read(answer.status, answer.fields, body, self._clock.now())
+
     def _head(self, errand: Errand, token: Token) -> bytes:
         request, way, destination = errand.request, errand.way, errand.destination
+        dialect = destination.dialect
+        target = headers.strip_target(way.target, dialect.strips)
         fields = headers.outgoing(
-            request.fields,
-            destination.strips,
+            request.fields if dialect.hold_back is None else headers.readable(request.fields),
+            dialect.strips,
             host=way.origin.authority.encode(),
             hop=self._hop,
             via=destination.via,
-            credential=destination.present(token.values["access_token"]),
+            credential=dialect.dress(token.values, request.method, target),
             chunked=request.length is None,
         )
-        target = headers.strip_target(way.target, destination.strips)
         lines = [b"%b %b HTTP/1.1" % (request.method, target), *(b"%b: %b" % pair for pair in fields)]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
-    def _described(self, errand: Errand, outcome: Answer | UpstreamFailure) -> Attempt:
+    def _described(self, errand: Errand, outcome: Answer | UpstreamFailure, reading: Reading) -> Attempt:
         """Return *outcome* as plain values; a pause that it asks for begins."""
         request, tally, admission = errand.request, errand.tally, errand.destination.admission
         answer = outcome if isinstance(outcome, Answer) else None
         failure = outcome if isinstance(outcome, UpstreamFailure) else None
-        asked = retry_after(answer.fields, self._clock.now()) if answer else None
-        if answer and asked and pauses(answer.status, asked, errand.destination.retry):
-            admission.pause.extend(asked)
+        if answer and reading.wait and pauses(answer.status, reading, errand.destination.retry):
+            admission.pause.extend(reading.wait)
         return Attempt(
             method=request.method.decode("latin-1"),
             status=answer.status if answer else None,
-            challenge=classify_unauthorized(answer.fields) if answer and answer.status == _UNAUTHORIZED else None,
+            sign=reading.sign,
             sent=failure.sent if failure else True,
             stale=failure.reused if failure else False,
             timeout=failure.timeout if failure else False,
             invalid=failure.invalid if failure else False,
             prohibited=failure.prohibited if failure else False,
-            retry_after=asked,
+            retry_after=reading.wait,
             replayable=errand.body.replayable,
             keyed=value_of(request.fields, b"idempotency-key") is not None,
             conditional=headers.conditional(request.fields),
@@ -229,11 +238,3 @@ class _Brought:
     def _drop(held: Answer | UpstreamFailure | None) -> None:
         if isinstance(held, Answer):
             held.close()
-
-
-def _tell_broker(errand: Errand, token: Token, answer: Answer, *, again: bool) -> None:
-    """Let the broker know what the upstream made of *token*; *again*: it was already the newer one of this request."""
-    if answer.status != _UNAUTHORIZED or classify_unauthorized(answer.fields) is not Challenge.TOKEN:
-        errand.destination.broker.accepted(token, own=errand.own)
-    elif again:
-        errand.destination.broker.refused(token)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.events import RequestDone
-from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Renew
+from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Renew, Told
 from sidecar.policy.message import Request
+from sidecar.policy.reading import REFUSED
 
-_UNAUTHORIZED = 401
-_REFUSES_NOTHING = frozenset({"answer", "prohibited", "challenge", "renewed"})
+_REFUSES_NOTHING = frozenset({"answer", "prohibited", "renewed", "sign"})
 """Why an outcome is passed on that calls for no other attempt."""
 
 
@@ -18,9 +18,9 @@ _REFUSES_NOTHING = frozenset({"answer", "prohibited", "challenge", "renewed"})
 class Tally:
     """The counts of one request; *started* is on the monotonic clock, *begun*: the client has the answer's head.
 
-    *overhead*, *verdicts*, *unauthorized*, *refused* and *applied* as in the event RequestDone. *endpoint*: what
-    evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one of the
-    turns that `sessions.max_in_flight` leaves, which is to be given back.
+    *overhead*, *verdicts*, *unauthorized*, *visible*, *refused* and *applied* as in the event RequestDone. *endpoint*:
+    what evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one
+    of the turns that `sessions.max_in_flight` leaves, which is to be given back.
     """
 
     started: float
@@ -34,6 +34,7 @@ class Tally:
     overhead: float | None = None
     verdicts: tuple[str, ...] = ()
     unauthorized: int = 0
+    visible: bool = False
     refused: str = ""
     applied: str = ""
     endpoint: bytes = b""
@@ -46,10 +47,11 @@ class Tally:
 
     def decided(self, decision: Decision, attempt: Attempt) -> None:
         """Note what was decided after *attempt*, once it is clear that nothing stops it."""
-        if attempt.status == _UNAUTHORIZED:
-            self.unauthorized += 1
+        refused = attempt.sign in REFUSED
+        self.unauthorized += refused
         match decision:
-            case Pass(why):
+            case Pass(why, told):
+                self.visible = refused and told is Told.THIS
                 self.verdicts += ("pass" if attempt.status else "fail",)
                 self.refused = "" if why in _REFUSES_NOTHING else why
             case Renew():
@@ -75,6 +77,7 @@ class Tally:
             overhead=self.overhead,
             verdicts=self.verdicts,
             unauthorized=self.unauthorized,
+            visible=self.visible,
             refused=self.refused,
             applied=self.applied,
         )

@@ -15,7 +15,6 @@ from sidecar.observe.slots import PUBLISH_SECONDS, Slot, Standing
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _OTHER = "other"
 _NO_RETRY = frozenset({"pass", "fail", "renew"})
-_UNAUTHORIZED = 401
 
 _BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -53,7 +52,10 @@ RENEWAL_SECONDS = Metric(
     "auth_sidecar_renewal_seconds", "histogram", (), "Duration of calls to the token endpoint.", _SECONDS
 )
 UNAUTHORIZED = Metric(
-    "auth_sidecar_unauthorized_total", "counter", ("visible",), "Answers 401, and whether the client saw them."
+    "auth_sidecar_unauthorized_total",
+    "counter",
+    ("visible",),
+    "Answers that refused the credential, and whether the client saw them.",
 )
 STORE_ERRORS = Metric("auth_sidecar_store_errors_total", "counter", ("operation",), "Failures of the token store.")
 WORKERS_REPLACED = Metric(
@@ -191,9 +193,8 @@ class Metrics:
         if event.refused:
             self._of(RETRIES_REFUSED, upstream, event.refused).inc()
         if event.unauthorized:
-            visible = 1 if event.status == _UNAUTHORIZED else 0
-            self._of(UNAUTHORIZED, upstream, "true").inc(visible)
-            self._of(UNAUTHORIZED, upstream, "false").inc(event.unauthorized - visible)
+            self._of(UNAUTHORIZED, upstream, "true").inc(event.visible)
+            self._of(UNAUTHORIZED, upstream, "false").inc(event.unauthorized - event.visible)
 
     def _of(self, metric: Metric, *labels: str) -> Any:
         key = (metric.name, *labels)

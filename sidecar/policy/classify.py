@@ -3,9 +3,9 @@
 import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from enum import Enum
 
 from sidecar.policy.message import Fields, value_of
+from sidecar.policy.reading import Sign
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  the grammar's name
 _PARAMETER = re.compile(rf"\s*({_TOKEN})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_TOKEN}))\s*")
@@ -13,14 +13,6 @@ _SCHEME = re.compile(rf"\s*({_TOKEN})(?:\s+|$|(?=,))")
 _TOKEN68 = re.compile(r"[0-9A-Za-z._~+/-]+=*\s*(?=,|$)")
 _MAX_CHALLENGE = 8 << 10
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-
-
-class Challenge(Enum):
-    """Why an upstream said 401."""
-
-    TOKEN = "token"  # noqa: S105  a name
-    SCOPE = "insufficient_scope"
-    NONCE = "use_dpop_nonce"
 
 
 def challenges(fields: Fields) -> list[tuple[str, dict[str, str]]]:
@@ -36,8 +28,8 @@ def challenges(fields: Fields) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def classify_unauthorized(fields: Fields) -> Challenge:
-    """Return what a 401 asks for.
+def classify_unauthorized(fields: Fields) -> Sign:
+    """Return what a 401 says of a bearer token.
 
     Whatever schemes are named, or none, it was our credential that was refused: a new one may help. It cannot where
     Bearer says `insufficient_scope` (RFC 6750 section 3.1), or DPoP alone asks for a nonce (RFC 9449 section 9).
@@ -45,8 +37,8 @@ def classify_unauthorized(fields: Fields) -> Challenge:
     found = challenges(fields)
     errors = {(scheme, parameters.get("error", "").lower()) for scheme, parameters in found}
     if ("bearer", "insufficient_scope") in errors:
-        return Challenge.SCOPE
-    return Challenge.NONCE if errors == {("dpop", "use_dpop_nonce")} else Challenge.TOKEN
+        return Sign.SCOPE
+    return Sign.FOREIGN if errors == {("dpop", "use_dpop_nonce")} else Sign.EXPIRED
 
 
 def retry_after(fields: Fields, now: float) -> float | None:

@@ -8,14 +8,12 @@ have been applied unless that does no harm, and a client that is told something 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.policy.classify import Challenge
+from sidecar.policy.reading import Reading, Sign
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 """Methods that change nothing (RFC 9110 section 9.2.1): it does not matter how often one was applied."""
 MISDIRECTED = frozenset({421, 425})
 """Answers of a server that should not have been asked, or not so early (RFC 9110 section 15.5.20, RFC 8470)."""
-ABSORBED = MISDIRECTED | {401}
-"""Answers that are between us and the upstream: once another attempt was made, nobody is told of them."""
 STALE = "stale"
 """Why a Backoff is no retry but the pool's own affair: it counts against no budget."""
 STOPPING = "shutting_down"
@@ -43,15 +41,16 @@ class RetryPolicy:
 class Attempt:
     """What happened; *status* None means a failure without an answer that could be passed on.
 
-    *attempts* counts this one. *sent*: a byte left on an established connection. *stale*: the connection came
-    from the pool and was closed before any byte of an answer. *timeout*: we ended it. *invalid*: there was an answer.
-    *prohibited*: we refused the address. *replayable*: the body can be sent again. *keyed*: the client gave an
-    Idempotency-Key. *conditional*: it gave a precondition. *closed*: the breaker is. *budget*: a retry is left in it.
+    *attempts* counts this one. *sign*: what the answer says of the credential. *sent*: a byte left on an established
+    connection. *stale*: the connection came from the pool and was closed before any byte of an answer. *timeout*: we
+    ended it. *invalid*: there was an answer. *prohibited*: we refused the address. *replayable*: the body can be sent
+    again. *keyed*: the client gave an Idempotency-Key. *conditional*: it gave a precondition. *closed*: the breaker is.
+    *budget*: a retry is left in it.
     """
 
     method: str
     status: int | None
-    challenge: Challenge | None = None
+    sign: Sign = Sign.FINE
     sent: bool = True
     stale: bool = False
     timeout: bool = False
@@ -132,19 +131,25 @@ def stop(attempt: Attempt, past: Past, why: str) -> Pass:
 def after(past: Past, attempt: Attempt) -> Past:
     """Return what is left to be told once *attempt* has followed *past*, whatever was decided."""
     status = attempt.status
+    # Between us and the upstream: once another attempt was made, nobody is told of it.
+    absorbed = status in MISDIRECTED or attempt.sign is Sign.EXPIRED
     if attempt.method in SAFE:
-        return past if status is None else Past(None if status in ABSORBED else status)
+        return past if status is None else Past(None if absorbed else status)
     if status is None:
         return Past(None, unknown=True) if attempt.sent else past
-    if _denies(status):
-        return Past(None if status in ABSORBED or past.unknown else status, past.unknown)
+    if _denies(status, attempt.sign):
+        return Past(None if absorbed or past.unknown else status, past.unknown)
     return Past(status, status >= _ERRORS)
 
 
-def pauses(status: int, asked: float | None, policy: RetryPolicy) -> bool:
-    """Tell whether the Retry-After of an answer is a pause for all requests (RFC 6585 section 4, RFC 9110 15.6.4)."""
-    ours = status in policy.statuses | policy.unapplied
-    return status in (429, _UNAVAILABLE) and ours and bool(asked) and (asked or 0.0) <= policy.max_retry_after
+def pauses(status: int, reading: Reading, policy: RetryPolicy) -> bool:
+    """Tell whether the wait that an answer asks for is meant for all (RFC 6585 section 4, RFC 9110 section 15.6.4)."""
+    wait = reading.wait
+    if not wait or wait > policy.max_retry_after:
+        return False
+    if reading.sign is Sign.THROTTLED:
+        return True
+    return status in (429, _UNAVAILABLE) and status in policy.statuses | policy.unapplied
 
 
 def spread(wait: float, jitter: float) -> float:
@@ -152,9 +157,9 @@ def spread(wait: float, jitter: float) -> float:
     return wait + min(_SPREAD_SECONDS, wait * _SPREAD_SHARE) * jitter
 
 
-def _denies(status: int) -> bool:
+def _denies(status: int, sign: Sign) -> bool:
     """Tell whether an answer says, in effect, that nothing was done; another 5xx leaves that open."""
-    return _ERRORS <= status < _SERVER_ERRORS or status == _UNAVAILABLE
+    return sign is not Sign.FINE or _ERRORS <= status < _SERVER_ERRORS or status == _UNAVAILABLE
 
 
 def _told(attempt: Attempt, past: Past, stopped: str = "") -> Told:
@@ -162,7 +167,7 @@ def _told(attempt: Attempt, past: Past, stopped: str = "") -> Told:
     now, status = after(past, attempt), attempt.status
     if stopped == STOPPING and not now.unknown:
         return Told.REFUSAL
-    if status is not None and not (now.unknown and _denies(status)):
+    if status is not None and not (now.unknown and _denies(status, attempt.sign)):
         return Told.THIS
     if now.answer is not None:
         return Told.EARLIER
@@ -191,12 +196,14 @@ def _next(attempt: Attempt, policy: RetryPolicy, jitter: float) -> str | Renew |
             return Backoff(0.0, STALE, fresh=True)
         case None:
             return _again(attempt, policy, jitter, "failure") if repeatable else never
-        case 401 if attempt.challenge is not Challenge.TOKEN:
-            return "challenge"
-        case 401 if attempt.renewals:
+        case _ if attempt.sign is Sign.EXPIRED and attempt.renewals:
             return "renewed"
-        case 401:
+        case _ if attempt.sign is Sign.EXPIRED:
             return Renew() if attempt.replayable else "not_replayable"
+        case status if attempt.sign is Sign.THROTTLED:
+            return _again(attempt, policy, jitter, str(status))
+        case _ if attempt.sign is not Sign.FINE:
+            return "sign"
         case status if status in policy.unapplied & MISDIRECTED:
             first = attempt.attempts == 1
             return _again(attempt, policy, jitter, str(status), fresh=True) if first else "repeated"

@@ -38,6 +38,9 @@ PATH_FIELDS = frozenset({b"x-original-url", b"x-rewrite-url"})
 _NEVER_NOMINATED = frozenset({b"host", b"content-length"})
 _PRECONDITION = re.compile(rb"if(-(none-)?match|-(un)?modified-since|-range|-schedule-tag-match)?")
 _PARAMETER_END = re.compile(rb"([&;])")
+_COOKIE_END = re.compile(rb"[;,]")
+READABLE = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
+"""Content codings of an answer that can be looked into (RFC 9110 section 8.4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,9 @@ def conditional(fields: Fields) -> bool:
     return any(name[:2].lower() == b"if" and _PRECONDITION.fullmatch(normal_name(name)) for name, _ in fields)
 
 
-def strip(fields: Fields, strips: StripSet) -> Fields:
-    """Return *fields* without hop-by-hop fields, without `Content_Length` and without the client's credentials."""
-    gone = HOP_BY_HOP | nominated(fields) | strips.headers
+def strip(fields: Fields, strips: StripSet, credential: Fields = ()) -> Fields:
+    """Return *fields* without hop-by-hop ones, `Content_Length`, the client's credentials and what *credential* has."""
+    gone = (HOP_BY_HOP | nominated(fields) | strips.headers).union([normal_name(name) for name, _ in credential])
     kept = (
         (name, value)
         for name, value in fields
@@ -131,7 +134,7 @@ def outgoing(
     *,
     host: bytes,
     hop: bytes,
-    credential: tuple[bytes, bytes] | None,
+    credential: Fields,
     chunked: bool,
     via: bool = False,
 ) -> Fields:
@@ -139,19 +142,16 @@ def outgoing(
 
     Host keeps its place and spelling and gets the upstream's value, or goes first when it was missing; then
     come Transfer-Encoding if the body is chunked, Via if *via*, *hop* by which a loop is found, and the
-    credential, exactly one; None: none.
+    fields of the *credential*, and no other ones of their names.
     """
-    kept = [(name, host if name.lower() == b"host" else value) for name, value in strip(fields, strips)]
+    kept = [(name, host if name.lower() == b"host" else value) for name, value in strip(fields, strips, credential)]
     if not any(name.lower() == b"host" for name, _ in kept):
         kept.insert(0, (b"Host", host))
     if chunked:
         kept.append((b"Transfer-Encoding", b"chunked"))
     if via:
         kept.append(VIA)
-    if credential is None:
-        return (*kept, (HOP, hop))
-    secret_name = normal_name(credential[0])
-    return (*(field for field in kept if normal_name(field[0]) != secret_name), (HOP, hop), credential)
+    return (*kept, (HOP, hop), *credential)
 
 
 def untouched(fields: Fields, *, host: bytes, hop: bytes, chunked: bool) -> Fields:
@@ -159,7 +159,7 @@ def untouched(fields: Fields, *, host: bytes, hop: bytes, chunked: bool) -> Fiel
 
     It loses the hop-by-hop fields and what was meant for us, and gets *hop*, because a loop may lead there too.
     """
-    return outgoing(fields, _OURS_ONLY, host=host, hop=hop, credential=None, chunked=chunked)
+    return outgoing(fields, _OURS_ONLY, host=host, hop=hop, credential=(), chunked=chunked)
 
 
 def passed_before(fields: Fields, hop: bytes) -> bool:
@@ -167,10 +167,32 @@ def passed_before(fields: Fields, hop: bytes) -> bool:
     return any(hop in value for name, value in fields if normal_name(name) == _NORMAL_HOP)
 
 
-def incoming(fields: Fields) -> Fields:
-    """Return the fields of an upstream's answer for the client: all but the hop-by-hop ones."""
+def readable(fields: Fields) -> Fields:
+    """Return *fields* of a request with an Accept-Encoding, if there is one, that asks for nothing we cannot read."""
+    return tuple(
+        (name, _readable(value) if normal_name(name) == b"accept-encoding" else value) for name, value in fields
+    )
+
+
+def incoming(fields: Fields, ours: StripSet | None = None) -> Fields:
+    """Return the fields of an upstream's answer for the client: all but the hop-by-hop ones, and *ours*."""
     gone = HOP_BY_HOP | nominated(fields)
-    return tuple((name, value) for name, value in fields if normal_name(name) not in gone)
+    if ours is None:
+        return tuple((name, value) for name, value in fields if normal_name(name) not in gone)
+    gone |= ours.headers
+    return tuple(pair for pair in fields if normal_name(pair[0]) not in gone and not _sets(pair, ours.cookies))
+
+
+def _readable(value: bytes) -> bytes:
+    kept = [each for each in value.split(b",") if each.partition(b";")[0].strip().lower() in READABLE]
+    return b",".join(kept).strip() or b"identity"
+
+
+def _sets(field: tuple[bytes, bytes], names: frozenset[bytes]) -> bool:
+    """Tell whether *field* sets a cookie of *names*; some servers set several in a line, and some clients take them."""
+    if normal_name(field[0]) not in (b"set-cookie", b"set-cookie2"):
+        return False
+    return any(part.partition(b"=")[0].strip() in names for part in _COOKIE_END.split(field[1]))
 
 
 def _parameter_name(part: bytes) -> bytes:

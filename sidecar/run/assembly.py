@@ -127,7 +127,8 @@ async def assemble(
                 context = contexts[upstream.tls]
                 made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
                 if around.dispatch is not None:
-                    made_now = dataclasses.replace(made_now, present=around.mask.noting(made_now.present))
+                    noted = dataclasses.replace(made_now.dialect, dress=around.mask.noting(made_now.dialect.dress))
+                    made_now = dataclasses.replace(made_now, dialect=noted)
                 destinations[name] = made_now
         destinations = {name: destinations[name] for name in settings.upstreams}
         gate = proxy_gate(settings.listen)

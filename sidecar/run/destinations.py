@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 
+from sidecar.auth.dialect import oauth2_dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
@@ -11,7 +12,7 @@ from sidecar.exchange.upstream import Pool
 from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
 from sidecar.policy.decide import RetryPolicy
-from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet, strip_set
+from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet
 from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
 from sidecar.settings import Upstream
@@ -34,7 +35,7 @@ def make_destination(
 
     Call it in the running loop.
     """
-    strip, retry = upstream.strip, upstream.retry
+    retry = upstream.retry
     pool = Pool(
         upstream.origin,
         context=context,
@@ -48,8 +49,7 @@ def make_destination(
         broker=broker,
         admission=_admission(name, upstream, credential, shared),
         pool=pool,
-        present=lambda token: (b"Authorization", b"Bearer " + token.reveal().encode("ascii")),
-        strips=strip_set(strip.headers, strip.cookies, strip.query, strip.keep),
+        dialect=oauth2_dialect(upstream.strip),
         retry=RetryPolicy(
             attempts=retry.attempts,
             statuses=frozenset(retry.statuses),
@@ -103,7 +103,7 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
 
 def all_strips(destinations: Mapping[str, Destination]) -> StripSet:
     """Return what any upstream strips; what one keeps may be another's credential."""
-    strips = [destination.strips for destination in destinations.values()]
+    strips = [destination.dialect.strips for destination in destinations.values()]
     return StripSet(
         CREDENTIALS.union(*(each.headers for each in strips)),
         frozenset().union(*(each.cookies for each in strips)),

@@ -14,6 +14,7 @@ from sidecar.auth.grant import Anew
 from sidecar.clock import Clock
 from sidecar.errors import IssuerUnavailable, Reason, Refusal
 from sidecar.events import Emit
+from sidecar.policy.reading import Sign
 from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
@@ -129,8 +130,8 @@ class Broker:
             raise self._unavailable()
         return token
 
-    async def after_unauthorized(self, used: Token, deadline: float) -> Token | None:
-        """Return a newer token than *used*, which an upstream refused with 401; None: pass the 401 on.
+    async def after(self, used: Token, deadline: float) -> Token | None:
+        """Return a newer token than *used*, which an upstream called expired; None: pass its answer on.
 
         A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
         unless the last forced one is too recent; a token whose time is over is not bound by that. *used* is
@@ -169,13 +170,12 @@ class Broker:
         await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
         return holding.newer_than(used)
 
-    def accepted(self, token: Token, *, own: bool = False) -> None:
-        """Take note that an upstream took *token*, for a request or its *own* sake; cheap, on every request's way."""
-        self.verdicts.accepted(token, self._clock.monotonic(), own=own)
-
-    def refused(self, token: Token) -> None:
-        """Take note that a token which `after_unauthorized` gave for a request was answered 401 as well."""
-        self.verdicts.refused(token)
+    def heard(self, token: Token, sign: Sign, *, again: bool = False, own: bool = False) -> None:
+        """Take note of what an upstream said of *token*; *again*: `after` gave it; *own*: used for its own sake."""
+        if sign is not Sign.EXPIRED:
+            self.verdicts.accepted(token, self._clock.monotonic(), own=own)
+        elif again:
+            self.verdicts.refused(token)
 
     def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do *work* until it ends, or the broker is closed."""

@@ -75,9 +75,9 @@ MUTANTS = (
     ),
     Mutant(
         "a 401 that no token helps against causes no renewal",
-        "sidecar/policy/decide.py",
-        'case 401 if attempt.challenge is not Challenge.TOKEN:\n            return "challenge"',
-        "case 401 if False:\n            pass",
+        "sidecar/policy/classify.py",
+        "return Sign.SCOPE",
+        "return Sign.EXPIRED",
         f"{_UPSTREAM}up_04_challenge_decides_whether_a_new_token_can_help",
     ),
     Mutant(

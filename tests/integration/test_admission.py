@@ -13,6 +13,7 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.events import BreakerChanged, RequestDone
 from sidecar.exchange.admission import Admission
+from sidecar.policy.reading import Sign
 from sidecar.proxy.wire import reset
 from sidecar.tokens.seal import new_key
 from tests.redis_servers import Server, redis_of_session, redis_server
@@ -679,19 +680,18 @@ async def test_wait_between_two_attempts_takes_no_turn(tokens: TokenServer, tmp_
 # What the broker hears.
 
 
-@pytest.mark.parametrize(("replayed", "last"), [(OK, "accepted"), (None, "refused")])
+@pytest.mark.parametrize(("replayed", "last"), [(OK, Sign.FINE), (None, Sign.EXPIRED)])
 async def test_broker_hears_what_became_of_each_token(
-    tokens: TokenServer, tmp_path: Path, replayed: bytes | None, last: str
+    tokens: TokenServer, tmp_path: Path, replayed: bytes | None, last: Sign
 ) -> None:
-    """Taken unless the answer is a 401 against it; refused when the newer one of the same request fails too."""
+    """The sign of each answer, and whether it is about the newer one of the same request."""
     play = Play()
     no = b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"
     scope = b'HTTP/1.1 401 No\r\nWWW-Authenticate: Bearer error="insufficient_scope"\r\nContent-Length: 0\r\n\r\n'
-    heard: list[tuple[str, int]] = []
+    heard: list[tuple[int, Sign, bool]] = []
     async with behind(play, tokens, tmp_path, retry={"attempts": 1}, renew={"min_interval": 0}) as (running, _):
         broker: Any = running.app.brokers["plm"]
-        broker.accepted = lambda token, **_: heard.append(("accepted", token.generation))
-        broker.refused = lambda token: heard.append(("refused", token.generation))
+        broker.heard = lambda token, sign, again, **_: heard.append((token.generation, sign, again))
         await until(lambda: broker.status().usable, "the first token")
         first = broker.status().generation
         for answers in ([OK], [scope], [DOWN], [no, replayed or no]):
@@ -699,7 +699,13 @@ async def test_broker_hears_what_became_of_each_token(
             await get(running)
 
     assert [event.renewals for event in done(running)] == [0, 0, 0, 1]
-    assert heard == [*([("accepted", first)] * 3), (last, first + 1)]
+    assert heard == [
+        (first, Sign.FINE, False),
+        (first, Sign.SCOPE, False),
+        (first, Sign.FINE, False),
+        (first, Sign.EXPIRED, False),
+        (first + 1, last, True),
+    ]
 
 
 # A new configuration.

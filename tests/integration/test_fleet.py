@@ -88,9 +88,7 @@ async def test_refresh_token_serves_a_crowd_once(rotating: Fleet, issuer: Relay,
     for _ in range(3):
         used = [await node.broker.token(0) for node in nodes]
         deadline = time.monotonic() + 5
-        newer = await asyncio.gather(
-            *(node.broker.after_unauthorized(old, deadline) for node, old in zip(nodes, used, strict=True))
-        )
+        newer = await asyncio.gather(*(node.broker.after(old, deadline) for node, old in zip(nodes, used, strict=True)))
         assert len({token.access_token.reveal() for token in newer if token}) == 1
         assert None not in newer
 
@@ -334,7 +332,7 @@ async def test_request_does_not_wait_for_a_refresh_token_that_is_kept(bound: Fle
     used = await node.broker.token(time.monotonic() + 5)
     redis_server.kill()
     began = time.monotonic()
-    await node.broker.after_unauthorized(used, began + 30)
+    await node.broker.after(used, began + 30)
 
     assert time.monotonic() - began < 15
 
@@ -495,7 +493,7 @@ async def test_store_in_trouble_holds_up_no_request(
                 longest = max(longest, time.monotonic() - began)
                 await asyncio.sleep(0.005)
             used = await node.broker.token(0)
-            assert await node.broker.after_unauthorized(used, time.monotonic() + PATIENCE)
+            assert await node.broker.after(used, time.monotonic() + PATIENCE)
             if trouble is wrong_type:
                 assert redis.command("LRANGE", node.key, 0, -1) == [b"theirs"]
             redis.thaw()

@@ -45,7 +45,7 @@ slot = Slot(Path(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 1 else None
 metrics = Metrics(status=lambda: upstreams, in_flight=lambda: in_flight, clock=clock, slot=slot)
 done = RequestDone(
     upstream="plm", method="GET", path="/", status=200, outcome="passed", attempts=1, renewals=0, retries=0,
-    seconds=0.02, overhead=0.0007, verdicts=("pass",), unauthorized=0, refused="", applied="",
+    seconds=0.02, overhead=0.0007, verdicts=("pass",), unauthorized=0, visible=False, refused="", applied="",
 )
 
 def forever():

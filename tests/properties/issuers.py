@@ -13,7 +13,7 @@ from sidecar.auth.oauth2 import Grant
 from sidecar.auth.token_answer import Unusable
 from sidecar.auth.token_endpoint import BrokenOff
 from sidecar.errors import CredentialRejected, IssuerUnavailable
-from sidecar.policy.classify import Challenge
+from sidecar.policy.reading import Sign
 from sidecar.secret import Secret
 from tests.canary import canary
 from tests.properties.virtual import VirtualClock
@@ -196,7 +196,7 @@ class Outcome:
 
     status: int | None
     sent: bool = True
-    challenge: Challenge | None = None
+    sign: Sign = Sign.FINE
     retry_after: float | None = None
 
 
@@ -228,16 +228,16 @@ class Api:
             return Outcome(int(fault), retry_after=self.retry_after)
         self.expired += self.authority.now() >= self.authority.ends[token]
         if fault == "scope":
-            return self._refuse(number, Challenge.SCOPE)
+            return self._refuse(number, Sign.SCOPE)
         if fault == "always_401" or not self.authority.takes(token):
-            return self._refuse(number, Challenge.TOKEN)
+            return self._refuse(number, Sign.EXPIRED)
         if fault == "forbidden":
             return Outcome(403)
         self.executed[number] = self.executed.get(number, 0) + 1
         await asyncio.sleep(self.latency())
         return Outcome(None) if fault == "lost" else Outcome(200)
 
-    def _refuse(self, number: int, challenge: Challenge) -> Outcome:
+    def _refuse(self, number: int, sign: Sign) -> Outcome:
         self.unauthorized += 1
         self.unapplied[number] = self.unapplied.get(number, 0) + 1
-        return Outcome(401, challenge=challenge)
+        return Outcome(401, sign=sign)

@@ -15,8 +15,9 @@ from sidecar.auth.lifetimes import MAX_LIFETIME
 from sidecar.auth.token_answer import read_grant
 from sidecar.auth.token_endpoint import Answer
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerError, IssuerUnavailable, Misplaced, Unusable
-from sidecar.policy.classify import Challenge, challenges, classify_unauthorized, retry_after
+from sidecar.policy.classify import challenges, classify_unauthorized, retry_after
 from sidecar.policy.message import Fields
+from sidecar.policy.reading import Sign
 from sidecar.secret import Secret
 from tests.canary import WORD, canary
 
@@ -192,5 +193,5 @@ def test_challenges_mean_the_same_in_one_field_or_in_several(
     assert challenges(together) == challenges(apart) == [(scheme.lower(), rest) for scheme, rest in wanted]
     bearers = [rest for scheme, rest in wanted if scheme.lower() == "bearer"]
     scope = any(rest.get("error") == "insufficient_scope" for rest in bearers)
-    expected = Challenge.SCOPE if scope else Challenge.TOKEN
+    expected = Sign.SCOPE if scope else Sign.EXPIRED
     assert classify_unauthorized(together) is expected

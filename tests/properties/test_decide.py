@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.policy.classify import Challenge
 from sidecar.policy.decide import SAFE, Attempt, Backoff, Decision, Pass, Past, Renew, RetryPolicy, decide
+from sidecar.policy.reading import Sign
 
 NOTHING = Past()
 
@@ -15,7 +15,7 @@ ATTEMPTS = st.builds(
     Attempt,
     method=st.sampled_from(["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH"]),
     status=STATUSES,
-    challenge=st.sampled_from(Challenge),
+    sign=st.sampled_from([*Sign, *[Sign.FINE] * 6]),
     sent=st.booleans(),
     stale=st.booleans(),
     prohibited=st.booleans(),
@@ -78,7 +78,8 @@ def test_what_may_have_been_applied_is_repeated_for_idempotent_requests_only(
     attempt: Attempt, policy: RetryPolicy, jitter: float
 ) -> None:
     """I3: without an answer after the first byte, or with one that does not say "not applied"."""
-    unapplied = attempt.status in (401, 421, 425, 429) or (attempt.status is None and not attempt.sent)
+    unapplied = attempt.status in (421, 425, 429) or (attempt.status is None and not attempt.sent)
+    unapplied = unapplied or attempt.sign in (Sign.EXPIRED, Sign.THROTTLED)
     if again(decide(attempt, NOTHING, policy, jitter)) and not unapplied:
         assert attempt.keyed or attempt.method in policy.methods
         assert attempt.method in SAFE or not attempt.conditional
@@ -105,11 +106,11 @@ def test_an_idempotency_key_makes_any_method_repeatable(attempt: Attempt, policy
 
 
 @given(ATTEMPTS, POLICIES, JITTERS)
-@example(Attempt(method="POST", status=401, challenge=Challenge.TOKEN), RetryPolicy(), 0.5)
-@example(Attempt(method="GET", status=401, challenge=Challenge.TOKEN, renewals=1), RetryPolicy(), 0.5)
+@example(Attempt(method="POST", status=401, sign=Sign.EXPIRED), RetryPolicy(), 0.5)
+@example(Attempt(method="GET", status=401, sign=Sign.EXPIRED, renewals=1), RetryPolicy(), 0.5)
 def test_a_renewal_is_for_one_answer_only(attempt: Attempt, policy: RetryPolicy, jitter: float) -> None:
-    """A 401 that a token may help against, the first time, with a body that is still there; whatever the policy."""
+    """An answer that says `expired`, the first time, with a body that is still there; whatever the policy."""
     renews = isinstance(decide(attempt, NOTHING, policy, jitter), Renew)
     assert renews == (
-        attempt.status == 401 and attempt.challenge is Challenge.TOKEN and attempt.renewals == 0 and attempt.replayable
+        attempt.status is not None and attempt.sign is Sign.EXPIRED and attempt.renewals == 0 and attempt.replayable
     )

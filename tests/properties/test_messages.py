@@ -119,7 +119,7 @@ def sent(request: Request) -> tuple[bytes, Fields]:
         STRIPS,
         host=b"plm.example:8080",
         hop=HOP[1],
-        credential=OURS,
+        credential=(OURS,),
         chunked=request.length is None,
     )
     return strip_target(request.target, STRIPS), fields

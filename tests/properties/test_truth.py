@@ -36,7 +36,8 @@ async def _check(plans: list[Plan]) -> Counter[str]:
             for some in rounds:
                 for plan, (seen, answer) in zip(some, await asyncio.gather(*map(made.ask, some)), strict=True):
                     assert contradiction(plan, seen, answer) == "", (plan, seen, answer)
-                    told[f"{answer.status} {answer.problem.get('outcome', '')}".strip()] += 1
+                    word = "dead" if answer.dead else answer.problem.get("outcome", "")
+                    told[f"{answer.status} {word}".strip()] += 1
     return told
 
 
@@ -44,7 +45,7 @@ def test_nothing_told_contradicts_what_was_done() -> None:
     """Six hundred requests, and each kind of answer among them."""
     told = check_truth(600, derandomize=True)
 
-    assert {"200", "401", "409", "503", "502 unknown", "504 unknown", "408"} <= set(told)
+    assert {"200", "401", "409", "503", "502 unknown", "504 unknown", "408", "200 dead", "500 dead"} <= set(told)
 
 
 def plan(method: str = "POST", *steps: Step, fields: tuple[str, ...] = ()) -> Plan:
@@ -62,6 +63,9 @@ def test_a_contradiction_is_found() -> None:
         assert contradiction(plan(), Seen([], worked=1), told[status]) != ""
         assert contradiction(plan(), Seen([], worked=0), told[status]) == ""
         assert contradiction(plan("GET"), Seen([], worked=1), told[status]) == ""
+    dead = Told(200, body=b'{"code": 401}')
+    assert contradiction(plan(), Seen([], worked=1), dead) != ""
+    assert contradiction(plan(), Seen([], worked=0), dead) == ""
     assert contradiction(plan(), Seen([], got=1, worked=1), unknown) != ""
     assert contradiction(plan(), Seen([], got=1, worked=1, lost=1), unknown) == ""
     assert contradiction(plan("POST", Step("answer", status=OPEN[0])), Seen([], worked=1), unknown) == ""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from tests.dialects import speak
 from tests.rig import Rig, TokenServer, configuration, sidecar, token_server
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -23,6 +24,8 @@ UNAPPLIED = (401, 421, 425, 429)
 DENIED = (400, 403, 404, 409, 503)
 OPEN = (500, 502, 504)
 DONE = (200, 201, 204, 302)
+SAID = {"dead": 401, "dead-500": 401, "busy": 429}
+"""Answers that say in their bodies what became of the credential, by that."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Plan:
 
 
 def _step(how: str, status: int, work: bool, close: bool) -> Step:
+    if how in SAID:
+        return Step(how, close=close)
     if how == "answer":
         work = status in DONE or (work and status in OPEN)
     return Step(how, work and how != "refuse", status, close)
@@ -56,7 +61,7 @@ def _step(how: str, status: int, work: bool, close: bool) -> Step:
 
 STEPS = st.builds(
     _step,
-    st.sampled_from(["answer"] * 8 + ["reset", "eof", "refuse", "half", "garbage", "stall", "early", "cut"]),
+    st.sampled_from(["answer"] * 8 + [*SAID] + ["reset", "eof", "refuse", "half", "garbage", "stall", "early", "cut"]),
     st.sampled_from([*UNAPPLIED, *UNAPPLIED, *DENIED, *OPEN, *DONE]),
     st.booleans(),
     st.booleans(),
@@ -81,6 +86,11 @@ class Told:
     fields: str = ""
     body: bytes = b""
     whole: bool = True
+
+    @property
+    def dead(self) -> bool:
+        """Whether the upstream says by a body that the credential is dead, or used too much."""
+        return self.body.startswith(b'{"code"')
 
     @property
     def problem(self) -> dict[str, object]:
@@ -121,7 +131,7 @@ class World:
         self, seen: Seen, step: Step, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Do as *step* says; tell whether the connection stays."""
-        if step.how != "answer":
+        if step.how not in ("answer", *SAID):
             seen.lost += 1  # a reset may overtake what was written before it
         if step.how == "early":
             writer.write(response(413, close=False))
@@ -136,6 +146,10 @@ class World:
         match step.how:
             case "answer":
                 writer.write(response(step.status, close=step.close))
+                await writer.drain()
+                return not step.close
+            case "dead" | "dead-500" | "busy":
+                writer.write(said(500 if step.how == "dead-500" else 200, SAID[step.how], close=step.close))
                 await writer.drain()
                 return not step.close
             case "cut":
@@ -172,6 +186,13 @@ def response(status: int, *, close: bool) -> bytes:
     body = "" if status in (204, 304) else f"{status}"
     length = "" if status in (204, 304) else f"Content-Length: {len(body)}\r\n"
     return f"HTTP/1.1 {status} X\r\n{fields}{length}\r\n{body}".encode()
+
+
+def said(status: int, code: int, *, close: bool) -> bytes:
+    body = json.dumps({"code": code}).encode()
+    fields = b"Connection: close\r\n" if close else b""
+    head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (status, fields, len(body)) + body
 
 
 async def read_body(head: bytes, reader: asyncio.StreamReader) -> None:
@@ -232,6 +253,8 @@ def contradiction(plan: Plan, seen: Seen, told: Told) -> str:
         # A time-out is ours, and a busy machine is late.
         opened = seen.lost or any(step.status in OPEN for step in plan.steps) or told.status == 504
         return "" if opened and told.status in (502, 504) else f"{told.status} unknown, though every answer came"
+    if told.dead:
+        return f"the credential was refused, and it was done {seen.worked} times" if seen.worked else ""
     if told.status < 400 and not seen.worked:
         return f"{told.status}, and nothing was done"
     if (400 <= told.status < 500 or told.status == 503) and seen.worked:
@@ -260,5 +283,6 @@ async def world(folder: Path) -> AsyncIterator[World]:
         async with server:
             port = server.sockets[0].getsockname()[1]
             async with sidecar(configuration(f"http://127.0.0.1:{port}", tokens.url, folder, **settings)) as rig:
+                speak(rig)
                 made.rig = rig
                 yield made

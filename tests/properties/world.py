@@ -14,7 +14,6 @@ from typing import Any
 
 from sidecar.errors import Refusal, StoreError
 from sidecar.events import Event, Renewal
-from sidecar.policy.classify import Challenge
 from sidecar.policy.decide import Attempt, Pass, Past, Renew, RetryPolicy, after, decide
 from sidecar.run.credentials import Shared, make_broker
 from sidecar.secret import Secret
@@ -260,7 +259,7 @@ class World:
                 attempt = Attempt(
                     method=method,
                     status=outcome.status,
-                    challenge=outcome.challenge,
+                    sign=outcome.sign,
                     sent=outcome.sent,
                     retry_after=outcome.retry_after,
                     attempts=attempts - renewals,
@@ -271,7 +270,7 @@ class World:
                 if isinstance(decision, Pass):
                     break
                 if isinstance(decision, Renew):
-                    newer = await broker.after_unauthorized(token, self.loop.time() + patience)
+                    newer = await broker.after(token, self.loop.time() + patience)
                     if newer is None:
                         break
                     if newer.generation <= token.generation:
@@ -291,11 +290,8 @@ class World:
         return Done(last.status if last and reason is None else None, reason, attempts, absorbed, waited)
 
     def _tell(self, broker: Broker, token: Token, outcome: Outcome, renewals: int) -> None:
-        if outcome.challenge is Challenge.TOKEN:
-            if renewals:
-                broker.refused(token)
-        elif outcome.status is not None:
-            broker.accepted(token)
+        if outcome.status is not None:
+            broker.heard(token, outcome.sign, again=renewals > 0)
 
     # --- the store's troubles -----------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.policy.classify import Challenge
 from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Past, Renew, Told
+from sidecar.policy.reading import Sign
 
 BEGIN = "<!-- decision table -->"
 END = "<!-- end of decision table -->"
@@ -89,7 +89,7 @@ CUT_OFF = {"sent": True}
 TIMED_OUT = {"sent": True, "timeout": True}
 INVALID = {"sent": True, "invalid": True}
 STALE = {"sent": True, "stale": True}
-FIRST_401 = {"status": 401, "challenge": Challenge.TOKEN}
+EXPIRED = {"status": 401, "sign": Sign.EXPIRED}
 MISDIRECTED = ({"status": 421}, {"status": 425})
 CONFIGURED = ({"status": 502}, {"status": 503}, {"status": 504})
 
@@ -132,19 +132,29 @@ ROWS = (
     ),
     Row("sent, and no answer, a pooled connection or not", "other", "pass", (CUT_OFF, STALE), Pass("method")),
     Row(
-        "401, whatever schemes it names, or none; no renewal yet",
+        "`expired`, whatever the status; no renewal yet",
         "any",
         "renew",
-        (FIRST_401, FIRST_401 | {"attempts": 3}, FIRST_401 | {"budget": False, "closed": False}),
+        (
+            EXPIRED,
+            EXPIRED | {"attempts": 3},
+            EXPIRED | {"budget": False, "closed": False},
+            *(EXPIRED | {"status": status} for status in (200, 302, 403, 404, 429, 500, 503)),
+        ),
         Renew(),
     ),
-    Row("such a 401 after a renewal", "any", "pass", (FIRST_401 | {"renewals": 1},), Pass("renewed")),
+    Row("`expired` after a renewal", "any", "pass", (EXPIRED | {"renewals": 1},), Pass("renewed")),
+    Row("`throttled`", "any", "back off", ({"status": 200, "sign": Sign.THROTTLED},), Backoff(0.1, "200")),
     Row(
-        "401 with Bearer `insufficient_scope`, or with DPoP `use_dpop_nonce` alone",
+        "`scope`, `foreign`, `exhausted`",
         "any",
         "pass",
-        ({"status": 401, "challenge": Challenge.SCOPE}, {"status": 401, "challenge": Challenge.NONCE}),
-        Pass("challenge"),
+        tuple(
+            {"status": status, "sign": sign}
+            for sign in (Sign.SCOPE, Sign.FOREIGN, Sign.EXHAUSTED)
+            for status in (200, 401, 403, 429, 503)
+        ),
+        Pass("sign"),
     ),
     Row("403", "any", "pass", ({"status": 403},), Pass("answer")),
     Row(
@@ -196,7 +206,7 @@ LIMITS = (
         "back off or renew, but something was sent and the body was not kept",
         "any",
         "pass",
-        tuple(answer | {"replayable": False} for answer in (*MISDIRECTED, FIRST_401)),
+        tuple(answer | {"replayable": False} for answer in (*MISDIRECTED, EXPIRED)),
         Pass("not_replayable"),
     ),
     Row(
@@ -228,7 +238,10 @@ _LOST = Past(None, unknown=True)
 _OPEN = Past(504, unknown=True)
 _SAID = Past(503)
 _STOPS = ("circuit_open", "token_unavailable", "not_renewed")
-_DENIALS = tuple({"status": status} for status in (400, 401, 404, 409, 412, 421, 425, 429, 503))
+_REFUSED = tuple(
+    {"status": status, "sign": sign} for status in (200, 401, 500) for sign in Sign if sign is not Sign.FINE
+)
+_DENIALS = (*({"status": status} for status in (400, 404, 409, 412, 421, 425, 429, 503)), *_REFUSED)
 _DONE = tuple({"status": status} for status in (200, 204, 302, 304))
 _OPEN_ANSWERS = tuple({"status": status} for status in (500, 502, 504))
 
@@ -237,7 +250,7 @@ TOLD = (
     ToldRow("no answer", "an answer", "safe", "the answer before", (CUT_OFF, NOTHING_SENT), (_SAID,), Told.EARLIER),
     ToldRow(
         "no answer",
-        "none, or a 401, 421 or 425",
+        "none, or `expired`, 421 or 425",
         "safe",
         "502 or 504",
         (CUT_OFF, NOTHING_SENT, TIMED_OUT, INVALID),
@@ -255,7 +268,7 @@ TOLD = (
         Told.THIS,
     ),
     ToldRow(
-        "a 4xx or 503: nothing was done",
+        "a 4xx or 503, or another sign than `fine`: nothing was done",
         "no attempt that may have been applied",
         "writes",
         "that answer",
@@ -265,7 +278,7 @@ TOLD = (
         ("", *_STOPS),
     ),
     ToldRow(
-        "a 4xx or 503: nothing was done",
+        "a 4xx or 503, or another sign than `fine`: nothing was done",
         "an attempt that may have been applied",
         "writes",
         "502, outcome unknown",

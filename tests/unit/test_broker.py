@@ -1205,7 +1205,7 @@ async def test_a_401_is_answered_from_memory(rig: Rig) -> None:
     old = broker.current()
     new = await broker.renew()
     assert old
-    assert await broker.after_unauthorized(old, rig.after(60)) == new
+    assert await broker.after(old, rig.after(60)) == new
     assert len(rig.issuer.calls) == 2
     assert broker.status().state == "valid"
 
@@ -1216,7 +1216,7 @@ async def test_a_401_is_answered_from_the_store(rig: Rig) -> None:
     old = broker.current()
     assert old
     await rig.put(token(5))
-    assert await broker.after_unauthorized(old, rig.after(60)) == token(5)
+    assert await broker.after(old, rig.after(60)) == token(5)
     assert broker.current() == token(5)
     assert len(rig.issuer.calls) == 1
 
@@ -1234,17 +1234,17 @@ async def test_many_401s_look_at_the_store_once_a_second(rig: Rig) -> None:
 
     rig.store = Counted()
     broker = await rig.started(check_every=0)
-    used = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    used = await broker.after(await broker.token(0), rig.after(60))
     assert used
     before = reads
     await rig.clock.advance(1)
-    assert set(await asyncio.gather(*(broker.after_unauthorized(used, rig.after(60)) for _ in range(50)))) == {None}
+    assert set(await asyncio.gather(*(broker.after(used, rig.after(60)) for _ in range(50)))) == {None}
     assert reads == before + 1
     await rig.clock.advance(0.9)
-    await broker.after_unauthorized(used, rig.after(60))
+    await broker.after(used, rig.after(60))
     assert reads == before + 1
     await rig.clock.advance(0.1)
-    await broker.after_unauthorized(used, rig.after(60))
+    await broker.after(used, rig.after(60))
     assert reads == before + 2
 
 
@@ -1253,7 +1253,7 @@ async def test_many_401s_force_one_renewal(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.gate.clear()
-    waiters = [rig.later(broker.after_unauthorized(used, rig.after(60))) for _ in range(200)]
+    waiters = [rig.later(broker.after(used, rig.after(60))) for _ in range(200)]
     await settle()
     assert len(rig.issuer.calls) == 2
     rig.issuer.gate.set()
@@ -1270,7 +1270,7 @@ async def test_a_refused_token_is_withheld_while_it_is_renewed(rig: Rig) -> None
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.gate.clear()
-    unauthorized = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    unauthorized = rig.later(broker.after(used, rig.after(60)))
     await settle()
     assert broker.current() is None
     assert (broker.status().state, broker.status().usable) == ("refused", False)
@@ -1285,15 +1285,15 @@ async def test_a_refused_token_is_withheld_while_it_is_renewed(rig: Rig) -> None
 async def test_a_second_401_within_the_interval_is_passed_on(rig: Rig) -> None:
     """An endpoint that refuses good tokens costs one renewal per interval, and other requests keep the token."""
     broker = await rig.started(min_interval=30)
-    used = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    used = await broker.after(await broker.token(0), rig.after(60))
     assert used
     await rig.clock.advance(29.9)
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
     assert broker.current() == used
     assert broker.status().state == "valid"
     assert len(rig.issuer.calls) == 2
     await rig.clock.advance(0.1)
-    assert (await broker.after_unauthorized(used, rig.after(60)) or token()).generation == 3
+    assert (await broker.after(used, rig.after(60)) or token()).generation == 3
     assert len(rig.issuer.calls) == 3
 
 
@@ -1309,12 +1309,12 @@ async def test_an_old_401_says_nothing_of_the_newest_token(rig: Rig) -> None:
 async def test_the_interval_outlives_renewals_and_restarts(rig: Rig) -> None:
     """When a 401 last forced a renewal is part of the record, and carried over by renewals for other reasons."""
     broker = await rig.started(min_interval=50)
-    await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    await broker.after(await broker.token(0), rig.after(60))
     await rig.clock.advance(10)
     await broker.renew()
     assert (await rig.stored()).forced_at == WALL
     restarted = await rig.started(min_interval=50)
-    assert await restarted.after_unauthorized(await restarted.token(0), rig.after(60)) is None
+    assert await restarted.after(await restarted.token(0), rig.after(60)) is None
     assert len(rig.issuer.calls) == 3
 
 
@@ -1323,7 +1323,7 @@ async def test_a_failed_forced_renewal_passes_the_401_on(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.default = IssuerUnavailable("down")
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    waiter = rig.later(broker.after(used, rig.after(60)))
     await settle()
     assert broker.current() == replace(used, refused=True)
     assert (broker.status().state, broker.status().usable) == ("refused", True)
@@ -1342,9 +1342,9 @@ async def test_a_moment_without_the_issuer_is_absorbed(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.answers.append(IssuerUnavailable("down"))
-    first = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    first = rig.later(broker.after(used, rig.after(60)))
     await settle()
-    second = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    second = rig.later(broker.after(used, rig.after(60)))
     await rig.clock.advance(0.5)
     tokens = [await first, await second]
     assert [token and token.generation for token in tokens] == [2, 2]
@@ -1356,7 +1356,7 @@ async def test_a_failed_forced_renewal_gives_up_at_the_deadline(rig: Rig) -> Non
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.default = IssuerUnavailable("down")
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(2)))
+    waiter = rig.later(broker.after(used, rig.after(2)))
     await rig.clock.advance(2.1)
     assert waiter.done()
     assert await waiter is None
@@ -1367,11 +1367,11 @@ async def test_a_refused_token_is_withheld_only_once(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.answers.append(IssuerUnavailable("down"))
-    first = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    first = rig.later(broker.after(used, rig.after(60)))
     await settle()
     rig.issuer.gate.clear()
     await rig.clock.advance(0.5)
-    again = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    again = rig.later(broker.after(used, rig.after(60)))
     await settle()
     assert not again.done()
     assert broker.current() == replace(used, refused=True)
@@ -1386,7 +1386,7 @@ async def test_a_401_joins_a_renewal_under_way(rig: Rig) -> None:
     used = await broker.token(0)
     rig.issuer.gate.clear()
     await rig.clock.advance(DUE)
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    waiter = rig.later(broker.after(used, rig.after(60)))
     await settle()
     assert broker.current() is None
     rig.issuer.gate.set()
@@ -1400,20 +1400,20 @@ async def test_a_401_joins_a_renewal_about_to_begin(rig: Rig) -> None:
     """A renewal that was started but has not run yet is under way."""
     broker = await rig.started(check_every=0)
     used = await broker.token(0)
-    await broker.after_unauthorized(replace(used, generation=0), 0.0)  # the look of this second is done
+    await broker.after(replace(used, generation=0), 0.0)  # the look of this second is done
     await rig.clock.advance(DUE)
     broker._look.at = rig.clock.mono
     assert broker.current() == used
-    assert (await broker.after_unauthorized(used, rig.after(60)) or used).generation == 2
+    assert (await broker.after(used, rig.after(60)) or used).generation == 2
 
 
 async def test_an_expired_token_is_renewed_within_the_interval(rig: Rig) -> None:
     """A token whose time is over gives no reason for patience, and its renewal does not count as forced."""
     broker = await rig.started(min_interval=60, check_every=0)
-    used = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    used = await broker.after(await broker.token(0), rig.after(60))
     assert used
     rig.clock.wall += USABLE
-    new = await broker.after_unauthorized(used, rig.after(60))
+    new = await broker.after(used, rig.after(60))
     assert new
     assert (new.generation, new.trigger, new.forced_at) == (3, "demand", WALL)
 
@@ -1421,10 +1421,10 @@ async def test_an_expired_token_is_renewed_within_the_interval(rig: Rig) -> None
 async def test_a_revoked_token_is_renewed_within_the_interval(rig: Rig) -> None:
     """With no token at all there is nothing to be patient for."""
     broker = await rig.started()
-    used = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    used = await broker.after(await broker.token(0), rig.after(60))
     assert used
     await broker.revoke()
-    assert (await broker.after_unauthorized(used, rig.after(60)) or used).generation == 4
+    assert (await broker.after(used, rig.after(60)) or used).generation == 4
 
 
 async def test_a_401_without_a_token_waits_to_its_deadline(rig: Rig) -> None:
@@ -1433,7 +1433,7 @@ async def test_a_401_without_a_token_waits_to_its_deadline(rig: Rig) -> None:
     used = await broker.token(0)
     rig.issuer.default = IssuerUnavailable("down")
     await rig.clock.advance(USABLE)
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(10)))
+    waiter = rig.later(broker.after(used, rig.after(10)))
     await rig.clock.advance(9.9)
     assert not waiter.done()
     await rig.clock.advance(0.1)
@@ -1445,14 +1445,14 @@ async def test_a_401_of_a_rejected_credential_is_passed_on(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.default = CredentialRejected("invalid_client", "no")
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
     assert broker.current() == replace(used, refused=True)
     assert len(rig.issuer.calls) == 2
     rig.issuer.default = {}
     rig.issuer.secret = "secret-2"
     await rig.clock.advance(1)
-    assert (await broker.after_unauthorized(used, rig.after(60)) or used).generation == 2
+    assert (await broker.after(used, rig.after(60)) or used).generation == 2
 
 
 async def test_a_401_waits_no_longer_than_its_deadline(rig: Rig) -> None:
@@ -1460,8 +1460,8 @@ async def test_a_401_waits_no_longer_than_its_deadline(rig: Rig) -> None:
     broker = await rig.started()
     used = await broker.token(0)
     rig.issuer.gate.clear()
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(10)))
-    leaver = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    waiter = rig.later(broker.after(used, rig.after(10)))
+    leaver = rig.later(broker.after(used, rig.after(60)))
     await settle()
     leaver.cancel()
     await rig.clock.advance(10)
@@ -1485,11 +1485,11 @@ async def test_a_401_during_a_slow_look_keeps_its_deadline(rig: Rig) -> None:
     rig.store = Slow()
     broker = await rig.started(check_every=0)
     used = await broker.token(0)
-    await broker.after_unauthorized(used, rig.after(60))
+    await broker.after(used, rig.after(60))
     used = await broker.token(0)
     await rig.clock.advance(2)
     stuck.clear()
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(5)))
+    waiter = rig.later(broker.after(used, rig.after(5)))
     await rig.clock.advance(4.9)
     assert not waiter.done()
     await rig.clock.advance(0.1)
@@ -1628,7 +1628,7 @@ async def test_revoking_gives_up_a_renewal_under_way(rig: Rig) -> None:
     used = await broker.token(0)
     rig.issuer.gate.clear()
     operator = rig.later(broker.renew())
-    unauthorized = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    unauthorized = rig.later(broker.after(used, rig.after(60)))
     await settle()
     waiter = rig.later(broker.token(rig.after(60)))
     await settle()
@@ -1813,7 +1813,7 @@ async def test_closed_means_closed(rig: Rig) -> None:
     await broker.aclose()
     await broker.aclose()
     used = await broker.token(rig.after(60))
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
     with pytest.raises(IssuerUnavailable, match="cut off"):
         await broker.renew()
     await rig.clock.advance(DUE)
@@ -1869,7 +1869,7 @@ async def test_on_the_machines_own_clock(rig: Rig) -> None:
     )
     await broker.start()
     used = await broker.token(clock.monotonic() + 5)
-    newer = await broker.after_unauthorized(used, clock.monotonic() + 5)
+    newer = await broker.after(used, clock.monotonic() + 5)
     assert (used.generation, (newer or used).generation) == (1, 2)
     await broker.aclose()
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.policy.classify import Challenge
 from sidecar.policy.decide import (
     SAFE,
     Attempt,
@@ -23,11 +22,13 @@ from sidecar.policy.decide import (
     pauses,
     stop,
 )
+from sidecar.policy.reading import Reading, Sign
 from tests.unit.decision_table import (
     BEGIN,
     CONFIGURED,
     CUT_OFF,
     END,
+    EXPIRED,
     JITTER,
     LIMITS,
     METHODS,
@@ -45,6 +46,7 @@ from tests.unit.decision_table import (
 PAGE = Path(__file__).parents[2] / "docs" / "how-it-works.md"
 POLICY = RetryPolicy()
 NOTHING = Past()
+ASKED = Reading(Sign.FINE, 1.0)
 WORDS: dict[str, type] = {"pass": Pass, "renew": Renew, "back off": Backoff, "again at once": Backoff}
 
 
@@ -92,7 +94,11 @@ def test_told_row(row: ToldRow) -> None:
     [
         ("GET", [{"status": 503}], Past(503)),
         ("GET", [{"status": 503}, CUT_OFF, CUT_OFF], Past(503)),
-        ("GET", [{"status": 503}, {"status": 401}], NOTHING),
+        ("GET", [{"status": 503}, EXPIRED], NOTHING),
+        ("GET", [{"status": 503}, EXPIRED | {"status": 200}], NOTHING),
+        ("PUT", [CUT_OFF, EXPIRED | {"status": 200}], Past(None, unknown=True)),
+        ("PUT", [{"status": 200, "sign": Sign.THROTTLED}], Past(200)),
+        ("POST", [EXPIRED | {"status": 500}], NOTHING),
         ("GET", [{"status": 504}], Past(504)),
         ("PUT", [CUT_OFF], Past(None, unknown=True)),
         ("PUT", [CUT_OFF, {"sent": False}], Past(None, unknown=True)),
@@ -104,7 +110,7 @@ def test_told_row(row: ToldRow) -> None:
         ("PUT", [{"status": 502}], Past(502, unknown=True)),
         ("PUT", [{"status": 502}, {"status": 503}], Past(None, unknown=True)),
         ("POST", [{"status": 429}], Past(429)),
-        ("POST", [{"status": 401}], NOTHING),
+        ("POST", [EXPIRED], NOTHING),
         ("POST", [{"status": 421}], NOTHING),
         ("POST", [{"status": 425}, {"sent": False}], NOTHING),
     ],
@@ -221,8 +227,8 @@ def test_policy_is_the_operators() -> None:
     assert decided(status=503, method="PATCH", conditional=True) == Backoff(0.75, "503")
     assert decided(status=421, method="PATCH") == Pass("answer")
     everything = RetryPolicy(statuses=frozenset(range(400, 600)))
-    scope = Attempt(status=401, challenge=Challenge.SCOPE, method="GET")
-    assert decide(scope, NOTHING, everything, JITTER) == Pass("challenge")
+    scope = Attempt(status=401, sign=Sign.SCOPE, method="GET")
+    assert decide(scope, NOTHING, everything, JITTER) == Pass("sign")
     assert decide(Attempt(status=425, method="GET", attempts=2), NOTHING, everything, JITTER) == Pass("repeated")
 
 
@@ -232,13 +238,21 @@ def test_policy_is_the_operators() -> None:
 )
 def test_some_answers_ask_everybody_to_wait(status: int, asked: float | None, pause: bool) -> None:
     """429 and 503 with a Retry-After that is respected."""
-    assert pauses(status, asked, POLICY) is pause
+    assert pauses(status, Reading(Sign.FINE, asked), POLICY) is pause
+
+
+def test_a_dialect_may_say_that_it_was_too_much() -> None:
+    """Whatever the status; also then a wait that is too long is nobody's."""
+    assert pauses(200, Reading(Sign.THROTTLED, 30.0), POLICY)
+    assert not pauses(200, Reading(Sign.THROTTLED, 30.1), POLICY)
+    assert not pauses(200, Reading(Sign.THROTTLED), POLICY)
+    assert not pauses(200, Reading(Sign.EXPIRED, 1.0), POLICY)
 
 
 def test_an_answer_that_is_not_retried_asks_nobody_to_wait() -> None:
     """Who wants 503 passed on wants to see it each time."""
-    assert not pauses(503, 1.0, RetryPolicy(statuses=frozenset()))
-    assert pauses(503, 1.0, RetryPolicy(statuses=frozenset(), unapplied=frozenset({503})))
+    assert not pauses(503, ASKED, RetryPolicy(statuses=frozenset()))
+    assert pauses(503, ASKED, RetryPolicy(statuses=frozenset(), unapplied=frozenset({503})))
 
 
 def test_defaults_are_those_of_the_contract() -> None:
@@ -258,7 +272,7 @@ STATUSES = st.one_of(st.none(), st.integers(0, 999), st.sampled_from([401, 421, 
 OUTCOMES = st.fixed_dictionaries(
     {
         "status": STATUSES,
-        "challenge": st.sampled_from([*Challenge, Challenge.TOKEN, None]),
+        "sign": st.sampled_from([*Sign, *[Sign.FINE] * 6]),
         "sent": st.booleans(),
         "stale": st.booleans(),
         "timeout": st.booleans(),
@@ -319,7 +333,10 @@ def test_one_request_from_its_first_attempt_to_its_end(
     harmful = method not in SAFE and (conditional or not (keyed or method in policy.methods))
     if harmful:
         assert all(
-            facts["status"] in (401, 421, 425, 429) or not (facts["sent"] or facts["status"]) for facts in repeated
+            facts["status"] in (421, 425, 429)
+            or facts["sign"] in (Sign.EXPIRED, Sign.THROTTLED)
+            or not (facts["sent"] or facts["status"])
+            for facts in repeated
         )
     assert all(facts["replayable"] or not (facts["sent"] or facts["status"]) for facts in repeated)
     assert not any(facts["timeout"] and facts["sent"] and facts["status"] is None for facts in repeated)
@@ -327,14 +344,14 @@ def test_one_request_from_its_first_attempt_to_its_end(
 
 @settings(deadline=None)
 @given(outcome=OUTCOMES, policy=POLICIES, attempts=st.integers(1, 20), renewals=st.integers(0, 3), jitter=JITTERS)
-@example(dict.fromkeys(("status", "challenge", "retry_after")) | {"status": 503, "retry_after": 0.0}, POLICY, 1, 0, 0.0)
+@example({"sign": Sign.FINE, "status": 503, "retry_after": 0.0}, POLICY, 1, 0, 0.0)
 def test_every_attempt_yields_a_decision(outcome, policy, attempts: int, renewals: int, jitter: float) -> None:
     """Any status, known or not, and a wait that is within its bounds."""
     made = Attempt(**outcome, method="GET", attempts=attempts, renewals=renewals)
     decision = decide(made, NOTHING, policy, jitter)
 
     assert isinstance(decision, Pass | Renew | Backoff)
-    assert not isinstance(decision, Renew) or (made.status == 401 and renewals == 0)
+    assert not isinstance(decision, Renew) or (made.sign is Sign.EXPIRED and renewals == 0)
     if isinstance(decision, Backoff):
         assert decision.delay <= max(policy.cap, (made.retry_after or 0.0) + 0.5, policy.base + 0.5)
         assert decision.why == "stale" or decision.delay >= (made.retry_after or 0.0)
@@ -343,20 +360,25 @@ def test_every_attempt_yields_a_decision(outcome, policy, attempts: int, renewal
 
 def test_every_status_yields_a_decision() -> None:
     """For a POST only four of them lead to another attempt."""
-    made = [Attempt(status=status, challenge=Challenge.TOKEN, method="POST") for status in range(1000)]
+    made = [
+        Attempt(status=status, sign=Sign.EXPIRED if status == 401 else Sign.FINE, method="POST")
+        for status in range(1000)
+    ]
     repeated = [each.status for each in made if not isinstance(decide(each, NOTHING, POLICY, JITTER), Pass)]
 
     assert repeated == [401, 421, 425, 429]
 
 
+_NO_SIGN = st.just(Sign.FINE)
 WORLD = st.one_of(
-    st.tuples(st.just("connect"), st.just(False)),
-    st.tuples(st.sampled_from(["reset", "stall", "garbage"]), st.booleans()),
-    st.tuples(st.sampled_from([200, 204, 302]), st.just(True)),
-    st.tuples(st.sampled_from([400, 401, 404, 409, 421, 425, 429, 503]), st.just(False)),
-    st.tuples(st.sampled_from([500, 502, 504]), st.booleans()),
+    st.tuples(st.just("connect"), st.just(False), _NO_SIGN),
+    st.tuples(st.sampled_from(["reset", "stall", "garbage"]), st.booleans(), _NO_SIGN),
+    st.tuples(st.sampled_from([200, 204, 302]), st.just(True), _NO_SIGN),
+    st.tuples(st.sampled_from([400, 404, 409, 421, 425, 429, 503]), st.just(False), _NO_SIGN),
+    st.tuples(st.sampled_from([500, 502, 504]), st.booleans(), _NO_SIGN),
+    st.tuples(st.sampled_from([200, 302, 401, 403, 500]), st.just(False), st.sampled_from(list(Sign)[1:])),
 )
-"""What an upstream answers, or loses, and whether it did the work."""
+"""What an upstream answers, or loses, whether it did the work, and what it says of the credential."""
 
 
 @settings(deadline=None, max_examples=2000)
@@ -373,14 +395,14 @@ WORLD = st.one_of(
 def test_nothing_told_is_untrue(world, stops, method: str, keyed: bool, conditional: bool, attempts: int) -> None:
     """Whatever is lost and wherever, nobody is told that a write failed when it was done, nor the reverse."""
     policy, past, renewals, answers, applied = RetryPolicy(attempts=attempts), NOTHING, 0, [None], 0
-    for number, ((what, done), stopped) in enumerate(zip(world, stops, strict=True), 1):
+    for number, ((what, done, sign), stopped) in enumerate(zip(world, stops, strict=True), 1):
         # The same write twice finds its own precondition gone, but is idempotent otherwise.
         applied += done
         failed = isinstance(what, str)
         attempt = Attempt(
             method=method,
             status=None if failed else what,
-            challenge=Challenge.TOKEN,
+            sign=sign,
             sent=what != "connect",
             timeout=what == "stall",
             invalid=what == "garbage",
@@ -404,15 +426,18 @@ def test_nothing_told_is_untrue(world, stops, method: str, keyed: bool, conditio
     if method in SAFE:
         assert decision.told is not Told.UNKNOWN
         return
-    if told is not None and told < 400:
+    refused = decision.told is Told.THIS and attempt.sign is not Sign.FINE
+    if told is not None and told < 400 and not refused and decision.told is not Told.EARLIER:
         assert applied > 0
+    if refused:
+        assert applied == 0
     if told is not None and (400 <= told < 500 or told == 503):
         assert applied == 0
     if decision.told is Told.THIS and told is None:
         assert applied == 0, "502 without a word on the outcome: nothing was sent"
     if decision.told is Told.UNKNOWN:
         assert any(
-            (isinstance(what, str) and what != "connect") or what in (500, 502, 504) for what, _ in world[:number]
+            (isinstance(what, str) and what != "connect") or what in (500, 502, 504) for what, _, _ in world[:number]
         )
     may_be_repeated = not conditional and (keyed or method in policy.methods)
     assert applied <= 1 or may_be_repeated

@@ -15,7 +15,7 @@ from sidecar.emulator import Switches
 from sidecar.errors import REASONS, Reason
 from sidecar.events import Event, StoreTrouble
 from sidecar.observe import log
-from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP, HOP_BY_HOP, VIA, normal_name
+from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP, HOP_BY_HOP, READABLE, VIA, normal_name
 from sidecar.policy.mirror import ANSWER_FIELDS, FORWARDED, OF_THE_BYTES, REQUEST_FIELDS
 from sidecar.settings import SecretReference, Settings, load
 from tests.canary import canary
@@ -179,6 +179,7 @@ def test_what_is_changed_is_listed() -> None:
     request, answer = listed.split("### Names and addresses")[0].split("### In an answer")
     added = {normal_name(name) for name in (HOP, VIA[0], b"accept-encoding")}
     assert normal_names(request) >= HOP_BY_HOP | CREDENTIALS | CREDENTIAL_PARAMETERS
+    assert normal_names(request) >= READABLE | {b"br", b"zstd"}
     assert normal_names(request) >= REQUEST_FIELDS.keys() | FORWARDED | added
     assert normal_names(answer) >= HOP_BY_HOP | ANSWER_FIELDS.keys() | OF_THE_BYTES
 

@@ -106,7 +106,7 @@ async def test_instances_that_are_refused_at_once_make_one_call(rig: Rig) -> Non
     brokers = [await rig.started() for _ in range(4)]
     used = await brokers[0].token(0)
     rig.issuer.gate.clear()
-    waiters = [rig.later(broker.after_unauthorized(used, rig.after(60))) for broker in brokers for _ in range(50)]
+    waiters = [rig.later(broker.after(used, rig.after(60))) for broker in brokers for _ in range(50)]
     await rig.clock.advance(1)
     rig.issuer.gate.set()
     await rig.clock.advance(1)
@@ -278,7 +278,7 @@ async def test_pause_outlives_the_campaign_that_was_asked_for_it(rig: Rig) -> No
     await rig.clock.advance(10)
     used = await broker.token(0)
     assert used == token(3)
-    asked = rig.later(broker.after_unauthorized(used, rig.after(5)))
+    asked = rig.later(broker.after(used, rig.after(5)))
     await rig.clock.advance(560)
     assert await asked is None
     assert len(rig.issuer.calls) == 1
@@ -393,7 +393,7 @@ async def test_silent_store_is_not_waited_for_after_a_401(rig: Rig) -> None:
     """Somebody waits for that token."""
     broker = await rig.started()
     store_of(rig).down = store_of(rig).silent = True
-    await broker.after_unauthorized(await broker.token(0), rig.after(5))
+    await broker.after(await broker.token(0), rig.after(5))
 
     assert len(rig.issuer.calls) == 2
 
@@ -405,7 +405,7 @@ async def test_store_that_dies_in_mid_life_fails_no_request(rig: Rig) -> None:
     await rig.clock.advance(DUE + 1)
     assert broker.current() is not None
     assert len(rig.issuer.calls) == 2
-    await broker.after_unauthorized(await broker.token(0), rig.after(5))
+    await broker.after(await broker.token(0), rig.after(5))
     store_of(rig).down = False
     await rig.clock.advance(6)
 
@@ -657,7 +657,7 @@ async def test_same_access_token_is_no_newer_one(rig: Rig) -> None:
         await broker.renew()
     assert (await broker.token(0)).generation == 8
     rig.issuer.default = useless()
-    waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    waiter = rig.later(broker.after(used, rig.after(60)))
     await rig.clock.advance(15)
 
     assert waiter.done()

@@ -39,7 +39,7 @@ THEIRS = canary("theirs").encode()
 def sent(*fields: tuple[bytes, bytes], strips=BUILT_IN, chunked=False, credential=OURS):
     """Return what goes upstream for *fields*, of which Host is the first."""
     return outgoing(
-        ((b"Host", b"client"), *fields), strips, host=b"up", hop=HOP[1], credential=credential, chunked=chunked
+        ((b"Host", b"client"), *fields), strips, host=b"up", hop=HOP[1], credential=(credential,), chunked=chunked
     )
 
 
@@ -164,14 +164,14 @@ def test_everything_else_stays() -> None:
 def test_host_keeps_its_place_and_spelling() -> None:
     """Its value is the upstream's, whatever the client said."""
     fields = ((b"A", b"1"), (b"hOST", b"evil"), (b"B", b"2"))
-    result = outgoing(fields, BUILT_IN, host=b"up:8443", hop=b"v", credential=OURS, chunked=False)
+    result = outgoing(fields, BUILT_IN, host=b"up:8443", hop=b"v", credential=(OURS,), chunked=False)
 
     assert result == ((b"A", b"1"), (b"hOST", b"up:8443"), (b"B", b"2"), (b"Auth-Sidecar-Hop", b"v"), OURS)
 
 
 def test_missing_host_goes_first() -> None:
     """HTTP/1.0 has none; HTTP/1.1 must have one."""
-    result = outgoing(((b"A", b"1"),), BUILT_IN, host=b"up", hop=b"v", credential=OURS, chunked=False)
+    result = outgoing(((b"A", b"1"),), BUILT_IN, host=b"up", hop=b"v", credential=(OURS,), chunked=False)
 
     assert result == ((b"Host", b"up"), (b"A", b"1"), (b"Auth-Sidecar-Hop", b"v"), OURS)
 
@@ -434,7 +434,7 @@ def test_first_field_of_a_name_counts() -> None:
 def test_via_is_added_only_when_asked_for() -> None:
     """Before the hop and the credential; those of others stay in front, so that a chain of proxies is told in order."""
     theirs = ((b"Via", b"1.0 fred"), (b"via", b"1.1 next"))
-    told = outgoing(theirs, BUILT_IN, host=b"up", hop=HOP[1], credential=OURS, chunked=False, via=True)
+    told = outgoing(theirs, BUILT_IN, host=b"up", hop=HOP[1], credential=(OURS,), chunked=False, via=True)
     assert told == ((b"Host", b"up"), *theirs, VIA, HOP, OURS)
     assert sent(*theirs) == ((b"Host", b"up"), *theirs, HOP, OURS)
 

@@ -21,6 +21,7 @@ DONE = RequestDone(
     overhead=None,
     verdicts=("pass",),
     unauthorized=0,
+    visible=False,
     refused="",
     applied="",
 )

@@ -35,7 +35,8 @@ from sidecar.exchange.tally import _REFUSES_NOTHING, Tally, measured
 from sidecar.observe.metrics import METRICS, Metrics
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
-from sidecar.policy.decide import Attempt, Backoff, Pass, Renew
+from sidecar.policy.decide import Attempt, Backoff, Pass, Renew, Told
+from sidecar.policy.reading import Sign
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "auth_sidecar_"
@@ -77,7 +78,9 @@ def request(**changes: Any) -> RequestDone:
     """Return the end of a good request, with *changes*."""
     usual = {"upstream": "plm", "method": "GET", "path": "/items", "status": 200, "outcome": "passed", "attempts": 1}
     counts = {"renewals": 0, "retries": 0, "seconds": 0.02, "overhead": 0.0007, "verdicts": ("pass",)}
-    return RequestDone(**(usual | counts | {"unauthorized": 0, "refused": "", "applied": ""} | changes))
+    return RequestDone(
+        **(usual | counts | {"unauthorized": 0, "visible": False, "refused": "", "applied": ""} | changes)
+    )
 
 
 def renewal(**changes: Any) -> Renewal:
@@ -139,16 +142,19 @@ def test_retries_count_by_cause_and_attempts_by_verdict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "unauthorized", "visible", "absorbed"), [(200, 1, 0, 1), (401, 1, 1, 0), (401, 2, 1, 1), (0, 1, 0, 1)]
+    ("unauthorized", "visible", "absorbed"), [(1, False, 1), (1, True, 0), (2, True, 1), (2, False, 2)]
 )
-def test_a_401_counts_as_absorbed_or_as_seen(status: int, unauthorized: int, visible: int, absorbed: int) -> None:
-    """Of several answers 401 to one request the client sees the last at most."""
-    found = after(request(status=status, unauthorized=unauthorized))
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_refused_credential_counts_as_absorbed_or_as_seen(
+    status: int, unauthorized: int, visible: bool, absorbed: int
+) -> None:
+    """Of several answers that refuse it the client sees the last at most, and the status may be any."""
+    found = after(request(status=status, unauthorized=unauthorized, visible=visible))
     assert found[("unauthorized_total", "plm", "true")] == visible
     assert found[("unauthorized_total", "plm", "false")] == absorbed
 
 
-def test_a_401_that_is_not_the_upstreams_does_not_count() -> None:
+def test_a_401_that_refuses_nothing_does_not_count() -> None:
     """Without an attempt that got one there is nothing to count."""
     assert not [key for key in after(request(status=401)) if key[0] == "unauthorized_total"]
 
@@ -281,7 +287,7 @@ def test_verdicts_tell_the_story_of_a_request() -> None:
     tally.decided(Backoff(0.1, "503"), Attempt(method="GET", status=503))
     tally.decided(Backoff(0.1, "failure"), Attempt(method="GET", status=None))
     tally.decided(Backoff(0.1, "connect"), Attempt(method="GET", status=None, sent=False))
-    tally.decided(Renew(), Attempt(method="GET", status=401))
+    tally.decided(Renew(), Attempt(method="GET", status=200, sign=Sign.EXPIRED))
     tally.decided(Pass("attempts"), Attempt(method="GET", status=503))
     done = tally.done(None, 1.0)
     assert done.verdicts == ("503", "reset", "connect", "renew", "pass")
@@ -291,7 +297,7 @@ def test_verdicts_tell_the_story_of_a_request() -> None:
     assert tally.done(None, 1.0).verdicts[-1] == "fail"
 
 
-@pytest.mark.parametrize("why", ["answer", "challenge", "renewed", "prohibited"])
+@pytest.mark.parametrize("why", ["answer", "sign", "renewed", "prohibited"])
 def test_what_calls_for_no_retry_refuses_none(why: str) -> None:
     """A good answer, or a 401 that no token mends, is passed on because it is the answer."""
     tally = Tally(0.0)
@@ -541,3 +547,14 @@ async def test_others_are_told_once_a_second(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await metrics.keep_publishing()
     assert told == [(100.0, 0), (101.0, 1), (102.0, 2)]
+
+
+@pytest.mark.parametrize("sign", Sign)
+@pytest.mark.parametrize("told", Told)
+def test_a_refused_credential_is_visible_when_its_answer_is_told(sign: Sign, told: Told) -> None:
+    """Not when a lost write made us answer instead; too much use refuses nothing."""
+    tally = Tally(0.0)
+    tally.decided(Pass("renewed", told), Attempt(method="GET", status=200, sign=sign))
+    done = tally.done(None, 1.0)
+    refused = sign in (Sign.EXPIRED, Sign.SCOPE, Sign.FOREIGN)
+    assert (done.unauthorized, done.visible) == (refused, refused and told is Told.THIS)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sidecar.events import ForcedRenewals, IdleLimit
+from sidecar.policy.reading import Sign
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.token import Token
 from tests.unit.test_broker import DUE, LIFETIME, Rig, access, rig, settle
@@ -14,9 +15,9 @@ MINUTE = 60.0
 
 async def one_more_refused(rig: Rig, broker: Broker, used: Token) -> Token:
     """Let a 401 force a renewal whose token is refused too; return that."""
-    newer = await broker.after_unauthorized(used, rig.after(60))
+    newer = await broker.after(used, rig.after(60))
     assert newer is not None
-    broker.refused(newer)
+    broker.heard(newer, Sign.EXPIRED, again=True)
     return newer
 
 
@@ -40,7 +41,7 @@ async def test_a_row_of_refused_tokens_stops_forced_renewals(rig: Rig) -> None:
     broker, used = await stopped(rig)
     calls = len(rig.issuer.calls)
 
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
     assert len(rig.issuer.calls) == calls == 6
     assert broker.status().forced_renewals == "stopped"
     assert changes(rig) == [(True, 5)]
@@ -49,7 +50,7 @@ async def test_a_row_of_refused_tokens_stops_forced_renewals(rig: Rig) -> None:
 async def test_requests_go_on_without_forced_renewals(rig: Rig) -> None:
     """The token is handed out as ever: there may be parts of the upstream that take it."""
     broker, used = await stopped(rig)
-    await broker.after_unauthorized(used, rig.after(60))
+    await broker.after(used, rig.after(60))
 
     assert broker.current() == used
     assert broker.status().usable
@@ -61,10 +62,10 @@ async def test_probes_are_forced_ever_more_rarely(rig: Rig) -> None:
     began, tried = rig.clock.mono, list[float]()
     rig.issuer.default = {"lifetime": 3600.0}
     while rig.clock.mono < began + 75:
-        newer = await broker.after_unauthorized(used, rig.after(60))
+        newer = await broker.after(used, rig.after(60))
         if newer is not None:
             tried.append(rig.clock.mono - began)
-            broker.refused(newer)
+            broker.heard(newer, Sign.EXPIRED, again=True)
             used = newer
         await rig.clock.advance(1)
 
@@ -75,24 +76,24 @@ async def test_a_probe_is_no_more_frequent_for_short_tokens(rig: Rig) -> None:
     """Half a lifetime bounds the interval of ordinary forced renewals only."""
     broker, used = await stopped(rig, min_interval=60, apart=LIFETIME / 2)
     await rig.clock.advance(LIFETIME / 2 + 1)
-    assert await broker.after_unauthorized(used, rig.after(60)) is None
+    assert await broker.after(used, rig.after(60)) is None
     await rig.clock.advance(9)
 
-    assert await broker.after_unauthorized(used, rig.after(60)) is not None
+    assert await broker.after(used, rig.after(60)) is not None
 
 
 async def test_a_token_that_is_taken_ends_the_stop(rig: Rig) -> None:
     """A probe whose token an upstream took, or any other renewal's; a 401 forces renewals as before."""
     broker, used = await stopped(rig)
     await rig.clock.advance(10)
-    probe = await broker.after_unauthorized(used, rig.after(60))
+    probe = await broker.after(used, rig.after(60))
     assert probe is not None
-    broker.accepted(probe)
+    broker.heard(probe, Sign.FINE)
     assert broker.status().forced_renewals == "allowed"
     assert changes(rig) == [(True, 5), (False, 0)]
     await rig.clock.advance(10)
 
-    assert await broker.after_unauthorized(probe, rig.after(60)) is not None
+    assert await broker.after(probe, rig.after(60)) is not None
 
 
 async def test_nobody_waits_for_a_probe_but_its_request(rig: Rig) -> None:
@@ -100,9 +101,9 @@ async def test_nobody_waits_for_a_probe_but_its_request(rig: Rig) -> None:
     broker, used = await stopped(rig)
     await rig.clock.advance(10)
     rig.issuer.gate.clear()
-    probe = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    probe = rig.later(broker.after(used, rig.after(60)))
     await settle()
-    other = rig.later(broker.after_unauthorized(used, rig.after(60)))
+    other = rig.later(broker.after(used, rig.after(60)))
     await settle()
 
     assert other.done()
@@ -125,7 +126,7 @@ async def test_an_expired_token_is_renewed_without_forced_renewals(rig: Rig) -> 
     broker, used = await stopped(rig, check_every=0)
     await rig.clock.advance(LIFETIME)
 
-    newer = await broker.after_unauthorized(used, rig.after(60))
+    newer = await broker.after(used, rig.after(60))
     assert newer is not None
     assert newer.generation == used.generation + 1
 
@@ -136,11 +137,11 @@ async def test_one_bad_endpoint_does_not_stop_renewals_for_the_others(rig: Rig) 
     broker = await rig.started(min_interval=60)
     for _ in range(60):
         used = await broker.token(0)
-        broker.accepted(used)
-        newer = await broker.after_unauthorized(used, rig.after(60))
+        broker.heard(used, Sign.FINE)
+        newer = await broker.after(used, rig.after(60))
         if newer is not None:
-            broker.refused(newer)
-            broker.accepted(newer)
+            broker.heard(newer, Sign.EXPIRED, again=True)
+            broker.heard(newer, Sign.FINE)
         await rig.clock.advance(10)
 
     assert changes(rig) == []
@@ -153,9 +154,9 @@ async def test_many_instances_share_their_probes(rig: Rig) -> None:
     brokers = [await rig.started(min_interval=60) for _ in range(3)]
     for _ in range(360):
         for broker in brokers:
-            newer = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+            newer = await broker.after(await broker.token(0), rig.after(60))
             if newer is not None:
-                broker.refused(newer)
+                broker.heard(newer, Sign.EXPIRED, again=True)
         await rig.clock.advance(10)
 
     assert {broker.status().forced_renewals for broker in brokers} == {"stopped"}
@@ -169,16 +170,16 @@ async def used_by_all(rig: Rig) -> Broker:
     """Return a broker whose tokens last for ten hours, and the first was taken."""
     rig.issuer.default = {"lifetime": 36_000.0}
     broker = await rig.started()
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     return broker
 
 
 async def dies_after(rig: Rig, broker: Broker, seconds: float) -> Token:
     """Let the token be refused after so long without use, and the next one be taken."""
     await rig.clock.advance(seconds)
-    newer = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+    newer = await broker.after(await broker.token(0), rig.after(60))
     assert newer is not None
-    broker.accepted(newer)
+    broker.heard(newer, Sign.FINE)
     return newer
 
 
@@ -190,7 +191,7 @@ async def test_tokens_that_die_of_idleness_are_told_of_once(rig: Rig) -> None:
     """At the second death, with the time after which they were dead, and what to do."""
     broker = await used_by_all(rig)
     await rig.clock.advance(10 * MINUTE)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     await dies_after(rig, broker, 45 * MINUTE)
     assert limits(rig) == []
     for _ in range(3):
@@ -215,7 +216,7 @@ async def test_a_token_that_survived_as_long_did_not_die_of_idleness(rig: Rig) -
     """It was revoked."""
     broker = await used_by_all(rig)
     await rig.clock.advance(50 * MINUTE)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     for _ in range(3):
         await dies_after(rig, broker, 40 * MINUTE)
 
@@ -242,10 +243,10 @@ async def test_an_endpoint_that_refuses_every_token_kills_none(rig: Rig) -> None
     broker = await used_by_all(rig)
     for _ in range(4):
         await rig.clock.advance(40 * MINUTE)
-        newer = await broker.after_unauthorized(await broker.token(0), rig.after(60))
+        newer = await broker.after(await broker.token(0), rig.after(60))
         assert newer is not None
-        broker.refused(newer)
-        broker.accepted(newer)
+        broker.heard(newer, Sign.EXPIRED, again=True)
+        broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
 
@@ -257,13 +258,13 @@ async def test_a_token_that_is_taken_after_a_401_was_not_dead(rig: Rig) -> None:
         await rig.clock.advance(40 * MINUTE)
         used = await broker.token(0)
         rig.issuer.gate.clear()
-        waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
+        waiter = rig.later(broker.after(used, rig.after(60)))
         await rig.clock.advance(1)
-        broker.accepted(used)
+        broker.heard(used, Sign.FINE)
         rig.issuer.gate.set()
         newer = await waiter
         assert newer is not None
-        broker.accepted(newer)
+        broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
 
@@ -272,14 +273,14 @@ async def test_a_token_at_its_end_did_not_die_early(rig: Rig) -> None:
     """Its time was over."""
     rig.issuer.default = {"lifetime": 40 * MINUTE}
     broker = await rig.started(check_every=0)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     for _ in range(3):
         used = broker.verdicts.token
         assert used is not None
         await rig.clock.advance(40 * MINUTE)
-        newer = await broker.after_unauthorized(used, rig.after(60))
+        newer = await broker.after(used, rig.after(60))
         assert newer is not None
-        broker.accepted(newer)
+        broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
 
@@ -290,7 +291,7 @@ async def test_a_token_nobody_has_used_did_not_die_of_idleness(rig: Rig) -> None
     broker = await rig.started()
     for _ in range(3):
         await rig.clock.advance(40 * MINUTE)
-        await broker.after_unauthorized(await broker.token(0), rig.after(60))
+        await broker.after(await broker.token(0), rig.after(60))
 
     assert limits(rig) == []
 
@@ -303,8 +304,8 @@ async def test_a_token_that_another_instance_replaced_did_not_die_of_idleness(ri
         used = await broker.token(0)
         next_one = replace(used, generation=used.generation + 1, access_token=access(50 + number))
         await rig.put(next_one)
-        assert await broker.after_unauthorized(used, rig.after(60)) == next_one
-        broker.accepted(next_one)
+        assert await broker.after(used, rig.after(60)) == next_one
+        broker.heard(next_one, Sign.FINE)
 
     assert limits(rig) == []
 
@@ -314,11 +315,11 @@ async def test_many_401s_of_one_token_are_one_death(rig: Rig) -> None:
     broker = await used_by_all(rig)
     await rig.clock.advance(40 * MINUTE)
     used = await broker.token(0)
-    waiters = [rig.later(broker.after_unauthorized(used, rig.after(60))) for _ in range(50)]
+    waiters = [rig.later(broker.after(used, rig.after(60))) for _ in range(50)]
     for waiter in waiters:
         newer = await waiter
         assert newer is not None
-        broker.accepted(newer)
+        broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
     assert access(2) == (await broker.token(0)).access_token
