@@ -31,7 +31,6 @@ _PROOF_OF_POSSESSION = frozenset({"mac", "dpop", "pop"})
 _DESCRIPTIONS = ("error_description", "message", "developerMessage", "errorSummary", "faultstring", "detail")
 
 _MAX_TOKEN = 16 << 10  # Entra's have 4 KiB with two hundred groups
-_MAX_PARAMETERS = 100
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # RFC 6749 appendix A.12, less the space, which ends a field's credentials
 _VSCHARS = re.compile(r"[\x20-\x7e]+")
 _ERROR_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -137,7 +136,7 @@ def _document(answer: Answer) -> dict[str, Any]:
     """Return the JSON object in the body, or the form where Content-Type says that it is one; else nothing."""
     try:
         if b"application/x-www-form-urlencoded" in (value_of(answer.fields, b"content-type") or b"").lower():
-            return dict(parse_qsl(answer.body.decode("ascii"), max_num_fields=_MAX_PARAMETERS))
+            return dict(parse_qsl(answer.body.decode("ascii")))
         document = json.loads(answer.body)  # of bytes it tells UTF-8, 16 and 32 apart, and takes a BOM
     except (ValueError, RecursionError):  # bad JSON, a wrong charset; nested too deeply
         return {}

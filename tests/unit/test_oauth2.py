@@ -450,6 +450,19 @@ async def test_a_signed_assertion_is_a_grant(rsa_key: rsa.RSAPrivateKey) -> None
     assert (call.value("client_id"), call.value("scope"), grant.how) == (CLIENT_ID, "api", "jwt_bearer")
 
 
+async def test_an_assertion_of_a_grant_has_the_issuers_time_too(rsa_key: rsa.RSAPrivateKey) -> None:
+    """As the one of a client, once an answer has shown it."""
+    said = f"Date: {format_datetime(datetime.fromtimestamp(NOW + 600, UTC), usegmt=True)}"
+    values = {"grant": "jwt_bearer", "client_auth": "none", "subject": "svc", "private_key": {"value": pem(rsa_key)}}
+    async with endpoint(answer(TOKEN, 200, said), answer(TOKEN)) as server:
+        issuer = issuer_of(server.url, **values)
+        await issuer.obtain(None, 5)
+        await issuer.obtain(None, 5)
+
+    before, after = (claims_in(call, "assertion") for call in server.calls)
+    assert after["iat"] - before["iat"] == 600
+
+
 async def test_a_ready_assertion_is_a_grant(tmp_path: Path) -> None:
     """What is in assertion_file is sent as it is now; it is a secret, and one that is gone is named."""
     path = tmp_path / "assertion"
@@ -736,7 +749,7 @@ async def test_a_form_is_read_where_it_says_that_it_is_one() -> None:
         raw(form, 200, kind),
         raw(b"error=incorrect_client_credentials", 200, kind),
         raw(form),
-        raw(b"a&" * 999, 200, kind),
+        raw("access_token=CANARY-é".encode(), 200, kind),
     ]
     async with endpoint(*steps) as server:
         grant = await issuer_of(server.url).obtain(None, 5)
@@ -1188,6 +1201,19 @@ async def test_the_refresh_token_of_a_useless_grant_counts_after_a_lost_answer()
 
     async with endpoint(reset, answer({**TOKEN, "token_type": "mac"})) as server:
         await failure(BrokenOff, issuer_of(server.url), SECOND)
+
+
+async def test_what_is_asked_for_after_a_lost_answer_is_told() -> None:
+    """A pause, and how far apart the clocks are, as after any other answer."""
+    useless = {**TOKEN, "token_type": "mac"}
+    async with endpoint(reset, answer(useless, 200, "Retry-After: 7")) as server:
+        assert (await failure(BrokenOff, issuer_of(server.url), SECOND)).retry_after == 7
+    async with endpoint(answer(useless, 200, "Retry-After: 7")) as server:
+        assert (await failure(Unusable, issuer_of(server.url))).retry_after == 7
+
+    said = f"Date: {format_datetime(datetime.fromtimestamp(NOW + 600, UTC), usegmt=True)}"
+    async with endpoint(reset, answer({"error": "invalid_grant"}, 400, said)) as server:
+        assert (await failure(CredentialRejected, issuer_of(server.url), SECOND)).skew == 600
 
 
 async def test_two_lost_answers_are_weather() -> None:

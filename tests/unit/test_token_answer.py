@@ -313,6 +313,13 @@ def test_odd_answers_are_read_by_their_meaning(status: int, body: object, meanin
     assert read(status, body).startswith(meaning)
 
 
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_page_beside_a_refusal_is_told(status: int) -> None:
+    """It may be a portal's that knows no such path; an issuer's own words, or none, are no page."""
+    assert "a page came with it, so check token_url as well" in read(status, b"<html>Log in</html>")
+    assert "a page" not in read(status, b"") + read(status, {"error": "invalid_client"})
+
+
 def test_a_refusal_shows_no_token_of_the_answer() -> None:
     """Some answers hold tokens beside an error, and its description may repeat one."""
     document = {
