@@ -91,7 +91,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreTrouble(Trouble):
-    """A token store did not do its part for *upstream*; *operation*: read, write, withdraw or lease."""
+    """A token store did not do its part for *upstream*; *operation*: read, write or lease."""
 
     upstream: str
     operation: str
