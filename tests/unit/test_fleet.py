@@ -95,7 +95,7 @@ async def test_instances_that_start_at_once_make_one_call(rig: Rig, number: int)
     rig.issuer.gate.set()
     await rig.clock.advance(1)
 
-    assert {(await waiter).access_token for waiter in waiters} == {access(1)}
+    assert {(await waiter).values for waiter in waiters} == {access(1)}
     assert len(rig.issuer.calls) == 1
     assert {broker.status().by for broker in brokers} == {"test/1"}
     assert len(rig.renewals()) == 1
@@ -111,7 +111,7 @@ async def test_instances_that_are_refused_at_once_make_one_call(rig: Rig) -> Non
     rig.issuer.gate.set()
     await rig.clock.advance(1)
 
-    assert {newer.access_token for waiter in waiters if (newer := await waiter)} == {access(2)}
+    assert {newer.values for waiter in waiters if (newer := await waiter)} == {access(2)}
     assert len(rig.issuer.calls) == 2
 
 
@@ -122,7 +122,7 @@ async def test_due_token_is_renewed_by_one(rig: Rig) -> None:
 
     assert len(rig.issuer.calls) == 2
     await rig.clock.advance(30)
-    assert {broker.current().generation for broker in brokers if broker.current()} == {2}
+    assert {broker.current().granted for broker in brokers if broker.current()} == {2}
 
 
 async def test_lease_lasts_as_long_as_a_slow_issuer(rig: Rig) -> None:
@@ -186,17 +186,17 @@ async def test_holder_that_slept_through_its_end_gives_way(rig: Rig) -> None:
     asleep.gate.set()
     await settle()
 
-    assert first.current() == brought == await rig.stored()
+    assert first.current() == brought == (await rig.stored()).token
     assert (len(asleep.calls), len(rig.issuer.calls)) == (1, 1)
 
 
 async def test_late_write_of_an_older_generation_is_refused(rig: Rig) -> None:
     """The store has the newer one for good, and the writer adopts it."""
     broker = await rig.started()
-    await rig.put(token(5))
+    await rig.put(record(5))
     saved = await broker._holding.save(token(2), born=rig.clock.mono)
 
-    assert saved.generation == 5
+    assert saved.granted == 5
     assert broker.status().generation == 5
     assert (await rig.stored()).generation == 5
 
@@ -274,7 +274,7 @@ async def test_pause_outlives_the_campaign_that_was_asked_for_it(rig: Rig) -> No
     broker = rig.broker(check_every=5)
     await broker.start()
     await rig.clock.advance(10)
-    await rig.put(token(3))
+    await rig.put(record(3))
     await rig.clock.advance(10)
     used = await broker.token(0)
     assert used == token(3)
@@ -293,13 +293,13 @@ async def test_operator_does_not_wait_out_a_pause(rig: Rig) -> None:
     broker = rig.broker(check_every=5)
     await broker.start()
     await rig.clock.advance(10)
-    await rig.put(token(3))
+    await rig.put(record(3))
     await rig.clock.advance(10)
     forced = rig.later(broker.renew())
     await rig.clock.advance(1)
 
     assert forced.done()
-    assert (await forced).generation == 4
+    assert (await forced).granted == 4
 
 
 async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
@@ -309,7 +309,7 @@ async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
     await broker.start()
     waiter = rig.later(broker.token(rig.after(900)))
     await rig.clock.advance(20)
-    await rig.put(token(3))
+    await rig.put(record(3))
     await rig.clock.advance(6)
 
     assert waiter.done()
@@ -357,7 +357,7 @@ async def test_grant_that_starts_anew_needs_no_lease(rig: Rig) -> None:
     store_of(rig).down = False
     await rig.clock.advance(12)
 
-    assert first.current() == second.current() == await rig.stored()
+    assert first.current() == second.current() == (await rig.stored()).token
     assert len(rig.issuer.calls) == 2
 
 
@@ -409,7 +409,7 @@ async def test_store_that_dies_in_mid_life_fails_no_request(rig: Rig) -> None:
     store_of(rig).down = False
     await rig.clock.advance(6)
 
-    assert await rig.stored() == broker.current()
+    assert (await rig.stored()).token == broker.current()
 
 
 async def test_refresh_token_is_kept_while_the_store_is_down(rig: Rig) -> None:
@@ -580,14 +580,14 @@ async def test_next_refresh_token_is_kept_without_its_access_token(rig: Rig, ane
     await rig.clock.advance(DUE)
     stored = await rig.stored()
     assert rig.issuer.calls == [REFRESH.reveal()]
-    assert (stored.refresh_token, stored.access_token) == (NEXT, token(7).access_token)
-    assert (stored.generation, stored.granted, stored.by) == (8, 7, "test/1")
+    assert (stored.refresh_token, stored.values) == (NEXT, token(7).values)
+    assert (stored.granted, stored.granted, stored.by) == (8, 7, "test/1")
     assert (stored.issued_at, stored.expires_at) == (token(7).issued_at, token(7).expires_at)
     assert broker.current() == stored
     await rig.clock.advance(2)
 
     assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
-    assert (await rig.stored()).granted == 9
+    assert (await rig.stored()).generation == 9
     assert (await rig.stored()).refresh_token == NEXT
 
 
@@ -619,7 +619,7 @@ async def test_next_refresh_token_is_kept_without_any_access_token(rig: Rig) -> 
     await rig.clock.advance(1)
 
     assert rig.issuer.calls == [None, NEXT.reveal()]
-    assert (await broker.token(0)).access_token == access(2)
+    assert (await broker.token(0)).values == access(2)
 
 
 async def test_useless_grant_of_an_issuer_that_starts_anew_leaves_nothing(rig: Rig) -> None:
@@ -655,7 +655,7 @@ async def test_same_access_token_is_no_newer_one(rig: Rig) -> None:
     rig.issuer.answers.append(useless())
     with pytest.raises(IssuerUnavailable, match="cannot be used"):
         await broker.renew()
-    assert (await broker.token(0)).generation == 8
+    assert (await broker.token(0)).granted == 8
     rig.issuer.default = useless()
     waiter = rig.later(broker.after_unauthorized(used, rig.after(60)))
     await rig.clock.advance(15)
@@ -694,7 +694,7 @@ async def test_foreign_record_is_left_alone(rig: Rig) -> None:
     assert any("a key we do not have" in event.detail for event in rig.troubles())
     await broker.renew()
 
-    assert await rig.stored() == broker.current()
+    assert (await rig.stored()).token == broker.current()
     assert (await rig.stored()).generation > 5
 
 
@@ -713,7 +713,7 @@ async def test_key_that_was_rotated_is_picked_up(rig: Rig) -> None:
     broker = await rig.started(check_every=30)
     old, rig.ring = rig.ring, KeyRing([Secret(new_key())])
     del old
-    await rig.put(token(5))
+    await rig.put(record(5))
     await rig.clock.advance(31)
 
     assert broker.status().generation == 5
