@@ -143,7 +143,7 @@ class Holding:
             self.unsaved = False
             if not await self._is_old(found):
                 self._hold(found)
-        elif found.generation != self._stored or self.unsaved:
+        elif found.generation != self._stored or self.unsaved or found.generation == 0:
             if found.generation < self._stored and not self.unsaved:
                 self._lost_at = self._clock.monotonic()
             if not await self._publish(found) and not await self._is_old(found):

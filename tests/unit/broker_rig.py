@@ -216,7 +216,10 @@ class Shaky(MemoryStore):
         _raise(self.writing)
         if self.refusing:
             return False
-        return await super().write(key, sealed, generation, after=after, release=release)
+        written = await super().write(key, sealed, generation, after=after, release=release)
+        if self.commands[-1] == "release":  # it is part of the write
+            self.commands.pop()
+        return written
 
     async def release(self, key: str, owner: str) -> None:
         if owner:

@@ -5,14 +5,29 @@ from itertools import pairwise
 
 import pytest
 
-from sidecar.errors import ConfigurationError, CredentialRejected, IssuerUnavailable, Misplaced, Reason, Unusable
+from sidecar.errors import ConfigurationError, CredentialRejected, IssuerUnavailable, Reason
 from sidecar.events import LifetimeDiffers, Renewal, ScopeNarrower, Trouble
-from sidecar.secret import Secret
 from sidecar.tokens.difference import likely_cause
 from sidecar.tokens.record import Record
 from sidecar.tokens.token import Token
 from tests.canary import canary
-from tests.unit.broker_rig import DUE, LEASE_SIGN, LIFETIME, TURN, USABLE, WALL, Rig, access, bare, record, refused, rig, settle, token
+from tests.unit.broker_rig import (
+    DUE,
+    LEASE_SIGN,
+    LIFETIME,
+    REFRESH,
+    TURN,
+    USABLE,
+    WALL,
+    Rig,
+    access,
+    bare,
+    record,
+    refused,
+    rig,
+    settle,
+    token,
+)
 
 __all__ = ["rig"]
 
@@ -158,21 +173,22 @@ async def test_looks_at_the_store_take_turns(rig: Rig) -> None:
     assert broker.status().generation == 7
 
 
-async def test_a_renewed_token_is_not_read_back(rig: Rig) -> None:
-    """The timer goes on with the new token; it does not look at the store because of its own writing."""
-    reads = 0
-
-    class Counted(MemoryStore):
-        async def read(self, key: str) -> Stored:
-            nonlocal reads
-            reads += 1
-            return await super().read(key)
-
-    rig.store = Counted()
+async def test_a_renewal_is_two_commands(rig: Rig) -> None:
+    """The lease with what is stored, and the write that gives it back; a timer does not read what it has written."""
     await rig.started()
     await rig.clock.advance(DUE)
     assert len(rig.issuer.calls) == 2
-    assert reads == 7  # at the start, and before and after each lease, and whether the credential was rejected
+    assert rig.shaky.commands == ["read", "take", "write", "take", "write"]
+
+
+async def test_a_renewal_with_a_refresh_token_is_three_commands(rig: Rig) -> None:
+    """Its use is noted first."""
+    rig.issuer.default = {"kept": REFRESH}
+    await rig.started()
+    rig.shaky.commands.clear()
+    await rig.clock.advance(DUE)
+    assert rig.issuer.calls == [None, REFRESH.reveal()]
+    assert rig.shaky.commands == ["take", "write", "write"]
 
 
 async def test_chance_is_drawn_once_per_token(rig: Rig) -> None:
@@ -261,30 +277,7 @@ async def test_the_old_token_serves_to_its_last_moment(rig: Rig) -> None:
     assert (await waiter).granted == 2
 
 
-
 # failures
-
-
-@pytest.mark.parametrize(
-    ("attempts", "retry_after", "jitter", "wait"),
-    [
-        (1, None, 0.5, 0.5),
-        (2, None, 0.5, 1.0),
-        (5, None, 0.5, 8.0),
-        (6, None, 0.5, 15.0),
-        (7, None, 0.5, 15.0),
-        (5000, None, 0.99, 29.7),
-        (3, None, 0.0, 0.0),
-        (1, 20.0, 0.5, 20.0),
-        (6, 2.0, 0.5, 15.0),
-        (1, 0.0, 0.5, 0.5),
-        (1, -5.0, 0.5, 0.5),
-        (1, 1e9, 0.5, 3600.0),
-    ],
-)
-def test_backoff_grows_to_its_cap(attempts: int, retry_after: float | None, jitter: float, wait: float) -> None:
-    """Full jitter over 1, 2, 4... 30 s, at least what the issuer asks for, and that at most an hour."""
-    assert backoff(attempts, retry_after, jitter) == pytest.approx(wait)
 
 
 async def test_failures_are_spaced(rig: Rig) -> None:
@@ -327,7 +320,7 @@ async def test_a_rejected_credential_is_not_tried_again(rig: Rig) -> None:
     await rig.clock.advance(299)
     late = await refused(broker.token(rig.after(60)))
     assert late.reason is Reason.CREDENTIAL_REJECTED
-    assert "invalid_client" not in late.detail
+    assert late.detail == "the issuer said invalid_client"
     assert len(rig.issuer.calls) == 1
     assert (broker.status().state, broker.status().attempted) == ("rejected", True)
     assert [(event.result, event.detail) for event in rig.renewals()] == [
@@ -365,7 +358,7 @@ async def test_a_changed_secret_is_tried(rig: Rig) -> None:
     rig.issuer.secret = "secret-2"
     await refused(broker.token(rig.after(60)))
     await rig.clock.advance(1)
-    assert (await broker.token(rig.after(60))).granted == 1
+    assert (await broker.token(rig.after(60))).values == access(2)
     assert broker.status().state == "valid"
 
 
@@ -390,21 +383,22 @@ async def test_a_secret_changed_during_the_call_is_tried(rig: Rig) -> None:
     rig.issuer.secret = "secret-2"
     rig.issuer.gate.set()
     await rig.clock.advance(1)
-    assert (await broker.token(rig.after(60))).granted == 1
+    assert (await broker.token(rig.after(60))).values == access(2)
 
 
 async def test_an_unreadable_secret_counts_as_rejected(rig: Rig) -> None:
     """A secret file that is gone is the operator's to mend: his text in the event, no more calls until it is back."""
-    rig.issuer.unreadable = True
+    rig.issuer.secret = "unreadable"
     rig.issuer.answers.append(ConfigurationError("secret file is missing"))
     broker = rig.broker()
     await broker.start()
     await rig.clock.advance(299)
     assert (await refused(broker.token(rig.after(60)))).reason is Reason.CREDENTIAL_REJECTED
     assert [(event.result, event.detail) for event in rig.renewals()] == [("rejected", "secret file is missing")]
-    rig.issuer.unreadable = False
+    rig.issuer.secret = "secret-1"
     await rig.clock.advance(1)
-    assert (await broker.token(rig.after(60))).granted == 1
+    assert (await broker.token(rig.after(60))).values == access(2)
+    assert (await rig.stored()).rejection is None
 
 
 async def test_a_bug_of_the_issuer_is_weather(rig: Rig) -> None:
@@ -439,7 +433,7 @@ async def test_an_unexpected_end_of_a_task_is_told(rig: Rig) -> None:
     async def broken() -> None:
         raise KeyError(canary("value"))
 
-    broker._holding.reread = broken  # type: ignore[method-assign]
+    broker._holding.look = broken  # type: ignore[method-assign]
     await rig.clock.advance(30)
     assert rig.troubles() == [Trouble(where="timer of plm", detail="internal error: KeyError")]
 
@@ -489,27 +483,48 @@ async def test_every_call_ends_in_an_event(rig: Rig) -> None:
 async def test_what_is_granted_is_recorded(rig: Rig) -> None:
     """The record holds what the issuer said, counted from the request on."""
     rig.issuer.gate.clear()
-    rig.issuer.answers.append({"scope": "a b", "kept": Secret(canary("refresh")), "source": "jwt"})
+    rig.issuer.answers.append({"scope": "b a", "asked": "a c b d", "kept": REFRESH, "source": "jwt"})
     broker = rig.broker()
     await broker.start()
     await rig.clock.advance(3)
     rig.issuer.gate.set()
     await settle()
-    assert (await rig.stored()).token == Token(
-        access_token=access(1),
+    granted = Token(
+        values=access(1),
         issued_at=WALL,
         expires_at=WALL + LIFETIME,
-        generation=1,
-        refresh_token=Secret(canary("refresh")),
-        scope="a b",
+        granted=1,
+        scope="b a",
+        missing="c d",
         source="jwt",
-        grant="client_credentials",
+        how="client_credentials",
         trigger="start",
-        forced_at=None,
         by="test/1",
     )
+    assert await rig.stored() == Record(generation=1, token=granted, kept=REFRESH)
     await rig.clock.advance(USABLE - 3)
-    assert broker.current() != access(1)
+    assert bare(broker.current()).values == access(2)
+
+
+@pytest.mark.parametrize(("scope", "asked"), [(None, "a b"), ("a", None), ("a b", "b a")])
+async def test_a_scope_as_asked_for_lacks_nothing(rig: Rig, scope: str | None, asked: str | None) -> None:
+    """No scope in the answer means the one asked for (RFC 6749 section 5.1)."""
+    rig.issuer.default = {"scope": scope, "asked": asked}
+    broker = await rig.started()
+    assert bare(broker.current()).missing == ""
+    assert not [event for event in rig.events if isinstance(event, ScopeNarrower)]
+
+
+async def test_a_narrower_scope_is_told_once(rig: Rig) -> None:
+    """Each time that something else is missing."""
+    rig.issuer.answers.extend({"scope": scope, "asked": "a b c"} for scope in ("a", "a", "b a", "a"))
+    broker = await rig.started()
+    for _ in range(3):
+        await broker.renew()
+    assert [event for event in rig.events if isinstance(event, ScopeNarrower)] == [
+        ScopeNarrower(upstream="plm", granted="a", missing="b c"),
+        ScopeNarrower(upstream="plm", granted="b a", missing="c"),
+    ]
 
 
 async def test_another_lifetime_is_told_once(rig: Rig) -> None:
@@ -549,5 +564,3 @@ async def test_the_expected_lifetime_is_not_told(rig: Rig, configured: float | N
     rig.issuer.default = {"lifetime": granted}
     await rig.started(configured_lifetime=configured)
     assert not [event for event in rig.events if isinstance(event, LifetimeDiffers)]
-
-
