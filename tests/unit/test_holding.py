@@ -16,7 +16,6 @@ from sidecar.errors import (
     IssuerError,
     IssuerUnavailable,
     Misplaced,
-    Reason,
     Refusal,
     StoreError,
 )
@@ -24,7 +23,7 @@ from sidecar.events import StoreTrouble
 from sidecar.secret import Secret
 from sidecar.tokens.held import Held
 from sidecar.tokens.marker import Marker
-from sidecar.tokens.record import Record
+from sidecar.tokens.record import Record, Rejection
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.sqlite import SqliteStore
 from sidecar.tokens.store import MAX_GENERATION, Stored
@@ -432,6 +431,8 @@ async def test_a_corrupt_database_leaves_memory(rig: Rig, tmp_path: Path) -> Non
 
 # what this machine has seen
 
+REJECTION = Rejection(at=WALL, secrets="s", salt="s", error="", message="no", count=1, until=None)
+
 
 def marked(rig: Rig, tmp_path: Path) -> Marker:
     """Let brokers note what they have seen, and return where."""
@@ -453,6 +454,32 @@ async def test_what_was_granted_is_noted_on_this_machine(rig: Rig, tmp_path: Pat
     await waiter
     again = Marker(tmp_path / "presented", FIRST)
     assert await again.read() == (await rig.stored()).generation == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "noted"),
+    [({"claimed": True}, 7), ({"kept": REFRESH}, 7), ({"rejection": REJECTION, "token": None}, 0)],
+    ids=["claimed", "kept", "nothing"],
+)
+async def test_what_another_instance_presented_is_noted_too(
+    rig: Rig, tmp_path: Path, fields: dict[str, object], noted: int
+) -> None:
+    """Its machine may be another; what nobody presented for leaves no mark."""
+    marker = marked(rig, tmp_path)
+    await rig.put(record(7, **fields))
+    await rig.broker().recall()
+    assert await marker.read() == noted
+
+
+async def test_a_mark_that_cannot_be_written_is_told_of(rig: Rig, tmp_path: Path) -> None:
+    """The token of another instance is of use all the same."""
+    marked(rig, tmp_path)
+    (tmp_path / "presented").symlink_to(tmp_path / "not-mounted")
+    await rig.put(record(7, kept=REFRESH))
+    broker = rig.broker()
+    await broker.recall()
+    assert broker.current() == token(7)
+    assert [event.operation for event in rig.events if isinstance(event, StoreTrouble)] == ["write"]
 
 
 @pytest.mark.parametrize(
@@ -506,14 +533,11 @@ async def test_without_marks_nothing_is_presented(rig: Rig, tmp_path: Path) -> N
     marked(rig, tmp_path)
     (tmp_path / "presented").symlink_to(tmp_path / "not-mounted")
     broker = rig.broker()
-    waiter = rig.later(refused(broker.token(rig.after(5))))
-    await until(rig.renewals, "the end of the attempt")
-    await rig.clock.advance(5)
-    assert (await waiter).reason is Reason.TOKEN_UNAVAILABLE
+    with pytest.raises(IssuerUnavailable, match="cannot be noted, so that it is kept"):
+        await broker.renew()
     assert rig.issuer.calls == []
     stored = await rig.stored()
     assert (stored.claimed, stored.presented) == (False, None)
-    assert "cannot be noted, so that it is kept" in rig.renewals()[0].detail
 
 
 @pytest.mark.parametrize(
