@@ -240,7 +240,6 @@ class Broker:
         """
         self._closing = True
         await self._renewing.stop(self._settings.timeout + _TO_STORE)
-        self._changes.changed()
         await self._tasks.aclose()
         await self._issuer.aclose()
 

@@ -141,7 +141,8 @@ class Holding:
             self.unsaved = False
             if not await self._is_old(found):
                 self._hold(found)
-        elif found.generation != self._stored or self.unsaved:
+                await self._mark_seen(found)
+        elif found.generation != self._stored or self.unsaved or found.generation == 0:
             if found.generation < self._stored and not self.unsaved:
                 self._lost_at = self._clock.monotonic()
             if not await self._publish(found) and not await self._is_old(found):
@@ -206,6 +207,14 @@ class Holding:
         if self.marker is not None:
             await self.marker.write(self.record.generation)
 
+    async def _mark_seen(self, found: Record) -> None:
+        """Note what another instance wrote, if anything was presented for it: a store may be put back to before that."""
+        if found.claimed or found.kept is not None:
+            try:
+                await self.mark()
+            except StoreError as error:
+                self.report("write", error)
+
     async def unmark(self, record: Record) -> None:
         """Note that the first refresh token was not taken after all, if *record* says so; raises StoreError."""
         if self.marker is not None and not record.claimed:
@@ -266,7 +275,7 @@ class Holding:
         self.record, self._stored = record, record.generation
         if token is None:
             self.held = None
-        elif self.held is None or token.granted != self.granted:
+        elif self.held is None or (token.granted, token.values) != (self.granted, self.held.token.values):
             self.held = held(token, self._margin, self._clock, born)
             self.withheld = False
 

@@ -62,6 +62,9 @@ class Lease:
                             await self._rest()
                         continue
                     await self._holding.compare(found)
+                    if held and self._holding.store_forgot():  # as this very look has shown
+                        held = False
+                        await self._sealed.release()
                     if held:
                         self._keeper = self._spawn(self._keep(end), "lease")
                         return True

@@ -145,13 +145,15 @@ class Renewing:
             self._changed()
 
     async def _attempt(self) -> None:
-        before = self._holding.granted
-
-        def needed() -> bool:
-            forced = self._trigger == "forced" and self._holding.granted == before
-            return forced or not self._holding.fresh()
-
         try:
+            if self._trigger == "forced":
+                await self._holding.look()  # what another instance got before the operator asked is not what was meant
+            before = self._holding.granted
+
+            def needed() -> bool:
+                forced = self._trigger == "forced" and self._holding.granted == before
+                return forced or not self._holding.fresh()
+
             if needed():
                 await self._renew(needed)
         except IssuerError as error:

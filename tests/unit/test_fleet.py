@@ -1,86 +1,61 @@
 """Several instances of one credential: one renews, all use it, and none is taken down by another's end."""
 
-import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from sidecar.auth.token_answer import Unusable
-from sidecar.auth.token_endpoint import BrokenOff
-from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusal, StoreError
+from sidecar.auth.grant import Anew
+from sidecar.clock import Clock
+from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Misplaced, Reason, StoreError, Unusable
 from sidecar.events import StoreTrouble
+from sidecar.policy import pauses
 from sidecar.secret import Secret
+from sidecar.settings import Renew
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.memory import MemoryStore
-from sidecar.tokens.seal import KeyRing, new_key
-from sidecar.tokens.store import store_key
-from sidecar.tokens.token import Token
+from sidecar.tokens.presenting import KeptBack, Stuck
+from sidecar.tokens.record import Presented, Record
+from sidecar.tokens.seal import Keys, new_key, parse_keys
 from tests.canary import canary
-from tests.unit.test_broker import DUE, IDENTITY, KEY, LIFETIME, USABLE, WALL, FakeIssuer, Rig, access, settle, token
+from tests.unit.broker_rig import (
+    DEAD,
+    DUE,
+    KEY,
+    LIFETIME,
+    REFRESH,
+    TTL,
+    WALL,
+    FakeIssuer,
+    Rig,
+    access,
+    bare,
+    fleet_rig,
+    record,
+    refused,
+    settle,
+    token,
+)
 
-NOTE = store_key(IDENTITY, "note")
-LEASE = store_key(IDENTITY, "lease")
-TTL = 10.0
-REFRESH = Secret(canary("refresh"))
+__all__ = ["fleet_rig"]
 
-
-class Shaky(MemoryStore):
-    """A store that is down while it is told so."""
-
-    down = False
-    silent = False
-    ahead = 0.0
-
-    @property
-    def offset(self) -> float:
-        return self.ahead
-
-    def _open(self) -> dict[str, tuple[int, bytes]]:
-        if self.down:
-            raise StoreError("the store is down", silent=self.silent)
-        return super()._open()
+NEXT = Secret(canary("next-refresh"))
 
 
 @pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    made = Rig()
-    made.store = Shaky(made.clock)
-    yield made
-    made.issuer.gate.set()
-    made.clock.release()
-    for broker in made.brokers:
-        await broker.aclose()
-    for task in made.tasks:
-        task.cancel()
-    await asyncio.gather(*made.tasks, return_exceptions=True)
-    await made.store.aclose()
+def rig(fleet_rig: Rig) -> Rig:
+    return fleet_rig
 
 
-def store_of(rig: Rig) -> Shaky:
-    assert isinstance(rig.store, Shaky)
-    return rig.store
+async def holding(rig: Rig, anew: Anew = Anew.ONCE, **fields: object) -> Record:
+    """Store a record with a refresh token that may be presented once, and return it."""
+    rig.issuer.anew = anew
+    before = record(7, kept=REFRESH, claimed=anew is Anew.ONCE)
+    before = replace(before, **fields)  # type: ignore[arg-type]
+    await rig.put(before)
+    return before
 
 
-async def kill(broker: Broker) -> None:
-    """End a broker as SIGKILL does: nothing is given back, nothing is written."""
-    lease = broker._renewing._obtaining._lease
-    lease.give_back = _nothing  # type: ignore[method-assign]
-    await broker._tasks.aclose()
-
-
-async def _nothing() -> None:
-    return None
-
-
-async def holding_refresh_token(rig: Rig, *, left: float = LIFETIME) -> None:
-    """Store a token with a refresh token, which has *left* seconds."""
-    stored = replace(token(7), issued_at=WALL - LIFETIME + left, expires_at=WALL + left, refresh_token=REFRESH)
-    await rig.put(stored)
-
-
-# One renewal for all.
+# one renewal for all
 
 
 @pytest.mark.parametrize("number", [2, 50])
@@ -95,9 +70,9 @@ async def test_instances_that_start_at_once_make_one_call(rig: Rig, number: int)
     rig.issuer.gate.set()
     await rig.clock.advance(1)
 
-    assert {(await waiter).access_token for waiter in waiters} == {access(1)}
+    assert [(await waiter).values for waiter in waiters] == [access(1)] * number
     assert len(rig.issuer.calls) == 1
-    assert {broker.status().by for broker in brokers} == {"test/1"}
+    assert {bare(broker.current()).by for broker in brokers} == {"test/1"}
     assert len(rig.renewals()) == 1
 
 
@@ -111,7 +86,7 @@ async def test_instances_that_are_refused_at_once_make_one_call(rig: Rig) -> Non
     rig.issuer.gate.set()
     await rig.clock.advance(1)
 
-    assert {newer.access_token for waiter in waiters if (newer := await waiter)} == {access(2)}
+    assert [bare(await waiter).values for waiter in waiters] == [access(2)] * 200
     assert len(rig.issuer.calls) == 2
 
 
@@ -122,15 +97,13 @@ async def test_due_token_is_renewed_by_one(rig: Rig) -> None:
 
     assert len(rig.issuer.calls) == 2
     await rig.clock.advance(30)
-    assert {broker.current().generation for broker in brokers if broker.current()} == {2}
+    assert {bare(broker.current()).granted for broker in brokers} == {2}
 
 
 async def test_lease_lasts_as_long_as_a_slow_issuer(rig: Rig) -> None:
     """Signs of life keep it, so that 45 seconds of silence cause no second call."""
     rig.issuer.gate.clear()
-    first, second = rig.broker(timeout="60s"), rig.broker(timeout="60s")
-    await first.start()
-    await second.start()
+    first, second = await rig.begun(timeout="60s"), await rig.begun(timeout="60s")
     await rig.clock.advance(45)
     assert len(rig.issuer.calls) == 1
     rig.issuer.gate.set()
@@ -139,12 +112,36 @@ async def test_lease_lasts_as_long_as_a_slow_issuer(rig: Rig) -> None:
     assert second.current() == first.current() is not None
 
 
+async def test_a_sign_of_life_that_fails_is_not_the_last(rig: Rig) -> None:
+    """The next one keeps the lease, if it is still ours."""
+    rig.issuer.gate.clear()
+    await rig.begun(timeout="60s")
+    await rig.clock.advance(2)
+    rig.shaky.fail()
+    await rig.clock.advance(2)
+    rig.shaky.failing = None
+    await rig.clock.advance(20)
+
+    assert rig.shaky.holder() == "test/1"
+
+
+async def test_signs_of_life_end_with_the_lease(rig: Rig) -> None:
+    """Another instance has it now: it is not fought over."""
+    rig.issuer.gate.clear()
+    await rig.begun(timeout="60s")
+    rig.shaky._leases.clear()
+    assert (await rig.shaky.take(KEY, "other", 60.0))[0]
+    rig.shaky.commands.clear()
+    await rig.clock.advance(20)
+
+    assert rig.shaky.commands.count("take") == 1
+
+
 async def test_lease_is_capped(rig: Rig) -> None:
     """A holder that waits beyond all measure does not keep the others from trying."""
     rig.issuer.gate.clear()
-    first, second = rig.broker(timeout="10s"), rig.broker(timeout="10s")
-    await first.start()
-    await second.start()
+    for _ in range(2):
+        await rig.begun(timeout="10s")
     await rig.clock.advance(10 + 5 - 0.5)
     assert len(rig.issuer.calls) == 1
     await rig.clock.advance(1)
@@ -155,83 +152,142 @@ async def test_lease_is_capped(rig: Rig) -> None:
 async def test_next_instance_takes_over_from_a_dead_one(rig: Rig) -> None:
     """Ten seconds after its last sign of life; its lease needs nobody to clear it away."""
     rig.issuer.gate.clear()
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await second.start()
+    first, second = await rig.begun(), await rig.begun()
     await rig.clock.advance(1)
-    await kill(first)
+    await rig.kill(first)
     rig.issuer.gate.set()
     await rig.clock.advance(TTL - 2)
     assert second.current() is None
     await rig.clock.advance(4)
 
-    assert second.status().by == "test/2"
+    assert bare(second.current()).by == "test/2"
 
 
 async def test_holder_that_slept_through_its_end_gives_way(rig: Rig) -> None:
     """What it brings late is refused by the store, and it goes on with what the other brought."""
     asleep = rig.issuer
     asleep.gate.clear()
-    first = rig.broker()
-    await first.start()
-    await settle()
+    first = await rig.begun()
     keeper = first._renewing._obtaining._lease._keeper
     assert keeper
     keeper.cancel()
     rig.issuer = FakeIssuer(rig.clock)
-    second = rig.broker()
-    await second.start()
+    second = await rig.begun()
     await rig.clock.advance(TTL + 1)
     brought = second.current()
     asleep.gate.set()
     await settle()
 
-    assert first.current() == brought == await rig.stored()
+    assert first.current() == brought == (await rig.stored()).token
     assert (len(asleep.calls), len(rig.issuer.calls)) == (1, 1)
 
 
-async def test_late_write_of_an_older_generation_is_refused(rig: Rig) -> None:
-    """The store has the newer one for good, and the writer adopts it."""
-    broker = await rig.started()
-    await rig.put(token(5))
-    saved = await broker._holding.save(token(2), born=rig.clock.mono)
+async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
+    """Requests that wait for a token get it at the next look at the store, not when the issuer may be asked again."""
+    rig.issuer.default = IssuerUnavailable("slow down", retry_after=800)
+    broker = await rig.begun(check_every=5)
+    waiter = rig.later(broker.token(rig.after(900)))
+    await rig.clock.advance(20)
+    await rig.put(record(3))
+    await rig.clock.advance(6)
 
-    assert saved.generation == 5
-    assert broker.status().generation == 5
-    assert (await rig.stored()).generation == 5
+    assert waiter.done()
+    assert await waiter == token(3)
+    assert not broker._renewing.running
+
+
+async def test_closing_does_not_wait_for_another_instance(rig: Rig) -> None:
+    """An instance that waits for the one with the lease has nothing to finish."""
+    rig.issuer.gate.clear()
+    await rig.begun()
+    second = await rig.begun()
+    await rig.clock.advance(1)
+    before = rig.clock.mono
+    await second.aclose()
+
+    assert rig.clock.mono == before
+    assert len(rig.issuer.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        CredentialRejected("invalid_client", "no"),
+        IssuerUnavailable("down"),
+        IssuerUnavailable("busy", retry_after=5),
+        BrokenOff("gone"),
+        ZeroDivisionError(),
+    ],
+    ids=str,
+)
+async def test_lease_is_given_back(rig: Rig, answer: Exception | dict[str, object]) -> None:
+    """After success and after failure, so that nobody waits for its end; no sign of life comes after."""
+    rig.issuer.answers.append(answer)
+    await rig.begun(check_every=0)
+
+    assert len(rig.issuer.calls) == 1
+    assert rig.shaky.holder() is None
+    assert [left for left in rig.clock.sleeping() if left == 3.0] == []
+
+
+async def test_lease_is_given_back_when_nothing_is_needed(rig: Rig) -> None:
+    """Under the lease it turned out that another instance has renewed."""
+    broker = await rig.started(check_every=0)
+    await rig.put(record(5))
+    await rig.clock.advance(DUE)
+    await rig.put(record(6, left=LIFETIME + DUE))
+    assert broker.current() is not None
+    await settle()
+
+    assert bare(broker.current()).granted == 6
+    assert rig.shaky.holder() is None
+    assert len(rig.issuer.calls) == 1
+
+
+async def test_lease_of_a_record_that_cannot_be_resealed_is_given_back(rig: Rig) -> None:
+    """Whatever goes wrong between the lease and what it is for, it is not kept."""
+
+    class Broken(Exception):
+        pass
+
+    broker = rig.broker(check_every=0)
+
+    async def opened(*_: object) -> None:
+        assert rig.shaky.holder() == "test/1"
+        raise Broken
+
+    broker._holding._sealed._opened = opened  # type: ignore[method-assign, assignment]
+    with pytest.raises(Broken):
+        await broker._holding._sealed.take()
+
+    assert rig.shaky.holder() is None
+
+
+# what an issuer asks for
 
 
 async def test_pause_that_the_issuer_asked_for_is_for_all(rig: Rig) -> None:
     """429 with Retry-After 20: nobody asks again before, not even who starts meanwhile."""
     rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=20))
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await second.start()
+    first, second = await rig.begun(), await rig.begun()
     await rig.clock.advance(5)
-    third = rig.broker()
-    await third.start()
+    third = await rig.begun()
     await rig.clock.advance(14)
     assert len(rig.issuer.calls) == 1
     await rig.clock.advance(3)
 
     assert len(rig.issuer.calls) == 2
-    assert {broker.status().by for broker in (first, second, third)} == {"test/1"}
+    assert {bare(broker.current()).by for broker in (first, second, third)} == {bare(first.current()).by}
+    assert (await rig.stored()).not_before is None
 
 
 async def test_pause_is_there_before_the_next_one_may_ask(rig: Rig) -> None:
-    """Many wait for the lease of the one that is told to wait, and look for it all the time."""
+    """Many wait for the lease of the one that is told to wait: with the lease they get the pause."""
     rig.issuer.default = IssuerUnavailable("slow down", retry_after=20)
     rig.issuer.gate.clear()
-    acquire = rig.store.acquire
-
-    async def slow(key: str, owner: str, ttl: float) -> bool:
-        if key == store_key(IDENTITY, "pause") and ttl > 1:
-            await rig.clock.sleep(0.5)
-        return await acquire(key, owner, ttl)
-
-    rig.store.acquire = slow  # type: ignore[method-assign]
     for _ in range(10):
-        await rig.broker().start()
+        await rig.begun()
     await rig.clock.advance(1)
     rig.issuer.gate.set()
     await rig.clock.advance(15)
@@ -240,41 +296,40 @@ async def test_pause_is_there_before_the_next_one_may_ask(rig: Rig) -> None:
 
 
 async def test_long_pause_is_for_all_and_costs_the_store_little(rig: Rig) -> None:
-    """20 minutes: nobody asks before, and who waits looks at the store about once a second, not ten times."""
+    """20 minutes: nobody asks before, and who waits does not look for it all the time."""
     rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=1200))
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await second.start()
-    counted = Counter[str]()
-    acquire = rig.store.acquire
-
-    async def counting(key: str, owner: str, ttl: float) -> bool:
-        counted[owner] += 1
-        return await acquire(key, owner, ttl)
-
-    rig.store.acquire = counting  # type: ignore[method-assign]
-    await rig.clock.advance(1199)
+    first, second = await rig.begun(), await rig.begun()
+    await rig.clock.advance(10)
+    rig.shaky.commands.clear()
+    await rig.clock.advance(1180)
     assert len(rig.issuer.calls) == 1
-    assert 800 < counted["test/2"] < 2400
+    assert len(rig.shaky.commands) < 20
+    await rig.clock.advance(11)
 
-    rig.issuer.gate.clear()
-    await rig.clock.advance(3)
-    before = counted["test/2"]
-    await rig.clock.advance(5)
-    assert counted["test/2"] > before + 20  # the pause is over: somebody asks, and is nearly done
-    rig.issuer.gate.set()
-    await rig.clock.advance(1)
     assert len(rig.issuer.calls) == 2
     assert first.current() == second.current() is not None
+
+
+async def test_no_issuer_is_left_alone_for_more_than_an_hour(rig: Rig) -> None:
+    """One that asks for a day made a mistake; so did who wrote that into the record."""
+    rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=86400))
+    await rig.begun()
+    await rig.clock.advance(pauses.LONGEST - 1)
+    assert len(rig.issuer.calls) == 1
+    await rig.clock.advance(2)
+    assert len(rig.issuer.calls) == 2
+
+    await rig.put(Record(generation=99, not_before=rig.clock.wall + pauses.LONGEST + 60))
+    await rig.begun()
+    assert len(rig.issuer.calls) == 3
 
 
 async def test_pause_outlives_the_campaign_that_was_asked_for_it(rig: Rig) -> None:
     """A token that somebody put into the store ends the wait, not the pause: the next renewal comes after it."""
     rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=600))
-    broker = rig.broker(check_every=5)
-    await broker.start()
+    broker = await rig.begun(check_every=5)
     await rig.clock.advance(10)
-    await rig.put(token(3))
+    await rig.put(record(3, not_before=WALL + 600))
     await rig.clock.advance(10)
     used = await broker.token(0)
     assert used == token(3)
@@ -288,88 +343,65 @@ async def test_pause_outlives_the_campaign_that_was_asked_for_it(rig: Rig) -> No
 
 
 async def test_operator_does_not_wait_out_a_pause(rig: Rig) -> None:
-    """Not even one that outlived its campaign."""
+    """Whoever was asked for it."""
     rig.issuer.answers.append(IssuerUnavailable("slow down", retry_after=600))
-    broker = rig.broker(check_every=5)
-    await broker.start()
+    await rig.begun()
+    other = await rig.begun(check_every=5)
     await rig.clock.advance(10)
-    await rig.put(token(3))
-    await rig.clock.advance(10)
-    forced = rig.later(broker.renew())
-    await rig.clock.advance(1)
-
-    assert forced.done()
-    assert (await forced).generation == 4
-
-
-async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
-    """Requests that wait for a token get it at the next look at the store, not when the issuer may be asked again."""
-    rig.issuer.default = IssuerUnavailable("slow down", retry_after=1000)
-    broker = rig.broker(check_every=5)
-    await broker.start()
-    waiter = rig.later(broker.token(rig.after(900)))
-    await rig.clock.advance(20)
-    await rig.put(token(3))
-    await rig.clock.advance(6)
-
-    assert waiter.done()
-    assert await waiter == token(3)
-    assert not broker._renewing.running
-
-
-async def test_closing_does_not_wait_for_another_instance(rig: Rig) -> None:
-    """An instance that waits for the one with the lease has nothing to finish."""
-    rig.issuer.gate.clear()
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await second.start()
-    await rig.clock.advance(1)
-    before = rig.clock.mono
-    await second.aclose()
-
-    assert rig.clock.mono == before
     assert len(rig.issuer.calls) == 1
 
-
-async def test_lease_is_given_back(rig: Rig) -> None:
-    """After success and after failure, so that nobody waits for its end."""
-    rig.issuer.answers.append(CredentialRejected("invalid_client", "no"))
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await settle()
-    rig.issuer.secret = "secret-2"
-    await second.start()
-    await settle()
-
-    assert second.current() is not None
-    assert LEASE not in store_of(rig)._leases
+    assert (await other.renew()).values == access(2)
 
 
-# Without the store.
+@pytest.mark.parametrize(
+    ("answer", "waits"),
+    [
+        (Misplaced("a page"), [33.0, 66.0, 132.0, 264.0, 528.0, 660.0, 660.0]),
+        (Unusable("over already", None), [132.0, 264.0, 528.0, 1056.0, 1980.0]),
+        (Misplaced("a page", retry_after=300), [300.0, 300.0, 300.0, 300.0, 528.0]),
+    ],
+    ids=["misplaced", "unusable", "asked"],
+)
+async def test_odd_answers_are_asked_for_ever_more_rarely(rig: Rig, answer: Exception, waits: list[float]) -> None:
+    """By all instances together; one good answer, or an ordinary failure, begins anew."""
+    rig.issuer.default = answer
+    broker = await rig.begun()
+    await rig.clock.advance(sum(waits) + 1)
+    gaps = [after - before for before, after in zip(rig.issuer.at, rig.issuer.at[1:], strict=False)]
+    assert gaps == pytest.approx(waits)
+
+    rig.issuer.answers.append(IssuerUnavailable("down"))
+    await rig.clock.advance(2000)
+    calls = len(rig.issuer.calls)
+    assert rig.issuer.at[-1] - rig.issuer.at[-2] <= waits[1] or calls > len(waits) + 2
+    rig.issuer.default = {}
+    await broker.renew()
+    assert (await rig.stored()).not_before is None
+
+
+# without the store
 
 
 async def test_grant_that_starts_anew_needs_no_lease(rig: Rig) -> None:
     """Each instance gets a token of its own while the store is down; one is for all when it is back."""
-    store_of(rig).down = True
+    rig.shaky.fail()
     first, second = await rig.started(), await rig.started()
     assert len(rig.issuer.calls) == 2
     assert first.current() != second.current()
-    store_of(rig).down = False
+    rig.shaky.failing = None
     await rig.clock.advance(12)
 
-    assert first.current() == second.current() == await rig.stored()
+    assert first.current() == second.current() == (await rig.stored()).token
     assert len(rig.issuer.calls) == 2
 
 
 async def test_silent_store_is_given_time_at_the_start(rig: Rig) -> None:
     """A machine that is busy starting many instances is slow for a moment; none of them asks the issuer for that."""
-    store_of(rig).down = store_of(rig).silent = True
-    first, second = rig.broker(), rig.broker()
-    await first.start()
-    await second.start()
+    rig.shaky.fail(silent=True)
+    first, second = await rig.begun(), await rig.begun()
     await rig.clock.advance(1)
     assert rig.issuer.calls == []
-    store_of(rig).down = False
+    rig.shaky.failing = None
     await rig.clock.advance(2)
 
     assert first.current() is not None
@@ -379,20 +411,38 @@ async def test_silent_store_is_given_time_at_the_start(rig: Rig) -> None:
 
 async def test_silent_store_is_not_waited_for_long(rig: Rig) -> None:
     """What stays silent is down: each instance gets a token of its own."""
-    store_of(rig).down = store_of(rig).silent = True
-    broker = rig.broker()
-    await broker.start()
+    rig.shaky.fail(silent=True)
+    broker = await rig.begun()
     await rig.clock.advance(2)
 
     assert broker.current() is not None
     assert len(rig.issuer.calls) == 1
-    assert "lease" in {event.operation for event in rig.events if isinstance(event, StoreTrouble)}
+    assert [event.operation for event in rig.events if isinstance(event, StoreTrouble)] == ["read", "lease", "write"]
+
+
+async def test_one_slow_answer_of_the_store_is_not_its_end(rig: Rig) -> None:
+    """The lease is asked for twice before anybody goes on without."""
+    broker = await rig.started(check_every=0)
+    take, failed = rig.shaky.take, 0
+
+    async def slow(*args: object) -> object:
+        nonlocal failed
+        failed += 1
+        if failed == 1:
+            raise StoreError("slow", silent=True)
+        return await take(*args)  # type: ignore[arg-type]
+
+    rig.shaky.take = slow  # type: ignore[method-assign, assignment]
+    await broker.renew()
+
+    assert failed == 2
+    assert rig.troubles() == []
 
 
 async def test_silent_store_is_not_waited_for_after_a_401(rig: Rig) -> None:
     """Somebody waits for that token."""
     broker = await rig.started()
-    store_of(rig).down = store_of(rig).silent = True
+    rig.shaky.fail(silent=True)
     await broker.after(await broker.token(0), rig.after(5))
 
     assert len(rig.issuer.calls) == 2
@@ -401,351 +451,512 @@ async def test_silent_store_is_not_waited_for_after_a_401(rig: Rig) -> None:
 async def test_store_that_dies_in_mid_life_fails_no_request(rig: Rig) -> None:
     """The token in memory serves, is renewed when due, and is published once when the store is back."""
     broker = await rig.started()
-    store_of(rig).down = True
+    rig.shaky.fail()
     await rig.clock.advance(DUE + 1)
     assert broker.current() is not None
     assert len(rig.issuer.calls) == 2
     await broker.after(await broker.token(0), rig.after(5))
-    store_of(rig).down = False
+    rig.shaky.failing = None
     await rig.clock.advance(6)
 
-    assert await rig.stored() == broker.current()
+    assert (await rig.stored()).token == broker.current()
 
 
-async def test_refresh_token_is_kept_while_the_store_is_down(rig: Rig) -> None:
-    """It may be taken only once, and others may use it too: the token at hand serves up to its last minutes."""
-    rig.issuer.starts_anew = False
-    await holding_refresh_token(rig)
+@pytest.mark.parametrize("anew", [Anew.ONCE, Anew.EVICTS])
+async def test_without_the_store_nothing_of_value_is_used(rig: Rig, anew: Anew) -> None:
+    """Another instance may use the refresh token, or the session, too: not even when the token at hand is over."""
+    await holding(rig, anew)
     broker = await rig.started()
-    store_of(rig).down = True
-    await rig.clock.advance(USABLE - 6)
+    rig.shaky.fail()
+    await rig.clock.advance(LIFETIME + 60)
     assert rig.issuer.calls == []
+    assert broker.current() is None
+    assert isinstance(broker._renewing.failure, KeptBack)
+    assert "nothing is asked of the issuer without the store: the store is down" in rig.renewals()[-1].detail
+    rig.shaky.failing = None
+    await rig.clock.advance(15)
+
+    assert len(rig.issuer.calls) == 1
     assert broker.current() is not None
-    assert any("is kept for the last minutes" in event.detail for event in rig.renewals())
-    await rig.clock.advance(35)
-
-    assert rig.issuer.calls == [REFRESH.reveal()]
 
 
-async def test_backoff_does_not_jump_over_the_last_minutes(rig: Rig) -> None:
-    """They may be shorter than a backoff: ten seconds of a token of a hundred."""
-    rig.issuer.starts_anew, rig.clock.chance = False, 0.99
-    await holding_refresh_token(rig)
-    broker = await rig.started(margin="50s")
-    store_of(rig).down = True
-    await rig.clock.advance(0.9 * LIFETIME - 0.1)
-    assert rig.issuer.calls == []
-    assert any("is kept for the last minutes" in event.detail for event in rig.renewals())
-    await rig.clock.advance(0.3)
+async def test_a_401_is_not_held_up_by_what_is_kept_back(rig: Rig) -> None:
+    """Nobody knows when the store is back."""
+    await holding(rig)
+    broker = await rig.started(check_every=0)
+    rig.shaky.fail()
 
-    assert rig.issuer.calls == [REFRESH.reveal()]
-    assert broker.current() is not None
+    assert await broker.after(await broker.token(0), rig.after(60)) is None
 
 
 async def test_refresh_token_is_left_where_another_grant_will_do(rig: Rig) -> None:
     """With the store down a new start is safer than a second use."""
-    await holding_refresh_token(rig)
+    await holding(rig, Anew.FREE)
     await rig.started()
-    store_of(rig).down = True
+    rig.shaky.fail()
     await rig.clock.advance(DUE + 1)
 
     assert rig.issuer.calls == [None]
 
 
-# A refresh token is used once.
-
-
-async def test_refresh_token_that_was_left_aside_is_gone(rig: Rig) -> None:
-    """Where it was in doubt and another grant gave a token without one, no later renewal takes it for a good one."""
-    await holding_refresh_token(rig)
-    await rig.store.write(NOTE, 7, rig.ring.seal(NOTE, b"dead/1"))
-    broker = await rig.started()
-    await rig.clock.advance(DUE)
+async def test_refresh_token_is_left_where_its_use_cannot_be_noted(rig: Rig) -> None:
+    """The store gave the lease and takes no record: what costs nothing is used, what is for once is kept."""
+    await holding(rig, Anew.FREE)
+    await rig.started()
+    rig.shaky.writing = StoreError("disk full")
+    await rig.clock.advance(DUE + 0.1)
     assert rig.issuer.calls == [None]
+
+
+async def test_refresh_token_for_once_is_kept_where_its_use_cannot_be_noted(rig: Rig) -> None:
+    """It is presented when the store takes the note."""
+    before = await holding(rig)
+    await rig.started()
+    rig.shaky.writing = StoreError("disk full")
+    await rig.clock.advance(DUE + 5)
+    assert rig.issuer.calls == []
+    assert await rig.stored() == before
+    assert rig.shaky.holder() is None
+    rig.shaky.writing = None
+    await rig.clock.advance(8)
+
+    assert rig.issuer.calls == [REFRESH.reveal()]
+
+
+async def test_refresh_token_is_kept_when_another_was_faster(rig: Rig) -> None:
+    """The record changed under our lease: somebody holds it too, and has noted a use first."""
+    await holding(rig)
+    broker = await rig.started(check_every=0)
+    rig.shaky.refusing = True
+    with pytest.raises(KeptBack, match="another instance was faster"):
+        await broker.renew()
+
+    assert rig.issuer.calls == []
+
+
+async def test_newest_refresh_token_is_stored_before_it_is_used(rig: Rig) -> None:
+    """An answer could not be written: until it is, nobody presents its refresh token."""
+    await holding(rig)
+    rig.issuer.default = {"kept": NEXT}
+    rig.issuer.gate.clear()
+    broker = await rig.started(check_every=0)
+    forced = rig.later(broker.renew())
+    await settle()
+    rig.shaky.writing = StoreError("disk full")
+    rig.issuer.gate.set()
+    await forced
+    with pytest.raises(KeptBack, match="is not stored yet"):
+        await broker.renew()
+    rig.shaky.writing = None
+    await rig.clock.advance(60)
     await broker.renew()
 
-    assert rig.issuer.calls == [None, None]
-    assert (await rig.stored()).refresh_token is None
+    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
 
 
-async def test_refresh_token_is_noted_before_it_is_used(rig: Rig) -> None:
-    """So that whoever comes after a crash knows that it may be gone."""
-    await holding_refresh_token(rig)
+async def test_lease_that_a_store_forgot_is_its_holders_first(rig: Rig) -> None:
+    """The store lost all while one instance presents the refresh token: the other, now due, does not present it too."""
+    await holding(rig)
+    rig.issuer.gate.clear()
+    rig.issuer.default = {"kept": NEXT}
+    first, second = await rig.started(check_every=0), await rig.started(check_every=0)
+    await rig.clock.advance(DUE)
+    first.current()
+    await settle()
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    rig.shaky.wipe()
+    second.current()
+    await rig.clock.advance(5)
+    rig.issuer.gate.set()
+    await rig.clock.advance(5)
+
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    assert first.current() == second.current() == (await rig.stored()).token
+    assert (await rig.stored()).kept == NEXT
+
+
+# a refresh token is used once
+
+
+@pytest.mark.parametrize("anew", [Anew.FREE, Anew.ONCE])
+async def test_use_of_a_refresh_token_is_noted_before(rig: Rig, anew: Anew) -> None:
+    """So that whoever comes after a crash knows that it may be gone; the answer takes the note away."""
+    before = await holding(rig, anew)
     rig.issuer.gate.clear()
     await rig.started()
     await rig.clock.advance(DUE + 1)
     assert rig.issuer.calls == [REFRESH.reveal()]
-    record = await rig.store.read(NOTE)
-    assert record is not None
-
-    assert record[0] == 7
-    assert rig.ring.open(NOTE, record[1]) == b"test/1"
-
-
-async def dead_in_the_middle(rig: Rig) -> Broker:
-    """Return an instance beside one that died after it had noted its use of the refresh token."""
-    await holding_refresh_token(rig)
-    rig.issuer.gate.clear()
-    first = await rig.started()
-    await rig.clock.advance(DUE + 1)
-    assert len(rig.issuer.calls) == 1
-    await kill(first)
+    assert await rig.stored() == replace(before, generation=8, presented=Presented(by="test/1"))
     rig.issuer.gate.set()
-    second = rig.broker()
-    await second.start()
-    return second
+    await settle()
+
+    assert (await rig.stored()).presented is None
+
+
+async def test_time_of_a_call_is_bounded(rig: Rig) -> None:
+    """`renew.timeout` is for all that is asked for one token."""
+    await holding(rig, Anew.FREE)
+    rig.issuer.gate.clear()
+    rig.issuer.answers.append(CredentialRejected("invalid_grant", "no"))
+    await rig.started(timeout="9s")
+    await rig.clock.advance(DUE + 4)
+    rig.issuer.gate.set()
+    await settle()
+
+    assert rig.issuer.given == [9.0, 5.0]
+
+
+async def dead_in_the_middle(rig: Rig, anew: Anew, **fields: object) -> Broker:
+    """Return an instance beside one that died after it had noted its use of the refresh token."""
+    await holding(rig, anew, **fields)
+    rig.issuer.gate.clear()
+    first = await rig.started(margin="50s")
+    await rig.clock.advance(64)
+    assert len(rig.issuer.calls) == 1
+    await rig.kill(first)
+    rig.issuer.gate.set()
+    return await rig.begun(margin="50s")
 
 
 async def test_refresh_token_of_a_dead_instance_is_left_for_another_grant(rig: Rig) -> None:
-    """It may have been used; a second use would end the whole grant at a strict issuer."""
-    second = await dead_in_the_middle(rig)
+    """It may have been used; a second use would end the whole grant at a strict issuer. It is gone for good."""
+    second = await dead_in_the_middle(rig, Anew.FREE)
+    await rig.clock.advance(TTL + 1)
+    assert rig.issuer.calls == [REFRESH.reveal(), None]
+    assert bare(second.current()).by == "test/2"
+    assert (await rig.stored()).kept is None
+    await second.renew()
+
+    assert rig.issuer.calls == [REFRESH.reveal(), None, None]
+
+
+async def test_refresh_token_of_a_dead_instance_needs_a_person(rig: Rig) -> None:
+    """The token serves to its end, then requests are refused with what to do; an operator may have it tried once."""
+    second = await dead_in_the_middle(rig, Anew.ONCE)
+    await rig.clock.advance(TTL + 2)
+    assert second.current() is not None
+    assert "test/1 presented the refresh token and was cut off" in rig.renewals()[-1].detail
+    await rig.clock.advance(600)
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    refusal = await refused(second.token(rig.after(60)))
+    assert refusal.reason is Reason.CREDENTIAL_REJECTED
+    assert "auth-sidecar token renew" in refusal.detail
+    assert second.status().state == "rejected"
+
+    assert (await second.renew()).values == access(2)
+    assert rig.issuer.calls == [REFRESH.reveal()] * 2
+    assert (await rig.stored()).presented is None
+
+
+async def test_refresh_token_that_does_not_rotate_outlives_its_user(rig: Rig) -> None:
+    """The issuer has shown that it takes the same one again and again."""
+    await dead_in_the_middle(rig, Anew.ONCE, rotates=False)
     await rig.clock.advance(TTL + 1)
 
-    assert rig.issuer.calls == [REFRESH.reveal(), None]
-    assert second.status().by == "test/2"
+    assert rig.issuer.calls == [REFRESH.reveal()] * 2
 
 
-async def test_refresh_token_of_a_dead_instance_is_tried_at_last(rig: Rig) -> None:
-    """Where there is no other grant: not while the token lasts, and then once, because nothing is left to lose."""
-    rig.issuer.starts_anew = False
-    second = await dead_in_the_middle(rig)
-    await rig.clock.advance(LIFETIME - DUE - 12)
-    assert rig.issuer.calls == [REFRESH.reveal()]
-    assert second.current() is not None
+async def test_a_restarted_instance_is_another_one(rig: Rig) -> None:
+    """Two instances never have one name, so that a note of ours is from this process."""
+    await holding(rig, presented=DEAD, token=None)
+    broker = await rig.begun()
+
+    assert rig.issuer.calls == []
+    assert broker.status().state == "rejected"
+
+
+@pytest.mark.parametrize("answer", [IssuerUnavailable("busy"), Misplaced("a page")], ids=str)
+@pytest.mark.parametrize("anew", [Anew.FREE, Anew.ONCE])
+async def test_note_is_taken_back_when_the_issuer_took_nothing(rig: Rig, anew: Anew, answer: Exception) -> None:
+    """It said so: the refresh token is as good as before, for every instance."""
+    before = await holding(rig, anew)
+    rig.issuer.answers.append(answer)
+    await rig.started()
+    await rig.clock.advance(DUE)
+    stored = await rig.stored()
+    assert replace(stored, not_before=None) == replace(before, generation=9)
+    assert rig.shaky.holder() is None
     await rig.clock.advance(40)
 
     assert rig.issuer.calls == [REFRESH.reveal()] * 2
 
 
-@pytest.mark.parametrize(("left", "calls"), [(LIFETIME, []), (-1.0, [None])])
-async def test_new_credential_is_tried_where_the_refresh_token_is_lost(
-    rig: Rig, left: float, calls: list[str | None]
-) -> None:
-    """Two others tried it and are gone: when its token is over what is configured is used, by then perhaps another."""
-    rig.issuer.starts_anew = False
-    await holding_refresh_token(rig, left=left)
-    for key, owner in ((NOTE, b"dead/1"), (store_key(IDENTITY, "last"), b"dead/2")):
-        await rig.store.write(key, 7, rig.ring.seal(key, owner))
-    broker = rig.broker(check_every=5)
-    await broker.start()
-    await rig.clock.advance(DUE + 6)
-    assert rig.issuer.calls[:1] == calls
-    await rig.clock.advance(30)
-
-    assert rig.issuer.calls[0] is None
-    assert broker.status().state == "valid"
-
-
-async def test_note_is_taken_back_when_the_issuer_was_only_busy(rig: Rig) -> None:
-    """It said so, and gave nothing: the refresh token is as good as before, for every instance."""
+async def test_doubt_of_before_is_not_lifted_by_an_issuer_that_was_busy(rig: Rig) -> None:
+    """An operator's try that came to nothing says no more than was known."""
+    await holding(rig, presented=DEAD)
     rig.issuer.answers.append(IssuerUnavailable("busy"))
-    await holding_refresh_token(rig)
-    await rig.started()
-    await rig.clock.advance(DUE)
+    broker = await rig.started(check_every=0)
+    with pytest.raises(IssuerUnavailable):
+        await broker.renew()
 
-    assert await rig.store.read(NOTE) is None or len(rig.issuer.calls) > 1
-    assert rig.issuer.calls[0] == REFRESH.reveal()
+    assert (await rig.stored()).presented == DEAD
 
 
-@pytest.mark.parametrize(("anew", "then"), [(True, None), (False, REFRESH.reveal())])
-async def test_note_stays_when_the_answer_was_lost(rig: Rig, anew: bool, then: str | None) -> None:
-    """The same instance may ask again with it if there is no other grant; another one may not."""
-    rig.issuer.starts_anew = anew
+@pytest.mark.parametrize("anew", [Anew.FREE, Anew.ONCE])
+async def test_refresh_token_whose_answer_was_lost(rig: Rig, anew: Anew) -> None:
+    """The process lived to note that: where there is no other grant it is presented again, by any instance."""
+    await holding(rig, anew)
     rig.issuer.answers.append(BrokenOff("gone"))
-    await holding_refresh_token(rig)
-    await rig.started()
+    first = await rig.started()
     await rig.clock.advance(DUE)
-    assert await rig.store.read(NOTE) is not None
-    await rig.clock.advance(3)
+    assert (await rig.stored()).presented == Presented(by="test/1", lost=True)
+    await rig.kill(first)
+    await rig.begun()
+    await rig.clock.advance(15)
 
-    assert rig.issuer.calls == [REFRESH.reveal(), then]
-
-
-# A grant whose access token cannot be used.
-
-NEXT = Secret(canary("next-refresh"))
+    assert rig.issuer.calls == [REFRESH.reveal(), REFRESH.reveal() if anew is Anew.ONCE else None]
 
 
-def useless(refresh_token: Secret | None = NEXT) -> Unusable:
-    return Unusable("the issuer granted a token that cannot be used", refresh_token)
+# a grant whose access token cannot be used
 
 
-@pytest.mark.parametrize("anew", [False, True])
-async def test_next_refresh_token_is_kept_without_its_access_token(rig: Rig, anew: bool) -> None:
+@pytest.mark.parametrize("anew", [Anew.ONCE, Anew.FREE])
+async def test_next_refresh_token_is_kept_without_its_access_token(rig: Rig, anew: Anew) -> None:
     """The one that was presented is spent; the old access token serves on, and the next call has the new one."""
-    rig.issuer.starts_anew = anew
-    rig.issuer.answers.append(useless())
-    await holding_refresh_token(rig)
+    before = await holding(rig, anew)
+    rig.issuer.answers.append(Unusable("no use", NEXT))
     broker = await rig.started()
     await rig.clock.advance(DUE)
-    stored = await rig.stored()
     assert rig.issuer.calls == [REFRESH.reveal()]
-    assert (stored.refresh_token, stored.access_token) == (NEXT, token(7).access_token)
-    assert (stored.generation, stored.granted, stored.by) == (8, 7, "test/1")
-    assert (stored.issued_at, stored.expires_at) == (token(7).issued_at, token(7).expires_at)
-    assert broker.current() == stored
-    await rig.clock.advance(2)
+    stored = await rig.stored()
+    assert stored.not_before == pytest.approx(rig.clock.wall + 132)
+    assert replace(stored, not_before=None) == replace(before, generation=9, kept=NEXT)
+    assert broker.current() == token(7)
+    await rig.clock.advance(133)
 
     assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
-    assert (await rig.stored()).granted == 9
-    assert (await rig.stored()).refresh_token == NEXT
+    assert (await rig.stored()).kept == NEXT
 
 
 async def test_next_refresh_token_is_for_every_instance(rig: Rig) -> None:
     """The one who got it may die: the others use it, and never the spent one."""
-    rig.issuer.starts_anew = False
-    rig.issuer.answers.append(useless())
-    await holding_refresh_token(rig)
-    first = await rig.started()
-    second = await rig.started()
+    await holding(rig)
+    rig.issuer.answers.append(Unusable("no use", NEXT))
+    first, second = await rig.started(), await rig.started()
     await rig.clock.advance(DUE)
-    await kill(first)
-    await rig.clock.advance(TTL + 5)
+    await rig.kill(first)
+    await rig.clock.advance(140)
 
     assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
-    assert second.status().by == "test/2"
+    assert bare(second.current()).by == "test/2"
 
 
 async def test_next_refresh_token_is_kept_without_any_access_token(rig: Rig) -> None:
     """Of the first grant of all: it is stored alone, and nothing is handed out."""
-    rig.issuer.starts_anew = False
-    rig.issuer.answers.append(useless())
-    broker = rig.broker()
-    await broker.start()
-    await settle()
-    assert (await rig.stored()).refresh_token == NEXT
+    rig.issuer.anew = Anew.ONCE
+    rig.issuer.answers.append(Unusable("no use", NEXT))
+    broker = await rig.begun()
+    assert (await rig.stored()).kept == NEXT
     assert broker.current() is None
-    assert (broker.status().state, broker.status().usable) == ("expired", False)
-    await rig.clock.advance(1)
+    assert (broker.status().state, broker.status().usable) == ("none", False)
+    await rig.clock.advance(133)
 
     assert rig.issuer.calls == [None, NEXT.reveal()]
-    assert (await broker.token(0)).access_token == access(2)
+    assert (await broker.token(0)).values == access(2)
 
 
-async def test_useless_grant_of_an_issuer_that_starts_anew_leaves_nothing(rig: Rig) -> None:
-    """Without a token there is nothing to keep it with, and no need."""
-    rig.issuer.answers.append(useless())
-    broker = rig.broker()
-    await broker.start()
-    await settle()
-    assert await rig.store.read(KEY) is None
-    await rig.clock.advance(1)
-
-    assert rig.issuer.calls == [None, None]
-    assert broker.current() is not None
-
-
-async def test_useless_grant_without_a_refresh_token_spends_none(rig: Rig) -> None:
-    """RFC 6749 section 6: the old one stays good; the note of its use is taken back."""
-    rig.issuer.answers.append(useless(None))
-    await holding_refresh_token(rig)
-    await rig.started()
+@pytest.mark.parametrize("first", [False, True])
+async def test_useless_grant_without_a_refresh_token_spends_none(rig: Rig, first: bool) -> None:
+    """RFC 6749 section 6: the one that was presented stays good, the configured one too."""
+    rig.issuer.anew = Anew.ONCE
+    if not first:
+        await holding(rig)
+    rig.issuer.answers.append(Unusable("no use", None))
+    await rig.begun()
     await rig.clock.advance(DUE)
-    assert await rig.store.read(NOTE) is None
-    await rig.clock.advance(1)
+    stored = await rig.stored()
+    presented = rig.issuer.configured if first else REFRESH
+    assert (stored.kept, stored.presented) == (presented, None)
+    await rig.clock.advance(133)
 
-    assert rig.issuer.calls == [REFRESH.reveal(), REFRESH.reveal()]
+    assert rig.issuer.calls[1] == presented.reveal()
 
 
 async def test_same_access_token_is_no_newer_one(rig: Rig) -> None:
     """With another refresh token beside it it is not sent again after a 401, nor is an operator told that it is new."""
-    await holding_refresh_token(rig)
+    await holding(rig, Anew.FREE)
     broker = await rig.started()
     used = await broker.token(0)
-    rig.issuer.answers.append(useless())
-    with pytest.raises(IssuerUnavailable, match="cannot be used"):
+    rig.issuer.default = Unusable("no use", NEXT)
+    with pytest.raises(IssuerUnavailable, match="no use"):
         await broker.renew()
-    assert (await broker.token(0)).generation == 8
-    rig.issuer.default = useless()
+    assert await broker.token(0) == used
     waiter = rig.later(broker.after(used, rig.after(60)))
     await rig.clock.advance(15)
 
     assert waiter.done()
     assert await waiter is None
-    assert broker.status().state == "refused"
 
 
-async def test_refusal_of_a_spent_refresh_token_is_not_the_last_word(rig: Rig) -> None:
-    """Another instance exchanged it meanwhile, and its token is due as well: the next attempt has that one's."""
-    await holding_refresh_token(rig)
+# a no to a refresh token
+
+
+async def test_a_refused_refresh_token_moves_on_to_another_grant(rig: Rig) -> None:
+    """Where that costs nothing; what was refused is gone."""
+    await holding(rig, Anew.FREE, rotates=True)
+    rig.issuer.answers.append(CredentialRejected("invalid_grant", "spent"))
+    broker = await rig.started()
+    await rig.clock.advance(DUE)
+    assert rig.issuer.calls == [REFRESH.reveal(), None]
+    stored = await rig.stored()
+    assert (stored.kept, stored.presented, stored.rotates, stored.rejection) == (None, None, None, None)
+
+    assert broker.status().state == "valid"
+
+
+async def test_a_refused_client_moves_on_to_nothing(rig: Rig) -> None:
+    """It would be refused again: the refresh token is kept for the day that its secret is put right."""
+    await holding(rig, Anew.FREE)
+    rig.issuer.answers.append(CredentialRejected("invalid_client", "no"))
+    broker = await rig.started()
+    await rig.clock.advance(DUE)
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    assert (await rig.stored()).kept == REFRESH
+    assert broker.status().state == "rejected"
+    rig.issuer.secret = "secret-2"
+    await rig.clock.advance(10)
+
+    assert rig.issuer.calls == [REFRESH.reveal()] * 2
+
+
+async def test_a_refused_refresh_token_moves_on_to_the_configured_one_if_it_is_new(rig: Rig) -> None:
+    """The record is of the release before, and its first one was never claimed here."""
+    await holding(rig, claimed=False)
+    rig.issuer.answers.append(CredentialRejected("invalid_grant", "spent"))
+    await rig.started()
+    await rig.clock.advance(DUE)
+    assert rig.issuer.calls == [REFRESH.reveal(), None]
+    stored = await rig.stored()
+
+    assert (stored.claimed, stored.kept) == (True, rig.issuer.configured)
+
+
+async def test_a_refused_refresh_token_is_kept_where_it_is_all_there_is(rig: Rig) -> None:
+    """Its issuer may be wrong; it is asked again after a long pause, by one instance."""
+    before = await holding(rig)
+    rig.issuer.default = CredentialRejected("invalid_grant", "no")
+    broker = await rig.started()
+    await rig.clock.advance(DUE + 290)
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    stored = await rig.stored()
+    assert replace(stored, rejection=None) == replace(before, generation=9)
+    assert broker.status().state == "rejected"
+    await rig.clock.advance(100)
+
+    assert rig.issuer.calls == [REFRESH.reveal()] * 2
+
+
+async def test_a_spent_refresh_token_is_not_the_last_word(rig: Rig) -> None:
+    """Another instance exchanged it meanwhile: its token, and its refresh token, count."""
+    await holding(rig)
     rig.issuer.gate.clear()
     rig.issuer.answers.append(CredentialRejected("invalid_grant", "it was used already"))
     broker = await rig.started()
     await rig.clock.advance(DUE)
-    await rig.put(replace(token(8), refresh_token=NEXT))
+    await rig.put(record(9, left=DUE + LIFETIME, kept=NEXT, claimed=True))
     rig.issuer.gate.set()
     await rig.clock.advance(2)
-
-    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
     assert broker.status().state == "valid"
-
-
-# What others leave in the store.
-
-
-async def test_foreign_record_is_left_alone(rig: Rig) -> None:
-    """Another key sealed it, for instances that have it: ours gets a token for itself, until the operator says so."""
-    sealed = KeyRing([Secret(new_key())]).seal(KEY, token(5).encode())
-    await rig.store.write(KEY, 5, sealed)
-    broker = await rig.started(check_every=30)
-    await rig.clock.advance(DUE + 1)
-    assert len(rig.issuer.calls) == 2
-    assert await rig.store.read(KEY) == (5, sealed)
-    assert any("a key we do not have" in event.detail for event in rig.troubles())
+    assert (await rig.stored()).kept == NEXT
     await broker.renew()
 
-    assert await rig.stored() == broker.current()
-    assert (await rig.stored()).generation > 5
+    assert rig.issuer.calls == [REFRESH.reveal(), NEXT.reveal()]
 
 
-async def test_record_of_a_newer_version_is_left_alone(rig: Rig) -> None:
-    """A rolling update has both for a while."""
-    sealed = rig.ring.seal(KEY, b'{"schema": 2}')
-    await rig.store.write(KEY, 5, sealed)
-    broker = await rig.started()
+async def test_a_revoked_credential_needs_another_first_refresh_token(rig: Rig) -> None:
+    """On every instance, and after a restart; not even an operator presents the revoked one."""
+    await holding(rig)
+    first = await rig.started(check_every=5)
+    second = await rig.started(check_every=5)
+    await first.revoke()
+    await rig.clock.advance(10)
+    for broker in (first, second, await rig.begun()):
+        assert "an operator revoked the credential" in (await refused(broker.token(rig.after(60)))).detail
+    with pytest.raises(Stuck, match="set the new refresh_token"):
+        await second.renew()
 
-    assert broker.current() is not None
-    assert await rig.store.read(KEY) == (5, sealed)
-
-
-async def test_key_that_was_rotated_is_picked_up(rig: Rig) -> None:
-    """A record under a newer key makes the process read its keys again."""
-    broker = await rig.started(check_every=30)
-    old, rig.ring = rig.ring, KeyRing([Secret(new_key())])
-    del old
-    await rig.put(token(5))
-    await rig.clock.advance(31)
-
-    assert broker.status().generation == 5
-    assert len(rig.issuer.calls) == 1
+    assert rig.issuer.calls == []
 
 
-async def test_revocation_reaches_every_instance(rig: Rig) -> None:
+async def test_a_revoked_session_is_got_anew(rig: Rig) -> None:
+    """What is configured is enough for it."""
+    await holding(rig, Anew.EVICTS, kept=None)
+    broker = await rig.started(check_every=0)
+    await broker.revoke()
+
+    assert (await broker.token(rig.after(60))).values == access(1)
+
+
+# what others leave in the store
+
+
+async def test_a_revocation_reaches_every_instance(rig: Rig) -> None:
     """None goes on with the token, and none puts it back into the store."""
     first, second = await rig.started(check_every=30), await rig.started(check_every=30)
     assert second.current() == first.current()
     rig.issuer.gate.clear()
     await first.revoke()
     await rig.clock.advance(31)
-
     assert second.current() is None
-    assert await rig.revoked() == 2
-    with pytest.raises(Refusal) as caught:
-        await second.token(rig.clock.mono)
-    assert caught.value.reason is Reason.TOKEN_UNAVAILABLE
+    assert await rig.stored() == Record(generation=2, revoked=True)
+    assert (await refused(second.token(rig.clock.mono))).reason is Reason.TOKEN_UNAVAILABLE
 
 
-@pytest.mark.parametrize("ahead", [-300.0, 300.0])
-async def test_times_in_the_store_are_the_stores(rig: Rig, ahead: float) -> None:
-    """An instance whose clock is minutes off sees the same token end at the same moment."""
-    store_of(rig).ahead = ahead
-    broker = await rig.started()
-    stored = await rig.stored()
-    other = rig.broker()
-    await other.start()
+async def test_key_that_was_rotated_is_picked_up(rig: Rig, tmp_path: Path) -> None:
+    """A record under a newer key makes the process read its keys again; its own next one is under that key."""
+    file = tmp_path / "keys"
+    file.write_text(new_key())
+    clock: Clock = rig.clock
+    keys = Keys(lambda: parse_keys([Secret(file.read_text())]), clock, [file])
+    broker = Broker(
+        "plm",
+        rig.issuer,
+        rig.store,
+        keys,
+        Renew(),
+        owner="test/1",
+        clock=clock,
+        emit=rig.events.append,
+        configured_lifetime=None,
+    )
+    rig.brokers.append(broker)
+    await broker.recall()
+    newer = new_key()
+    rig.ring = parse_keys([Secret(newer)])
+    await rig.put(record(5))
+    file.write_text(f"{newer}\n{file.read_text()}")
+    await broker.recall()
 
-    assert stored.issued_at == WALL + ahead
-    assert stored.expires_at == WALL + LIFETIME + ahead
-    assert other.current() == broker.current()
-    assert isinstance(other.current(), Token)
-    assert len(rig.issuer.calls) == 1
+    assert broker.current() == token(5)
+    assert broker.status().sealed_with == rig.ring.place((await rig.store.read(KEY)).sealed)
+    await broker.renew()
+    assert (await rig.stored()).token == broker.current()
+
+
+async def test_record_of_an_older_key_is_sealed_anew(rig: Rig) -> None:
+    """At a look, so that the old key can go; who has a store that says no does so later."""
+    old, new = new_key(), new_key()
+    rig.ring = parse_keys([Secret(old)])
+    await rig.put(record(5))
+    rig.ring = parse_keys([Secret(new), Secret(old)])
+    broker = rig.broker()
+    rig.shaky.writing = StoreError("read-only")
+    await broker.recall()
+    assert broker.current() == token(5)
+    assert broker.status().sealed_with == rig.ring.place((await rig.store.read(KEY)).sealed)
+    assert _place(broker) == 2
+    rig.shaky.writing = None
+    await broker.recall()
+    assert _place(broker) == 1
+    rig.ring = parse_keys([Secret(new)])
+    assert await rig.stored() == record(5)
+    rig.shaky.commands.clear()
+    await broker.recall()
+
+    assert rig.shaky.commands == ["read"]
+
+
+def _place(broker: Broker) -> int | None:
+    sealed_with = broker.status().sealed_with
+    assert sealed_with is not None
+    return sealed_with[0]

@@ -116,9 +116,9 @@ async def test_due_renewals_go_on_without_forced_ones(rig: Rig) -> None:
     broker, used = await stopped(rig)
     await rig.clock.advance(DUE)
     current = await broker.token(0)
-    assert current.generation == used.generation + 1
+    assert current.granted == used.granted + 1
 
-    assert (await broker.renew()).generation == used.generation + 2
+    assert (await broker.renew()).granted == used.granted + 2
 
 
 async def test_an_expired_token_is_renewed_without_forced_renewals(rig: Rig) -> None:
@@ -128,7 +128,7 @@ async def test_an_expired_token_is_renewed_without_forced_renewals(rig: Rig) -> 
 
     newer = await broker.after(used, rig.after(60))
     assert newer is not None
-    assert newer.generation == used.generation + 1
+    assert newer.granted == used.granted + 1
 
 
 async def test_one_bad_endpoint_does_not_stop_renewals_for_the_others(rig: Rig) -> None:
@@ -302,7 +302,7 @@ async def test_a_token_that_another_instance_replaced_did_not_die_of_idleness(ri
     for number in range(3):
         await rig.clock.advance(40 * MINUTE)
         used = await broker.token(0)
-        next_one = replace(used, generation=used.generation + 1, access_token=access(50 + number))
+        next_one = replace(used, generation=used.granted + 1, access_token=access(50 + number))
         await rig.put(next_one)
         assert await broker.after(used, rig.after(60)) == next_one
         broker.heard(next_one, Sign.FINE)
@@ -322,4 +322,4 @@ async def test_many_401s_of_one_token_are_one_death(rig: Rig) -> None:
         broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
-    assert access(2) == (await broker.token(0)).access_token
+    assert access(2) == (await broker.token(0)).values
