@@ -354,10 +354,10 @@ async def test_only_a_record_in_sqlite_waits_for_the_disk(sqlite: SqliteStore) -
         return found
 
     normal, full = 1, 2
-    for generation in (1, 2):
-        for call in (sqlite.take(KEY, "a", 10), sqlite.announce("a", b"x", 10), sqlite.release(KEY, "b")):
-            await call
-            assert await synchronous() == normal
+    calls = (sqlite.take(KEY, "a", 10), sqlite.announce("a", b"x", 10), sqlite.release(KEY, "b"))
+    for generation, call in enumerate(calls, start=1):
+        await call
+        assert await synchronous() == normal
         await sqlite.write(KEY, b"data", generation, after=generation - 1, release="a")
         assert await synchronous() == full
     assert await sqlite._run(lambda connection: connection.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
