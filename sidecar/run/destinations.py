@@ -7,6 +7,7 @@ from sidecar.auth.dialect import oauth2_dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
+from sidecar.exchange.pause import SharedPause
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.breaker import Breaker, BreakerPolicy
@@ -17,7 +18,6 @@ from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.shared_pause import SharedPause
 
 Own = Callable[[], Iterable[tuple[str, int]]]
 

@@ -19,10 +19,9 @@ from sidecar.run.credentials import Shared, make_broker
 from sidecar.secret import Secret
 from sidecar.settings import Settings, Upstream
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.seal import Keys
-from sidecar.tokens.seal import KeyRing, new_key
-from sidecar.tokens.store import TokenStore, store_key
 from sidecar.tokens.memory import MemoryStore
+from sidecar.tokens.seal import KeyRing, Keys, new_key
+from sidecar.tokens.store import TokenStore, store_key
 from sidecar.tokens.token import Token
 from tests.properties.issuers import IDENTITY, Api, Authority, Outcome, Port
 from tests.properties.virtual import VirtualClock, VirtualLoop

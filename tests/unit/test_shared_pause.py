@@ -8,10 +8,10 @@ import pytest
 
 from sidecar.errors import StoreError
 from sidecar.events import Event
+from sidecar.exchange.pause import SharedPause
 from sidecar.secret import Secret
 from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.seal import KeyRing, Keys, new_key, parse_keys
-from sidecar.tokens.shared_pause import SharedPause
 from sidecar.tokens.store import Stored, store_key
 
 IDENTITY = "https://plm.example.com/api sync"
