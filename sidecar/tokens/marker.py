@@ -74,11 +74,14 @@ class Marker:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, draft = tempfile.mkstemp(dir=self._path.parent, prefix=".draft.")
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(f"{generation}\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(draft).replace(self._path)
+            try:
+                with os.fdopen(descriptor, "w") as stream:
+                    stream.write(f"{generation}\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                Path(draft).replace(self._path)
+            finally:
+                Path(draft).unlink(missing_ok=True)
             folder = os.open(self._path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -1,11 +1,9 @@
-"""Seals, keys and the record of a token: what goes in comes out, and nothing else does."""
+"""Seals and keys: what goes in comes out, and nothing else does."""
 
-import base64
 import os
 import stat
 import string
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -13,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.errors import ConfigurationError, SealError, StoreError
+from sidecar.errors import ConfigurationError, SealError, UnknownSeal
 from sidecar.exchange.spool import BlockSeal
 from sidecar.secret import Secret
 from sidecar.tokens import seal
-from sidecar.tokens.seal import EphemeralSeal, KeyRing, load_or_create_key_file, new_key, parse_keys
-from sidecar.tokens.store import MAX_GENERATION
-from sidecar.tokens.token import Token
-from tests.canary import WORD, canary
+from sidecar.tokens.seal import EphemeralSeal, KeyRing, Keys, load_or_create_key_file, new_key, parse_keys
+from tests.canary import canary
+from tests.unit.broker_rig import FakeClock
 
 ZERO_KEY = "A" * 43  # 32 zero bytes
 OLD, NEW = Secret(new_key()), Secret(new_key())
@@ -228,112 +225,130 @@ def test_a_block_sealed_again_looks_different() -> None:
     assert blocks.seal(0, b"data")[:12] != blocks.seal(0, b"data")[:12]
 
 
-TOKEN = Token(
-    access_token=Secret(canary("access")),
-    issued_at=1_700_000_000.0,
-    expires_at=1_700_000_300.0,
-    generation=7,
-    refresh_token=Secret(canary("refresh")),
-    scope="a b",
-    lifetime_source="expires_in",
-    grant="client_credentials",
-    trigger="due",
-    forced_at=1_600_000_000.5,
-    refused=True,
-)
-TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.isprintable)
-TIMES = st.floats(0, 1e12)
+# the keys of a running process
 
 
-@given(
-    token=st.builds(
-        lambda times, **fields: Token(issued_at=min(times), expires_at=max(times), **fields),
-        st.sets(TIMES, min_size=2, max_size=2),
-        access_token=TEXTS.map(Secret),
-        generation=st.integers(1, MAX_GENERATION),
-        refresh_token=st.none() | TEXTS.map(Secret),
-        scope=st.none() | TEXTS,
-        lifetime_source=TEXTS,
-        grant=TEXTS,
-        trigger=TEXTS,
-        forced_at=st.none() | TIMES,
-        refused=st.booleans(),
-    )
-)
-def test_a_record_comes_back_as_it_was(token: Token) -> None:
-    """Every token that can be granted survives the store, to the last bit of its times."""
-    assert Token.decode(token.encode()) == token
+class Files:
+    """Key files, the ring that is read of them, and how often it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+        self.file = folder / "keys"
+        self.file.write_text(OLD.reveal())
+        self.reads = 0
+        self.keys = Keys(self._read, self.clock, [self.file])
+
+    def change(self, *keys: Secret) -> None:
+        self.file.write_text("\n".join(key.reveal() for key in keys))
+
+    def _read(self) -> KeyRing:
+        self.reads += 1
+        return parse_keys([Secret(self.file.read_text())])
 
 
-def test_record_format_is_kept() -> None:
-    """A record of the first release is read for ever; what a later one adds is ignored."""
-    plain = (
-        b'{"schema":1,"access_token":"CANARY-access","issued_at":1700000000,"expires_at":1.7000003e9,"generation":7,'
-        b'"refresh_token":"CANARY-refresh","scope":"a b","lifetime_source":"expires_in","grant":"client_credentials",'
-        b'"trigger":"due","forced_at":1600000000.5,"refused":true,"later":{}}'
-    )
-    assert Token.decode(plain) == TOKEN
-    assert Token.decode(TOKEN.encode()) == TOKEN
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("field", "texts"),
-    [
-        ("schema", ["0", "2", '"1"', "null"]),
-        ("access_token", ["null", '""', "1", '["a"]', '"a\\r\\nb"', '"a\\u0000"', '"\\ud800"']),
-        ("issued_at", ["null", "-1", "true", '"1"', "1e999", "NaN", "1" + "0" * 400, "1700000300"]),
-        ("expires_at", ["null", "1699999999", "1700000000", "Infinity", "1e999", "[]"]),
-        ("generation", ["null", "0", "-1", "1.0", "true", str(MAX_GENERATION + 1), '"7"']),
-        ("refresh_token", ['""', "7", "false", '"a\\nb"']),
-        ("scope", ["7", '"a\\nb"']),
-        ("lifetime_source", ["null", '""']),
-        ("grant", ["null", "{}"]),
-        ("trigger", ["null", "1"]),
-        ("forced_at", ['"now"', "-1", "NaN", "1e999"]),
-        ("refused", ["null", "0", '"no"']),
-    ],
-)
-def test_a_record_of_wrong_types_or_bounds_is_refused(field: str, texts: list[str]) -> None:
-    """Whoever could write a record cannot make us use what we would never write; the error shows no content."""
-    import json
-
-    plain = json.loads(TOKEN.encode())
-    for text in texts:
-        rest = json.dumps({name: value for name, value in plain.items() if name != field})
-        with pytest.raises(StoreError) as caught:
-            Token.decode(f'{rest[:-1]}, "{field}": {text}}}'.encode())
-        assert WORD not in str(caught.value)
+def test_keys_are_read_when_their_file_changed(files: Files) -> None:
+    """A newest key that was put first seals what is sealed a second later; records of the one before still open."""
+    old = files.keys.seal(NAME, b"data")
+    files.change(NEW, OLD)
+    assert files.keys.place(files.keys.seal(NAME, b"data"))[0] == 1
+    assert KeyRing([OLD]).open(NAME, files.keys.seal(NAME, b"data")) == b"data"
+    files.clock.mono += 1
+    assert KeyRing([NEW]).open(NAME, files.keys.seal(NAME, b"data")) == b"data"
+    assert files.keys.place(old) == RING.place(old)
+    assert files.keys.open(NAME, old) == b"data"
 
 
-@given(data=st.binary() | st.sampled_from([b"[1]", b"7", b'"x"', b"[" * 100_000, b"{}", b"null"]))
-def test_anything_else_is_no_record(data: bytes) -> None:
-    """Whatever bytes come out of a store, the only error is StoreError."""
-    with pytest.raises(StoreError):
-        Token.decode(data)
+def test_keys_that_did_not_change_are_not_read(files: Files) -> None:
+    """However often they are used: a thousand credentials share them."""
+    sealed = files.keys.seal(NAME, b"data")
+    for _ in range(10):
+        files.clock.mono += 10
+        files.keys.open(NAME, files.keys.seal(NAME, b"data"))
+    with pytest.raises(UnknownSeal):
+        files.keys.open(NAME, KeyRing([NEW]).seal(NAME, b"data"))
+    assert files.reads == 1
+    files.change(NEW, OLD)
+    files.clock.mono += 10
+    for _ in range(10):
+        files.keys.open(NAME, sealed)
+    assert files.reads == 2
 
 
-def test_a_token_does_not_show_its_secrets() -> None:
-    """Printing a token gives neither of its two secrets away."""
-    assert WORD not in f"{TOKEN} {TOKEN!r}"
+def test_the_files_are_looked_at_once_a_second(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each use."""
+    looks = 0
+    stat = Path.stat
+
+    def counted(self: Path, **options: bool) -> os.stat_result:
+        nonlocal looks
+        looks += 1
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    files.clock.mono += 1
+    for _ in range(10):
+        files.keys.seal(NAME, b"data")
+    assert looks == 1
+    files.clock.mono += 0.9
+    files.keys.seal(NAME, b"data")
+    assert looks == 1
+    files.clock.mono += 0.1
+    files.keys.seal(NAME, b"data")
+    assert looks == 2
 
 
-def test_lifetime_is_what_was_granted() -> None:
-    """The lifetime counts from the request for the token."""
-    assert TOKEN.lifetime == 300.0
+def test_a_record_that_no_key_opens_makes_them_look_at_once(files: Files) -> None:
+    """Another instance may have the new key first."""
+    files.change(NEW, OLD)
+    assert files.keys.open(NAME, KeyRing([NEW]).seal(NAME, b"data")) == b"data"
+    assert files.reads == 2
 
 
-def test_a_token_without_an_end_is_not_written() -> None:
-    """What could not be read back is not encoded."""
-    with pytest.raises(ValueError, match="JSON"):
-        replace(TOKEN, expires_at=float("inf")).encode()
+def test_a_damaged_record_is_no_reason_to_look(files: Files) -> None:
+    """Another key would not help."""
+    files.change(NEW, OLD)
+    with pytest.raises(SealError):
+        files.keys.open(NAME, files.keys.seal(NAME, b"data")[:-1])
+    assert files.reads == 1
 
 
-def test_the_newest_key_makes_the_key_of_fingerprints() -> None:
-    """Those who have it agree, whatever older keys they have, and it gives nothing of the key away."""
-    newest, older = Secret(new_key()), Secret(new_key())
-    made = KeyRing([newest]).fingerprint_key
+@pytest.mark.parametrize("half", ["", "no key", None], ids=["empty", "rubbish", "gone"])
+def test_keys_that_cannot_be_read_leave_the_old(files: Files, half: str | None) -> None:
+    """Half-way through a change; the rest of it is seen at a later look, whenever it comes."""
+    if half is None:
+        files.file.unlink()
+        files.keys._read = _missing
+    else:
+        files.file.write_text(half)
+    files.clock.mono += 1
+    assert KeyRing([OLD]).open(NAME, files.keys.seal(NAME, b"data")) == b"data"
+    files.keys._read = files._read
+    files.change(NEW, OLD)
+    files.clock.mono += 1
+    assert KeyRing([NEW]).open(NAME, files.keys.seal(NAME, b"data")) == b"data"
 
-    assert KeyRing([newest, older]).fingerprint_key == made
-    assert KeyRing([older, newest]).fingerprint_key != made
-    assert made not in base64.urlsafe_b64decode(newest.reveal() + "=")
-    assert KeyRing([newest]).seal("name", b"")[1:9] not in made
+
+def _missing() -> KeyRing:
+    raise ConfigurationError("no such file")
+
+
+def test_the_first_read_of_keys_must_do(tmp_path: Path) -> None:
+    """A process does not start with keys that cannot be read."""
+    with pytest.raises(ConfigurationError):
+        Keys(_missing, FakeClock(), [tmp_path / "keys"])
+
+
+def test_a_place_names_the_key(files: Files) -> None:
+    """1 is the newest; a key that is none of ours has an id and no place."""
+    ring = KeyRing([NEW, OLD])
+    newest, older = (KeyRing([key]).seal(NAME, b"data") for key in (NEW, OLD))
+    foreign = KeyRing([Secret(new_key())]).seal(NAME, b"data")
+    assert ring.place(newest) == (1, newest[1:9].hex())
+    assert ring.place(older) == (2, older[1:9].hex())
+    assert ring.place(foreign) == (None, foreign[1:9].hex())
+    assert files.keys.place(older) == (1, older[1:9].hex())
