@@ -16,12 +16,13 @@ from aiohttp import web
 from sidecar.clock import SystemClock
 from sidecar.emulator import Emulator
 from sidecar.events import Event, Renewal, Trouble
-from sidecar.run.credentials import Shared, make_broker, make_issuer
+from sidecar.run.credentials import Shared, credentials, make_broker
 from sidecar.run.stores import open_store
 from sidecar.settings import Settings
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.seal import new_key
 from sidecar.tokens.store import TokenStore, store_key
+from tests.canary import canary
 from tests.rig import configuration
 from tests.waiting import PATIENCE
 
@@ -97,6 +98,87 @@ async def relay(target: str, ca: Path | None = None) -> AsyncIterator[Relay]:
 
 
 @dataclass
+class Families:
+    """A token endpoint whose refresh tokens are taken once: a spent one ends the whole family (RFC 9700 section 4.14.2).
+
+    *fates* of the next calls, as those of a Relay. *calls*: the families that were asked for, in turn, None for other
+    grants. *reused*: the families that were ended.
+    """
+
+    url: str = ""
+    lifetime: float = 600.0
+    fates: list[str | int | float | asyncio.Event] = field(default_factory=list)
+    calls: list[str | None] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    current: dict[str, int] = field(default_factory=dict)
+    arrived: int = 0
+
+    def log_in(self, family: str) -> str:
+        """Return the first refresh token of a new *family*."""
+        self.current[family] = 0
+        return canary(f"R-{family}-0")
+
+    def settings(self, family: str, **oauth2: Any) -> dict[str, Any]:
+        """Return the grant settings of a client that begins a new *family*; *oauth2* replace them."""
+        first = {"grant": "refresh_token", "refresh_token": {"value": self.log_in(family)}}
+        return {"client_id": "desk", "client_auth": "none"} | first | oauth2
+
+    def grant(self, form: dict[str, list[str]]) -> web.Response:
+        """Answer a call."""
+        if form["grant_type"] != ["refresh_token"]:
+            self.calls.append(None)
+            return self._granted(f"A-none-{len(self.calls)}")
+        family, number = form["refresh_token"][0].removeprefix(canary("R-")).rsplit("-", 1)
+        self.calls.append(family)
+        if self.current.get(family) == int(number):
+            self.current[family] += 1
+            refresh_token = canary(f"R-{family}-{self.current[family]}")
+            return self._granted(f"A-{family}-{self.current[family]}", refresh_token=refresh_token)
+        self.reused.append(family)
+        self.current.pop(family, None)
+        return web.json_response({"error": "invalid_grant"}, status=400)
+
+    def _granted(self, name: str, **fields: str) -> web.Response:
+        token = {"access_token": canary(name), "token_type": "Bearer", "expires_in": self.lifetime}
+        return web.json_response(token | fields)
+
+
+@contextlib.asynccontextmanager
+async def families() -> AsyncIterator[Families]:
+    """Serve Families on loopback, at every path."""
+    state = Families()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        form = parse_qs((await request.read()).decode())
+        fate = state.fates.pop(0) if state.fates else 0.0
+        state.arrived += 1
+        if fate == "unreached":
+            await asyncio.Event().wait()
+        if isinstance(fate, int):
+            return web.Response(status=fate)
+        said = state.grant(form)
+        if fate == "dropped":
+            assert request.transport is not None
+            request.transport.abort()
+        elif fate == "unanswered":
+            await asyncio.Event().wait()
+        elif isinstance(fate, float):
+            await asyncio.sleep(fate)
+        elif isinstance(fate, asyncio.Event):
+            await fate.wait()
+        return said
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    state.url = f"http://127.0.0.1:{runner.addresses[0][1]}/token"
+    try:
+        yield state
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
 class Upstream:
     """An API that takes every token but those that were revoked; below the first segment each is one of its own."""
 
@@ -161,7 +243,7 @@ class Node:
 
     async def get(self, within: float = PATIENCE) -> str:
         """Return the token of a request that waits so long."""
-        return (await self.broker.token(time.monotonic() + within)).access_token.reveal()
+        return (await self.broker.token(time.monotonic() + within)).values["access_token"].reveal()
 
     async def kill(self) -> None:
         """End it as SIGKILL does: nothing is given back, nothing is written."""
@@ -174,6 +256,7 @@ class Fleet:
     """Makes the instances of one credential; *data* is their configuration."""
 
     data: dict[str, Any]
+    folder: Path
     stack: contextlib.AsyncExitStack
     made: int = 0
 
@@ -186,14 +269,22 @@ class Fleet:
         store, keys = open_store(settings, clock)
         self.made += 1
         owner, elsewhere = f"node/{self.made}", settings.store.shared
-        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=events.append)
-        issuer = make_issuer(settings.upstreams["plm"], clock, keys)
-        broker = make_broker("plm", settings.upstreams["plm"], issuer, shared)
+        shared = Shared(
+            store=store,
+            keys=keys,
+            owner=owner,
+            elsewhere=elsewhere,
+            clock=clock,
+            emit=events.append,
+            marks=self.folder / f"node-{self.made}",
+        )
+        [credential] = credentials(settings, clock)
+        broker = make_broker(credential, settings, shared)
         self.stack.push_async_callback(store.aclose)
         self.stack.push_async_callback(broker.aclose)
         if start:
             await broker.start()
-        return Node(broker, store, store_key(issuer.identity()), events)
+        return Node(broker, store, store_key(credential.identity), events)
 
 
 @contextlib.asynccontextmanager
@@ -206,7 +297,7 @@ async def fleet(store: dict[str, Any], token_url: str, folder: Path, **oauth2: A
     folder.joinpath("state").mkdir(mode=0o700, exist_ok=True)
     data = configuration("http://127.0.0.1:9", token_url, folder / "state", oauth2=oauth2)
     async with contextlib.AsyncExitStack() as stack:
-        yield Fleet(data | {"store": {"keys": [{"file": str(keys)}], **store}}, stack)
+        yield Fleet(data | {"store": {"keys": [{"file": str(keys)}], **store}}, folder, stack)
 
 
 def by_password(plm: Emulator) -> dict[str, Any]:

@@ -134,9 +134,9 @@ class Holding:
         """
         self.unreadable = None
         if isinstance(found, Unreadable):
+            self.report("read", StoreError(found.why))
             if found.foreign or not await self._publish(found):
                 self.unreadable = found
-                self.report("read", StoreError(found.why))
         elif found.generation > self._stored and not (self.unsaved and self._ours_is_better(found)):
             self.unsaved = False
             if not await self._is_old(found):
@@ -159,14 +159,17 @@ class Holding:
         self._hold(record)
         return True
 
-    async def save(self, record: Record, born: float, *, forced: bool = False, release: bool = False) -> None:
-        """Store *record*, whose token was granted just now, then announce what holds now.
+    async def save(self, record: Record, born: float, *, forced: bool = False, release: bool = False) -> bool:
+        """Store *record*, whose token was granted just now, and tell whether that was done.
 
-        That is what is stored if it lasts: another was first. A stored one that is of no use is written over with a
-        newer generation; but not a foreign one, unless *forced*. If nothing can be written, memory alone goes on.
-        *born*: the monotonic moment that the token was asked for. Raises Revoked: nothing that was granted counts.
+        Another that came meanwhile holds if it lasts, in the store or here already. A stored one that is of no use is
+        written over with a newer generation; but not a foreign one, unless *forced*. If nothing can be written, memory
+        alone goes on. *born*: the monotonic moment that the token was asked for. Raises Revoked: nothing that was
+        granted counts.
         """
         after = self._stored
+        if not self._once and self.granted > record.generation and self.lasts():
+            return False
         try:
             for _ in range(_WRITES):
                 record = _numbered(record, max(self.record.generation, after) + 1)
@@ -175,7 +178,7 @@ class Holding:
                     self._hold(record, born)
                     self.unsaved, self.unreadable = False, None
                     await self.mark()
-                    return
+                    return True
                 found = await self._sealed.read()
                 after, self.unreadable = found.generation, found if isinstance(found, Unreadable) else None
                 if isinstance(found, Record) and found.generation > self._stored:
@@ -184,7 +187,7 @@ class Holding:
                         raise Revoked("an operator revoked the token while it was renewed")
                     if not self._once and self._lasting(found):
                         self._hold(found)
-                        return
+                        return False
             self.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))
         except Revoked:
             raise
@@ -193,6 +196,7 @@ class Holding:
         stored = self._stored
         self._hold(_numbered(record, max(self.record.generation, stored) + 1), born)
         self._stored, self.unsaved = stored, True
+        return False
 
     async def drop(self) -> None:
         """Forget the token here and for all instances; raises StoreError when the store cannot be told."""

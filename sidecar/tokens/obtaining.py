@@ -133,8 +133,7 @@ class Obtaining:
             raise
         self._odd = 0
         record = self._granted(grant, presented, draft, trigger)
-        await self._holding.save(record, self.called_at, forced=trigger == "forced", release=leased)
-        if not self._holding.unsaved:
+        if await self._holding.save(record, self.called_at, forced=trigger == "forced", release=leased):
             self._lease.given_back()
         if (token := self._holding.token) is None or not self._holding.lasts():
             raise IssuerUnavailable("the issuer granted a token that is over already")

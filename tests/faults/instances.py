@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import re
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,14 +72,29 @@ class Instances:
         """Return what the sidecars are set up with, for a look at what they write."""
         return Settings.model_validate(self.data("a"))
 
-    async def renew(self, sidecar: Running, name: str = "plm", process: str = "a") -> int:
-        """Have an operator's renewal made, and return its status; 0 if the sidecar ended meanwhile."""
+    async def act(self, action: str, sidecar: Running, name: str = "plm", process: str = "a") -> int:
+        """Have an operator's *action* done, and return its status; 0 if the sidecar ended meanwhile."""
         token = (Path(self.data(process)["state_dir"]) / "admin.token").read_text().strip()
-        url = f"http://{sidecar.addresses['admin']}/upstreams/{name}/renew"
+        url = f"http://{sidecar.addresses['admin']}/upstreams/{name}/{action}"
         with contextlib.suppress(httpx.TransportError):
             async with httpx.AsyncClient(trust_env=False, verify=False, timeout=70) as client:
                 return (await client.post(url, headers={"Authorization": f"Bearer {token}"})).status_code
         return 0
+
+    async def renew(self, sidecar: Running, name: str = "plm", process: str = "a") -> int:
+        """Have an operator's renewal made, as `act` does."""
+        return await self.act("renew", sidecar, name, process)
+
+    async def command(self, *arguments: str, name: str = "a") -> tuple[int, str, str]:
+        """Run a command beside the sidecar *name*; return its exit code, output and errors."""
+        self.folder.joinpath(name).mkdir(exist_ok=True)
+        self.folder.joinpath(name, "config.yaml").write_text(json.dumps(self.data(name)))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sidecar", *arguments), cwd=self.folder / name, stdout=PIPE, stderr=PIPE
+        )
+        output, errors = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode(), errors.decode()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import trustme
 
 from sidecar.clock import SystemClock
 from sidecar.emulator import Emulator, Switches
-from sidecar.run.credentials import make_issuer
+from sidecar.run.credentials import credentials
 from sidecar.secret import Secret
 from sidecar.tokens.seal import KeyRing, new_key
 from sidecar.tokens.store import store_key
@@ -346,8 +346,9 @@ async def test_flt_rd_09_record_that_cannot_be_read_is_none(instances: Instances
             each = await stack.enter_async_context(issuer(granting(name)))
             instances.upstreams[name] = plain(f"{api.url}/{name}", each.url)
         names = {
-            name: store_key(make_issuer(settings, SystemClock()).identity())
-            for name, settings in instances.settings().upstreams.items()
+            name: store_key(each.identity)
+            for each in credentials(instances.settings(), SystemClock())
+            for name in each.names
         }
         good = {name: sealed_by(key, names[name], b'{"schema": 2}') for name in names}
         records = {
