@@ -20,13 +20,13 @@ from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.marker import Marker
 from sidecar.tokens.obtaining import Obtaining
-from sidecar.tokens.presenting import KeptBack
 from sidecar.tokens.protocols import BrokerStatus, Issuer, LastRenewal
+from sidecar.tokens.refused import Refused
 from sidecar.tokens.renewal import Renewing
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.sealed import SealedRecord
 from sidecar.tokens.store import TokenStore
-from sidecar.tokens.timer import Look, keep_fresh
+from sidecar.tokens.timer import keep_fresh
 from sidecar.tokens.token import Token
 from sidecar.tokens.verdicts import Verdicts
 from sidecar.tokens.waiting import Changes, Tasks
@@ -79,7 +79,6 @@ class Broker:
         self._sealed = SealedRecord(self._identify, store, keys, owner=owner, former=former)
         once = issuer.anew is Anew.ONCE
         self._holding = Holding(name, self._sealed, settings.margin, once=once, clock=clock, emit=emit)
-        self._look = Look(self._holding, self._changes, clock=clock, spawn=self._tasks.spawn)
         self.verdicts = Verdicts(name, unauthorized, settings.min_interval, emit)
         cap = settings.timeout + _GRACE
         lease = Lease(self._sealed, self._holding, cap=cap, clock=clock, spawn=self._tasks.spawn)
@@ -93,6 +92,12 @@ class Broker:
             emit=emit,
             spawn=self._tasks.spawn,
             changed=self._changes.changed,
+        )
+        self._refused = Refused(
+            *(self._holding, self._renewing, self.verdicts, self._changes),
+            patience=settings.timeout,
+            clock=clock,
+            spawn=self._tasks.spawn,
         )
 
     async def start(self) -> None:
@@ -139,36 +144,7 @@ class Broker:
         issuer that cannot be reached for a moment is waited for, at most `renew.timeout`. When too many renewed
         tokens were refused in a row, only a probe is forced, now and then, and nobody else waits for anything.
         """
-        holding, renewing, verdicts = self._holding, self._renewing, self.verdicts
-        if newer := holding.newer_than(used):
-            return newer
-        await self._look.take(deadline)
-        if newer := holding.newer_than(used):
-            return newer
-        if not holding.lasts():
-            try:
-                return await self.token(deadline)
-            except Refusal:
-                return None
-        verdicts.died(used, self._clock.monotonic())
-        if verdicts.stopped and renewing.running:
-            return None
-        if renewing.attempting:
-            holding.refuse(used)
-        elif not renewing.running:
-            if not (holding.may_force(verdicts.interval, probe=verdicts.stopped) and renewing.can_start()):
-                return None
-            holding.refuse(used)
-            renewing.start("unauthorized")
-
-        failures = renewing.failures
-
-        def ended() -> bool:
-            kept = renewing.failures > failures and isinstance(renewing.failure, KeptBack)
-            return kept or not renewing.running or holding.newer_than(used) is not None
-
-        await self._changes.until(ended, min(deadline, self._clock.monotonic() + self._settings.timeout))
-        return holding.newer_than(used)
+        return await self._refused.newer(used, deadline, self.token)
 
     def heard(self, token: Token, sign: Sign, *, again: bool = False, own: bool = False) -> None:
         """Take note of what an upstream said of *token*; *again*: `after` gave it; *own*: used for its own sake."""

@@ -1,14 +1,13 @@
-"""A token in memory: how long it lasts, and when it is due, by two clocks."""
+"""A credential in memory: its newest record, how long its token lasts, and when that is due, by two clocks."""
 
+import math
 from dataclasses import dataclass
 
 from sidecar.clock import Clock
-from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, usable
+from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
+from sidecar.tokens.record import Record
 from sidecar.tokens.token import Token
-
-_LAST_SECONDS = 120.0
-_LAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,92 @@ class Held:
         """Return the seconds until it is to be renewed, not above 0 when it is due."""
         return self.due - self.now(clock)
 
-    def until_last_minutes(self, clock: Clock) -> float:
-        """Return the seconds until two minutes, or a tenth of its lifetime, are left of it; 0 from then on."""
-        last = min(_LAST_SECONDS, _LAST_SHARE * self.token.lifetime)
-        return max(0.0, self.token.expires_at - self.now(clock) - last) if self.lasts(clock) else 0.0
+
+class Memory:
+    """The newest record of a credential, in memory.
+
+    `withheld`: the token was refused and is being renewed, so that it is not handed out for now.
+    """
+
+    def __init__(self, margin: Margin, clock: Clock) -> None:
+        self._margin = margin
+        self._clock = clock
+        self._stored = 0
+        self._refused = 0
+        self.held: Held | None = None
+        self.record = Record()
+        self.withheld = False
+
+    @property
+    def token(self) -> Token | None:
+        """The newest token, usable or not."""
+        return self.held.token if self.held else None
+
+    @property
+    def granted(self) -> int:
+        """The generation of the newest token, 0 without one."""
+        return self.held.token.granted if self.held else 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether an upstream said 401 to the newest token, and none has come since."""
+        return self.held is not None and self._refused == self.held.token.granted
+
+    def lasts(self) -> bool:
+        """Tell whether there is a token whose time is not yet over."""
+        return self.held is not None and self.held.lasts(self._clock)
+
+    def usable(self) -> Token | None:
+        """Return the token if it can be handed out now."""
+        return self.token if self.lasts() and not self.withheld else None
+
+    def fresh(self) -> bool:
+        """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
+        return self.held is not None and self.held.until_due(self._clock) > 0 and not self.refused
+
+    def newer_than(self, used: Token) -> Token | None:
+        """Return the token if it can be handed out and is a newer one than *used*."""
+        token = self.usable()
+        return token if token is not None and token.granted > used.granted else None
+
+    def refuse(self, used: Token) -> None:
+        """Note that an upstream refused *used*, and withhold it for now.
+
+        Does nothing for one that is no longer the newest, nor the second time: it was withheld once, in vain.
+        """
+        if self.granted == used.granted and not self.refused:
+            self._refused = used.granted
+            self.withheld = True
+
+    def may_force(self, interval: float, *, probe: bool = False) -> bool:
+        """Tell whether a 401 may force a renewal of the token now; False without one.
+
+        *interval*: least seconds since the last one, of any instance; *probe*: however short the token's life is.
+        """
+        token = self.token
+        return token is not None and forced_renewal_allowed(
+            self._clock.now(), self.record.forced_at, interval, math.inf if probe else token.lifetime
+        )
+
+    def state(self) -> str:
+        """Return where the token stands, in a word for status pages."""
+        if self.held is None:
+            return "none"
+        if not self.lasts():
+            return "expired"
+        if self.refused:
+            return "refused"
+        return "valid" if self.fresh() else "due"
+
+    def _hold(self, record: Record, born: float | None = None) -> None:
+        """Hold *record*; nothing of the times of a token that is held already changes."""
+        token = record.token
+        self.record, self._stored = record, record.generation
+        if token is None:
+            self.held = None
+        elif self.held is None or (token.granted, token.values) != (self.granted, self.held.token.values):
+            self.held = held(token, self._margin, self._clock, born)
+            self.withheld = False
 
 
 def held(token: Token, margin: Margin, clock: Clock, born: float | None) -> Held:

@@ -9,13 +9,12 @@ from dataclasses import replace
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, IssuerUnavailable, StoreError
 from sidecar.events import Emit, StoreTrouble
-from sidecar.policy.lifetime import forced_renewal_allowed, usable
+from sidecar.policy.lifetime import usable
 from sidecar.settings.values import Margin
-from sidecar.tokens.held import Held, held
+from sidecar.tokens.held import Memory
 from sidecar.tokens.marker import Marker
 from sidecar.tokens.record import Record
 from sidecar.tokens.sealed import Found, SealedRecord, Unreadable
-from sidecar.tokens.token import Token
 
 _FORGOTTEN_SECONDS = 6.0
 """In this time every holder of a lease has shown a sign of life, twice."""
@@ -27,97 +26,26 @@ class Revoked(IssuerUnavailable):
     """An operator dropped the credential while it was renewed: what came of that does not count."""
 
 
-class Holding:
+class Holding(Memory):
     """The newest record of a credential, for the upstream *name*.
 
     *once*: its refresh token may be presented once, so that no record but the newest will do. `unsaved`: the store does
-    not have it yet. `unreadable`: what the store has instead, None when that was read. `withheld`: the token was
-    refused and is being renewed, so that it is not handed out for now. `marker`: None where nothing need be noted.
+    not have it yet. `unreadable`: what the store has instead, None when that was read. `marker`: None where nothing
+    need be noted.
     """
 
     def __init__(
         self, name: str, sealed: SealedRecord, margin: Margin, *, once: bool, clock: Clock, emit: Emit
     ) -> None:
+        super().__init__(margin, clock)
         self._name = name
         self._sealed = sealed
-        self._margin = margin
         self._once = once
-        self._clock = clock
         self._emit = emit
-        self._stored = 0
-        self._refused = 0
         self._lost_at = -math.inf
-        self.held: Held | None = None
-        self.record = Record()
         self.unsaved = False
         self.unreadable: Unreadable | None = None
-        self.withheld = False
         self.marker: Marker | None = None
-
-    @property
-    def token(self) -> Token | None:
-        """The newest token, usable or not."""
-        return self.held.token if self.held else None
-
-    @property
-    def granted(self) -> int:
-        """The generation of the newest token, 0 without one."""
-        return self.held.token.granted if self.held else 0
-
-    @property
-    def refused(self) -> bool:
-        """Whether an upstream said 401 to the newest token, and none has come since."""
-        return self.held is not None and self._refused == self.held.token.granted
-
-    def lasts(self) -> bool:
-        """Tell whether there is a token whose time is not yet over."""
-        return self.held is not None and self.held.lasts(self._clock)
-
-    def usable(self) -> Token | None:
-        """Return the token if it can be handed out now."""
-        return self.token if self.lasts() and not self.withheld else None
-
-    def fresh(self) -> bool:
-        """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
-        return self.held is not None and self.held.until_due(self._clock) > 0 and not self.refused
-
-    def until_last_minutes(self) -> float:
-        """Return the seconds until the token's last minutes; 0 from then on, for a refused one, and without one."""
-        return 0.0 if self.held is None or self.refused else self.held.until_last_minutes(self._clock)
-
-    def newer_than(self, used: Token) -> Token | None:
-        """Return the token if it can be handed out and is a newer one than *used*."""
-        token = self.usable()
-        return token if token is not None and token.granted > used.granted else None
-
-    def refuse(self, used: Token) -> None:
-        """Note that an upstream refused *used*, and withhold it for now.
-
-        Does nothing for one that is no longer the newest, nor the second time: it was withheld once, in vain.
-        """
-        if self.granted == used.granted and not self.refused:
-            self._refused = used.granted
-            self.withheld = True
-
-    def may_force(self, interval: float, *, probe: bool = False) -> bool:
-        """Tell whether a 401 may force a renewal of the token now; False without one.
-
-        *interval*: least seconds since the last one, of any instance; *probe*: however short the token's life is.
-        """
-        token = self.token
-        return token is not None and forced_renewal_allowed(
-            self._clock.now(), self.record.forced_at, interval, math.inf if probe else token.lifetime
-        )
-
-    def state(self) -> str:
-        """Return where the token stands, in a word for status pages."""
-        if self.held is None:
-            return "none"
-        if not self.lasts():
-            return "expired"
-        if self.refused:
-            return "refused"
-        return "valid" if self.fresh() else "due"
 
     async def look(self) -> None:
         """Take over what is newer in the store; publish ours if the store lacks it. Trouble is reported."""
@@ -212,7 +140,7 @@ class Holding:
             await self.marker.write(self.record.generation)
 
     async def _mark_seen(self, found: Record) -> None:
-        """Note what another instance wrote, if anything was presented for it: a store may be put back to before that."""
+        """Note what another instance wrote with what it presented: a store may be put back to before that."""
         if found.claimed or found.kept is not None:
             try:
                 await self.mark()
@@ -272,16 +200,6 @@ class Holding:
     def _lasting(self, found: Record) -> bool:
         token = found.token
         return token is not None and usable(self._clock.now(), token.issued_at, token.expires_at)
-
-    def _hold(self, record: Record, born: float | None = None) -> None:
-        """Hold *record*; nothing of the times of a token that is held already changes."""
-        token = record.token
-        self.record, self._stored = record, record.generation
-        if token is None:
-            self.held = None
-        elif self.held is None or (token.granted, token.values) != (self.granted, self.held.token.values):
-            self.held = held(token, self._margin, self._clock, born)
-            self.withheld = False
 
 
 def _numbered(record: Record, generation: int) -> Record:

@@ -1,43 +1,19 @@
-"""When a credential's record is looked at: by its one timer, and because of a 401."""
+"""The one timer of a credential: it gets the first token, renews when due, and looks at the store now and then."""
 
 import asyncio
 
 from sidecar.clock import Clock
 from sidecar.settings import Renew
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.protocols import Spawn
 from sidecar.tokens.renewal import Renewing
 from sidecar.tokens.waiting import Changes
 
 _SOON = 5.0
 """Seconds between two looks at a store that may have a token that we lack."""
 _AT_ONCE = 1.0
-"""The same while the store lacks ours, and between two looks because of a 401."""
+"""The same while the store lacks ours."""
 _TURN = 1.0
 """Seconds after which a first renewal lets the next begin: a slow issuer is not to hold up all the others."""
-
-
-class Look:
-    """One look for all who ask because of a 401, at most one a second: another process may have renewed already."""
-
-    def __init__(self, holding: Holding, changes: Changes, *, clock: Clock, spawn: Spawn) -> None:
-        self._holding = holding
-        self._changes = changes
-        self._clock = clock
-        self._spawn = spawn
-        self._task: asyncio.Task[None] | None = None
-        self._at = 0.0
-
-    async def take(self, deadline: float) -> None:
-        """Take over what is newer in the store; return when that is done, or at *deadline*.
-
-        In a task of its own, so that a client that leaves does not cut a store's conversation in two.
-        """
-        if self._task is None or (self._task.done() and self._clock.monotonic() - self._at >= _AT_ONCE):
-            self._at = self._clock.monotonic()
-            self._task = self._spawn(self._holding.look(), "look")
-            self._task.add_done_callback(lambda _: self._changes.changed())
-        await self._changes.until(self._task.done, deadline)
 
 
 async def keep_fresh(

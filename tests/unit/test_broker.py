@@ -386,7 +386,7 @@ async def test_a_401_joins_a_renewal_about_to_begin(rig: Rig) -> None:
     used = await broker.token(0)
     await broker.after(replace(used, granted=0), 0.0)  # the look of this second is done
     await rig.clock.advance(DUE)
-    broker._look._at = rig.clock.mono
+    broker._refused._looked_at = rig.clock.mono
     assert broker.current() == used
     assert bare(await broker.after(used, rig.after(60))).granted == 2
 
