@@ -5,7 +5,7 @@ from dataclasses import replace
 from sidecar.events import ForcedRenewals, IdleLimit
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.token import Token
-from tests.unit.test_broker import DUE, LIFETIME, Rig, access, rig, settle
+from tests.unit.broker_rig import DUE, LIFETIME, Rig, access, record, rig, settle
 
 __all__ = ["rig"]
 
@@ -229,7 +229,7 @@ async def test_a_token_that_was_kept_alive_was_not_idle(rig: Rig) -> None:
     for _ in range(3):
         for _ in range(8):
             await rig.clock.advance(5 * MINUTE)
-            broker.verdicts.kept(await broker.token(0), rig.clock.mono)
+            broker.accepted(await broker.token(0), own=True)
         assert broker.verdicts.used_at == used_at
         await dies_after(rig, broker, 20)
         used_at = broker.verdicts.used_at
@@ -301,8 +301,8 @@ async def test_a_token_that_another_instance_replaced_did_not_die_of_idleness(ri
     for number in range(3):
         await rig.clock.advance(40 * MINUTE)
         used = await broker.token(0)
-        next_one = replace(used, generation=used.granted + 1, access_token=access(50 + number))
-        await rig.put(next_one)
+        next_one = replace(used, granted=used.granted + 1, values=access(50 + number))
+        await rig.put(record(next_one.granted, token=next_one))
         assert await broker.after_unauthorized(used, rig.after(60)) == next_one
         broker.accepted(next_one)
 
@@ -321,4 +321,4 @@ async def test_many_401s_of_one_token_are_one_death(rig: Rig) -> None:
         broker.accepted(newer)
 
     assert limits(rig) == []
-    assert access(2) == (await broker.token(0)).values
+    assert (await broker.token(0)).values == access(2)
