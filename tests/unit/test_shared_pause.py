@@ -9,9 +9,8 @@ import pytest
 from sidecar.errors import StoreError
 from sidecar.events import Event
 from sidecar.secret import Secret
-from sidecar.tokens.seal import Keys
 from sidecar.tokens.memory import MemoryStore
-from sidecar.tokens.seal import KeyRing, new_key, parse_keys
+from sidecar.tokens.seal import KeyRing, Keys, new_key, parse_keys
 from sidecar.tokens.shared_pause import SharedPause
 from sidecar.tokens.store import Stored, store_key
 
