@@ -26,7 +26,7 @@ RUN = EXCHANGE | {"ca", "proxy", "batch", "observe"}
 
 # What each room may import beside itself. A folder of sidecar that is not here is not in the plan of the house.
 ROOMS: dict[str, frozenset[str]] = {
-    "errors": frozenset(),
+    "errors": frozenset({"secret"}),
     "secret": frozenset(),
     "clock": frozenset(),
     "events": frozenset({"errors"}),
