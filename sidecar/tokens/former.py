@@ -53,8 +53,11 @@ class Former:
         if self._there:
             await self._store.release(self._key, self._owner)
 
-    async def newer_than(self, generation: int) -> Record | None:
-        """Return the old record if it is newer than *generation*, None if not, or if it cannot be read."""
+    async def newer_than(self, generation: int, key: str) -> Record | None:
+        """Return the old record if it is newer than *generation*, None if not, or if it cannot be read.
+
+        One that is shown for another credential than that of *key*, which had the same name then, is none.
+        """
         if not await self._known():
             return None
         stored = await self._store.read(self._key)
@@ -62,8 +65,12 @@ class Former:
         if stored.generation <= generation:
             return None
         try:
-            record = Record.decode(self._keys.open(self._key, stored.sealed))
+            plain = self._keys.open(self._key, stored.sealed)
+            record = Record.decode(plain)
         except StoreError:
+            return None
+        if json.loads(plain).get("of", key) != key:
+            self._there = False
             return None
         if record.generation != stored.generation:
             return None
@@ -71,8 +78,8 @@ class Former:
             return _doubtful(record)
         return record
 
-    async def write(self, record: Record, *, release: bool) -> None:
-        """Show *record* to old instances, and note ahead for them that its refresh token is being used."""
+    async def write(self, record: Record, key: str, *, release: bool) -> None:
+        """Show *record*, of *key*, to old instances, and note ahead for them that its refresh token is being used."""
         if not self._there:
             return
         if record.presented is not None:
@@ -81,7 +88,7 @@ class Former:
                 sealed = self._keys.seal(self._note, self._owner.encode())
                 await self._store.write(self._note, sealed, self._generation, after=noted)
             return
-        sealed = self._keys.seal(self._key, to_former(record))
+        sealed = self._keys.seal(self._key, to_former(record, key))
         owner = self._owner if release else ""
         if await self._store.write(self._key, sealed, record.generation, after=self._generation, release=owner):
             self._generation = record.generation

@@ -65,8 +65,10 @@ class Obtaining:
         """Whether it waits for another instance that has the lease."""
         return self._lease.elsewhere
 
-    async def obtain(self, trigger: str, needed: Callable[[], bool]) -> Obtained | None:
+    async def obtain(self, trigger: str, needed: Callable[[], bool], void: Rejection | None) -> Obtained | None:
         """Return a new token; None as soon as it is not *needed* any more, because another instance got one.
+
+        *void*: a no that does not stand any more.
 
         Raises what the issuer does, with `retry_after` set where it is to be left alone for a while; KeptBack and Stuck
         when a refresh token must not be used; CredentialRejected when any instance was just told so with the same
@@ -83,7 +85,7 @@ class Obtaining:
         try:
             if not needed():
                 return None
-            if trigger != "forced" and (no := told(self._holding.record, self._issuer, self._clock.now())):
+            if trigger != "forced" and (no := told(self._holding.record, self._issuer, self._clock.now(), void)):
                 self.rejection = no
                 raise again(no, self._clock.now())
             return await self._ask(trigger, leased=leased)

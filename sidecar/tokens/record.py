@@ -112,8 +112,8 @@ _OVER = {"access_token": Secret("none")}
 _RECORD = TypeAdapter(Record)
 
 
-def to_former(record: Record) -> bytes:
-    """Return *record* in schema 1, for instances of the release before.
+def to_former(record: Record, of: str) -> bytes:
+    """Return *record* in schema 1, for instances of the release before; *of*: what it is the record of, here.
 
     They know no refresh token without an access token: one that is over goes with it. Neither is a revocation.
     """
@@ -121,7 +121,7 @@ def to_former(record: Record) -> bytes:
     if token is None and record.kept is not None:
         token = Token(values=_OVER, issued_at=0.0, expires_at=1.0, granted=record.generation)
     if token is None:
-        return json.dumps({"schema": FORMER, "revoked": True, "generation": record.generation}).encode()
+        return json.dumps({"schema": FORMER, "revoked": True, "generation": record.generation, "of": of}).encode()
     plain = {
         "schema": FORMER,
         "access_token": token.values["access_token"].reveal(),
@@ -137,6 +137,7 @@ def to_former(record: Record) -> bytes:
         "refused": False,
         "by": token.by,
         "access_generation": token.granted,
+        "of": of,
     }
     return json.dumps(plain).encode()
 

@@ -1,4 +1,4 @@
-"""What follows when an upstream calls a token expired: a newer one, from memory, the store, or a renewal that all share."""
+"""What follows when an upstream calls a token expired: a newer one, from memory, the store or a shared renewal."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

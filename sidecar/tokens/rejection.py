@@ -42,9 +42,14 @@ def said(
     )
 
 
-def told(record: Record, issuer: Issuer, now: float) -> Rejection | None:
-    """Return the no that still stands by what *record* says; raises Waiting while the issuer is to be left alone."""
+def told(record: Record, issuer: Issuer, now: float, void: Rejection | None) -> Rejection | None:
+    """Return the no that still stands by what *record* says; raises Waiting while the issuer is to be left alone.
+
+    *void*: one that does not stand any more, whatever the record says.
+    """
     no = record.rejection
+    if no is not None and void is not None and (no.secrets, no.count) == (void.secrets, void.count):
+        no = None
     if no is not None and (no.until is None or no.until > now) and issuer.fingerprint(no.salt) == no.secrets:
         return no
     if record.not_before is not None and 0 < (left := record.not_before - now) <= pauses.LONGEST:
@@ -60,13 +65,14 @@ def again(no: Rejection, now: float) -> CredentialRejected:
 
 
 class Latch:
-    """The no that stands in this process; `generation`: the newest that was known when it was said."""
+    """The no that stands in this process; `void`: the one that was due to a clock which has been set since."""
 
     def __init__(self, issuer: Issuer, holding: Holding, clock: Clock) -> None:
         self._issuer = issuer
         self._holding = holding
         self._clock = clock
         self._no: Rejection | None = None
+        self.void: Rejection | None = None
         self._ask_at = 0.0
         self._looked_at = 0.0
         self._wall = 0.0
@@ -94,6 +100,8 @@ class Latch:
         if no is not None and now - self._looked_at >= _LOOK:
             self._looked_at = now
             stepped = no.skew and abs(self._clock.now() - now - self._wall) > _STEP
+            if stepped:
+                self.void = no
             if stepped or self._overtaken() or self._issuer.fingerprint(no.salt) != no.secrets:
                 self._no = None
         return self._no is not None and now < self._ask_at

@@ -168,7 +168,7 @@ class Renewing:
     async def _renew(self, needed: Callable[[], bool]) -> None:
         granted = self._holding.granted
         try:
-            obtained = await self._obtaining.obtain(self._trigger, needed)
+            obtained = await self._obtaining.obtain(self._trigger, needed, self._latch.void)
         except IssuerUnavailable as error:
             if not isinstance(error, Waiting):
                 self._report("unavailable", str(error))

@@ -81,7 +81,7 @@ class SealedRecord:
         if written:
             self.place = self._keys.place(sealed)
             if self._former is not None:
-                await self._former.write(record.moved(self._store.offset), release=release)
+                await self._former.write(record.moved(self._store.offset), key, release=release)
         return written
 
     async def release(self) -> None:
@@ -118,7 +118,8 @@ class SealedRecord:
     async def _opened(self, key: str, stored: Stored) -> Found:
         found = self._open(key, stored)
         if isinstance(found, Record):
-            if self._former is not None and (older := await self._former.newer_than(found.generation)):
+            if self._former is not None and (older := await self._former.newer_than(found.generation, key)):
+                await self._former.write(older, key, release=False)
                 return await self._take_over(key, older.moved(-self._store.offset), found)
             if found.generation and self.place and self.place[0] != 1:
                 with contextlib.suppress(StoreError):

@@ -6,7 +6,7 @@ from sidecar.events import ForcedRenewals, IdleLimit
 from sidecar.policy.reading import Sign
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.token import Token
-from tests.unit.test_broker import DUE, LIFETIME, Rig, access, rig, settle
+from tests.unit.broker_rig import DUE, LIFETIME, Rig, access, record, rig, settle
 
 __all__ = ["rig"]
 
@@ -170,7 +170,7 @@ async def used_by_all(rig: Rig) -> Broker:
     """Return a broker whose tokens last for ten hours, and the first was taken."""
     rig.issuer.default = {"lifetime": 36_000.0}
     broker = await rig.started()
-    broker.heard(await broker.token(0), Sign.FINE)
+    broker.accepted(await broker.token(0))
     return broker
 
 
@@ -191,7 +191,7 @@ async def test_tokens_that_die_of_idleness_are_told_of_once(rig: Rig) -> None:
     """At the second death, with the time after which they were dead, and what to do."""
     broker = await used_by_all(rig)
     await rig.clock.advance(10 * MINUTE)
-    broker.heard(await broker.token(0), Sign.FINE)
+    broker.accepted(await broker.token(0))
     await dies_after(rig, broker, 45 * MINUTE)
     assert limits(rig) == []
     for _ in range(3):
@@ -216,7 +216,7 @@ async def test_a_token_that_survived_as_long_did_not_die_of_idleness(rig: Rig) -
     """It was revoked."""
     broker = await used_by_all(rig)
     await rig.clock.advance(50 * MINUTE)
-    broker.heard(await broker.token(0), Sign.FINE)
+    broker.accepted(await broker.token(0))
     for _ in range(3):
         await dies_after(rig, broker, 40 * MINUTE)
 
@@ -230,7 +230,7 @@ async def test_a_token_that_was_kept_alive_was_not_idle(rig: Rig) -> None:
     for _ in range(3):
         for _ in range(8):
             await rig.clock.advance(5 * MINUTE)
-            broker.verdicts.kept(await broker.token(0), rig.clock.mono)
+            broker.accepted(await broker.token(0), own=True)
         assert broker.verdicts.used_at == used_at
         await dies_after(rig, broker, 20)
         used_at = broker.verdicts.used_at
@@ -273,7 +273,7 @@ async def test_a_token_at_its_end_did_not_die_early(rig: Rig) -> None:
     """Its time was over."""
     rig.issuer.default = {"lifetime": 40 * MINUTE}
     broker = await rig.started(check_every=0)
-    broker.heard(await broker.token(0), Sign.FINE)
+    broker.accepted(await broker.token(0))
     for _ in range(3):
         used = broker.verdicts.token
         assert used is not None
@@ -302,8 +302,8 @@ async def test_a_token_that_another_instance_replaced_did_not_die_of_idleness(ri
     for number in range(3):
         await rig.clock.advance(40 * MINUTE)
         used = await broker.token(0)
-        next_one = replace(used, generation=used.granted + 1, access_token=access(50 + number))
-        await rig.put(next_one)
+        next_one = replace(used, granted=used.granted + 1, values=access(50 + number))
+        await rig.put(record(next_one.granted, token=next_one))
         assert await broker.after(used, rig.after(60)) == next_one
         broker.heard(next_one, Sign.FINE)
 
@@ -322,4 +322,4 @@ async def test_many_401s_of_one_token_are_one_death(rig: Rig) -> None:
         broker.heard(newer, Sign.FINE)
 
     assert limits(rig) == []
-    assert access(2) == (await broker.token(0)).values
+    assert (await broker.token(0)).values == access(2)
