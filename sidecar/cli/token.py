@@ -14,7 +14,7 @@ from sidecar.cli.options import ConfigOption, JsonOption, SetOption
 from sidecar.settings import load
 
 app = typer.Typer(help="State of the shared tokens; never the token itself.")
-UpstreamArgument = Annotated[str | None, typer.Argument(metavar="[UPSTREAM]", help="Default: all.")]
+UpstreamArgument = Annotated[str | None, typer.Argument(metavar="UPSTREAM", help="Default: all.")]
 
 
 @app.callback()
