@@ -95,9 +95,10 @@ def _lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
         yield f"  last renewal here {_when(last['at'])} {last['trigger']}: {last['result']} {detail}".rstrip()
     elif detail:
         yield f"  last failure: {detail}"
-    if scope := state.get("scope"):
-        missing = " ".join(sorted(set((scope["asked"] or "").split()) - set(scope["granted"].split())))
-        yield f"  scope {scope['granted']}" + (f", narrower than asked: no {missing}" if missing else "")
+    scope = state.get("scope") or {"granted": None, "missing": None}
+    if scope["granted"] or scope["missing"]:
+        less = f", narrower than asked: no {scope['missing']}" if scope["missing"] else ""
+        yield f"  scope {scope['granted'] or 'of nothing'}{less}"
     if seal := state.get("sealed_with"):
         place = "one that store.keys lacks" if seal["key"] is None else f"number {seal['key']} of store.keys"
         yield f"  sealed with key {seal['id']}, {place}"
