@@ -100,7 +100,7 @@ def _lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
         less = f", narrower than asked: no {scope['missing']}" if scope["missing"] else ""
         yield f"  scope {scope['granted'] or 'of nothing'}{less}"
     if seal := state.get("sealed_with"):
-        place = "one that store.keys lacks" if seal["key"] is None else f"number {seal['key']} of store.keys"
+        place = "one that the ring lacks" if seal["key"] is None else f"number {seal['key']} of the ring"
         yield f"  sealed with key {seal['id']}, {place}"
 
 

@@ -94,8 +94,8 @@ def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
         ({"scope": {"granted": "a b", "missing": None}}, "  scope a b"),
         ({"scope": {"granted": "a", "missing": "b c"}}, "  scope a, narrower than asked: no b c"),
         ({"scope": {"granted": "", "missing": "b"}}, "  scope of nothing, narrower than asked: no b"),
-        ({"sealed_with": {"key": 2, "id": "0a1b"}}, "  sealed with key 0a1b, number 2 of store.keys"),
-        ({"sealed_with": {"key": None, "id": "0a1b"}}, "  sealed with key 0a1b, one that store.keys lacks"),
+        ({"sealed_with": {"key": 2, "id": "0a1b"}}, "  sealed with key 0a1b, number 2 of the ring"),
+        ({"sealed_with": {"key": None, "id": "0a1b"}}, "  sealed with key 0a1b, one that the ring lacks"),
     ],
 )
 def test_lines_that_depend_on_the_state(changes: dict[str, Any], expected: str) -> None:
