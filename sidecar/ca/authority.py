@@ -5,12 +5,9 @@ leaves for a day. The constraints stand in the intermediate because Java ignores
 It knows no file and no clock; `now` is handed in, in seconds since the epoch.
 """
 
-import contextlib
 import ipaddress
-import re
 import secrets
-import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,17 +16,13 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA1, SHA256
-from cryptography.hazmat.primitives.serialization import pkcs12
-from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
 from sidecar.policy.hosts import normal_host
 
 ServerContext = SSL.Context
-
-TRUSTSTORE_PASSWORD = "changeit"  # noqa: S105  Java's own default; it guards public certificates
 
 _LIFE = timedelta(days=365)
 _LEAF_LIFE = timedelta(days=1)
@@ -45,9 +38,6 @@ _EVERY_SUBJECT = x509.DirectoryName(x509.Name([]))
 alternative name, and Java checks it against no constraint of DNS names."""
 _PEM = serialization.Encoding.PEM
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-_KDF_ROUNDS = 2048
-"""Java's own number of old; the password is public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +101,7 @@ def new_authority(hosts: frozenset[str], now: float) -> Authority:
 
 def encode(authority: Authority) -> bytes:
     """Return *authority* as PEM: key, intermediate, root. This is a secret."""
-    form = serialization.PrivateFormat.PKCS8
-    key = authority.key.private_bytes(_PEM, form, serialization.NoEncryption())
-    return key + authority.intermediate.public_bytes(_PEM) + authority.root_pem
+    return _key_pem(authority.key) + authority.intermediate.public_bytes(_PEM) + authority.root_pem
 
 
 def decode(pem: bytes) -> Authority:
@@ -141,60 +129,43 @@ def server_context(authority: Authority, host: str, now: float) -> ServerContext
     The leaf has no subject, as the authority permits none. Offered protocols: HTTP/1.1 is chosen, else none.
     ValueError for a host that is not one of the authority's.
     """
-    if host not in authority.hosts:
-        raise ValueError("a host that this authority does not speak for")
-    key = ec.generate_private_key(ec.SECP256R1())
-    begins = datetime.fromtimestamp(int(now), UTC) - _SKEW
-    issuer = authority.intermediate
-    leaf = (
-        _certificate(x509.Name([]), key.public_key(), issuer.subject, authority.key.public_key(), begins, None)
-        .add_extension(x509.SubjectAlternativeName([_leaf_name(host)]), critical=True)
-        .add_extension(_FOR_SERVERS, critical=False)
-        .sign(authority.key, SHA256())
-    )
+    leaf, key = _issue(authority, [host], now)
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_cipher_list(_CIPHERS)
     context.use_certificate(leaf)
     context.use_privatekey(key)
-    context.add_extra_chain_cert(issuer)
+    context.add_extra_chain_cert(authority.intermediate)
     context.set_alpn_select_callback(_http1)
     return context
 
 
-def certificates(pem: bytes) -> list[bytes]:
-    """Return each certificate in *pem* once, in their order and in one form; what cannot be read is left out."""
-    found: dict[bytes, None] = {}
-    for block in _CERTIFICATE.findall(pem):
-        with contextlib.suppress(ValueError):
-            found.setdefault(_load(block).public_bytes(_PEM))
-    return list(found)
+def server_pem(authority: Authority, hosts: Sequence[str], now: float) -> bytes:
+    """Return key and chain of such a leaf for all of *hosts*, as the `ssl` module reads them. This is a secret."""
+    leaf, key = _issue(authority, hosts, now)
+    return _key_pem(key) + leaf.public_bytes(_PEM) + authority.intermediate.public_bytes(_PEM)
 
 
-def java_truststore(pems: Iterable[bytes]) -> bytes:
-    """Return a PKCS#12 store, password `TRUSTSTORE_PASSWORD`, of what `certificates` gave; for Java 8 and later.
-
-    Never twice the same bytes. ValueError for what is no certificate, and for none.
-    """
-    # The newer algorithms are unknown to Java before 8u301.
-    encryption = (
-        serialization.PrivateFormat.PKCS12.encryption_builder()
-        .kdf_rounds(_KDF_ROUNDS)
-        .key_cert_algorithm(pkcs12.PBES.PBESv1SHA1And3KeyTripleDESCBC)
-        .hmac_hash(SHA1())  # noqa: S303  a checksum under a public password
-        .build(TRUSTSTORE_PASSWORD.encode())
+def _issue(
+    authority: Authority, hosts: Sequence[str], now: float
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    if not authority.hosts.issuperset(hosts):
+        raise ValueError("a host that this authority does not speak for")
+    key = ec.generate_private_key(ec.SECP256R1())
+    begins = datetime.fromtimestamp(int(now), UTC) - _SKEW
+    name = authority.intermediate.subject
+    leaf = (
+        _certificate(x509.Name([]), key.public_key(), name, authority.key.public_key(), begins, None)
+        .add_extension(x509.SubjectAlternativeName([_leaf_name(host) for host in hosts]), critical=True)
+        .add_extension(_FOR_SERVERS, critical=False)
+        .sign(authority.key, SHA256())
     )
-    # Java keeps one certificate per name.
-    named = [pkcs12.PKCS12Certificate(_load(pem), b"%d" % number) for number, pem in enumerate(pems)]
-    return pkcs12.serialize_java_truststore(named, encryption)
+    return leaf, key
 
 
-def _load(pem: bytes) -> x509.Certificate:
-    with warnings.catch_warnings():
-        # Public roots of old have serial numbers that are not allowed today.
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-        return x509.load_pem_x509_certificate(pem)
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def _constraints(hosts: frozenset[str]) -> x509.NameConstraints:

@@ -18,13 +18,12 @@ import certifi
 from sidecar.ca.authority import (
     Authority,
     ServerContext,
-    certificates,
     decode,
     encode,
-    java_truststore,
     new_authority,
     server_context,
 )
+from sidecar.ca.bundle import certificates, java_truststore
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Emit, Trouble

@@ -14,7 +14,7 @@ from sidecar.errors import ConfigurationError, SidecarError
 app = typer.Typer(
     name="auth-sidecar",
     help="An HTTP proxy that keeps the tokens of unmodified scripts fresh.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -28,16 +28,21 @@ app.add_typer(keys.app, name="keys")
 app.command("demo")(demo.demo)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
     """Keep the tokens of unmodified scripts fresh."""
-    del debug
-    if version:
-        print(__version__)
-        raise typer.Exit
+    del debug, version
 
 
 def main() -> NoReturn:

@@ -14,7 +14,7 @@ from sidecar.cli.options import ConfigOption, JsonOption, SetOption
 from sidecar.settings import load
 
 app = typer.Typer(help="State of the shared tokens; never the token itself.")
-UpstreamArgument = Annotated[str | None, typer.Argument(metavar="[UPSTREAM]", help="Default: all.")]
+UpstreamArgument = Annotated[str | None, typer.Argument(metavar="UPSTREAM", help="Default: all.")]
 
 
 @app.callback()
@@ -95,11 +95,12 @@ def _lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
         yield f"  last renewal here {_when(last['at'])} {last['trigger']}: {last['result']} {detail}".rstrip()
     elif detail:
         yield f"  last failure: {detail}"
-    if scope := state.get("scope"):
-        missing = " ".join(sorted(set((scope["asked"] or "").split()) - set(scope["granted"].split())))
-        yield f"  scope {scope['granted']}" + (f", narrower than asked: no {missing}" if missing else "")
+    scope = state.get("scope") or {"granted": None, "missing": None}
+    if scope["granted"] or scope["missing"]:
+        less = f", narrower than asked: no {scope['missing']}" if scope["missing"] else ""
+        yield f"  scope {scope['granted'] or 'of nothing'}{less}"
     if seal := state.get("sealed_with"):
-        place = "one that store.keys lacks" if seal["key"] is None else f"number {seal['key']} of store.keys"
+        place = "one that the ring lacks" if seal["key"] is None else f"number {seal['key']} of the ring"
         yield f"  sealed with key {seal['id']}, {place}"
 
 

@@ -4,22 +4,32 @@ import socket
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from aiohttp import web
+
+from sidecar.clock import SystemClock
 
 _BACKLOG = 1024
 """Above aiohttp's 128: tests open hundreds of connections at once."""
 
 
 def server_context(names: Sequence[str], ca_path: Path) -> ssl.SSLContext:
-    """Return a context with a fresh certificate for *names*, and write the CA that signed it to *ca_path*."""
-    # Imported here: a process that only needs the issuer or the switches does without.
-    import trustme
+    """Return a context with a fresh certificate for *names*, for a day, and write the CA behind it to *ca_path*.
 
-    authority = trustme.CA(organization_name="auth-sidecar emulator")
-    authority.cert_pem.write_to_path(str(ca_path))
+    ValueError for a name that is no host in its normal form.
+    """
+    # Imported here: a process that only needs the issuer or the switches does without.
+    from sidecar.ca.authority import new_authority, server_pem
+
+    now = SystemClock().now()
+    authority = new_authority(frozenset(names), now)
+    ca_path.write_bytes(authority.root_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
+    with NamedTemporaryFile() as chain:  # the only way in, readable by its owner only
+        chain.write(server_pem(authority, names, now))
+        chain.flush()
+        context.load_cert_chain(chain.name)
     return context
 
 

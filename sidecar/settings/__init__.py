@@ -5,9 +5,11 @@ from sidecar.settings.model import Limits, Listen, Settings, Store
 from sidecar.settings.oauth2 import OAuth2, parse_token_url
 from sidecar.settings.references import (
     check_secrets,
+    commands_of_start,
     files_of,
     plain_secrets,
     secret_references,
+    share_runs,
     wait_for_commands,
 )
 from sidecar.settings.secrets import SecretReference, prime
@@ -46,6 +48,7 @@ __all__ = [
     "Tls",
     "Upstream",
     "check_secrets",
+    "commands_of_start",
     "configuration_file",
     "default_paths",
     "effective",
@@ -55,5 +58,6 @@ __all__ = [
     "plain_secrets",
     "prime",
     "secret_references",
+    "share_runs",
     "wait_for_commands",
 ]

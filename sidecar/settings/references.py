@@ -40,6 +40,23 @@ def files_of(settings: BaseModel) -> set[Path]:
     return {path.expanduser() for path in named if path is not None}
 
 
+def share_runs(before: Settings, after: Settings) -> None:
+    """Let what the commands of *before* gave count for the same commands of *after*: a reload runs none anew."""
+    known = {reference: reference for _, reference in secret_references(before) if reference.slow}
+    for _, reference in secret_references(after):
+        if (same := known.get(reference)) is not None:
+            reference.share(same)
+
+
+def commands_of_start(settings: Settings) -> list[tuple[str, SecretReference]]:
+    """Return key path and reference of what a start needs at once and a program is asked for: store, ports and TLS."""
+    return [
+        (path, reference)
+        for path, reference in secret_references(settings)
+        if reference.slow and (".tls." in path or not path.startswith("upstreams."))
+    ]
+
+
 def check_secrets(settings: Settings) -> None:
     """Read every secret once; raises ConfigurationError, which names the key path, for one that cannot be read.
 
@@ -54,17 +71,11 @@ def check_secrets(settings: Settings) -> None:
 
 
 async def wait_for_commands(settings: Settings, clock: Clock, emit: Emit) -> None:
-    """Wait until every secret that a start needs at once, and that a program is asked for, is there.
+    """Wait until all `commands_of_start` gave a secret; a credential is waited for by the requests that need it.
 
-    Those are the ones of the store, the ports and TLS; a credential is waited for by the requests that need it. Why one
-    is not there is told once. Cancelled at any time.
+    Why one is not there is told once. May be cancelled at any time.
     """
-    needed = [
-        (path, reference)
-        for path, reference in secret_references(settings)
-        if reference.slow and (".tls." in path or not path.startswith("upstreams."))
-    ]
-    told = set()
+    needed, told = commands_of_start(settings), set()
     while needed:
         await prime(reference for _, reference in needed)
         missing = []

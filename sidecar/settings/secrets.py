@@ -127,6 +127,10 @@ class SecretReference(BaseModel):
         """
         self._runs.doubted = self.slow
 
+    def share(self, same: "SecretReference") -> None:
+        """Take part in the runs of an equal reference from now on."""
+        self._runs = same._runs  # noqa: SLF001  our own
+
     def where(self) -> str:
         """Name the source, never the value."""
         if self.file is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sidecar import __version__
 from sidecar.emulator import Emulator, Switches
 from tests.canary import canary
 from tests.faults.site import metric
@@ -139,6 +140,40 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         assert shown.returncode == 0
         assert "Example:" in shown.stdout
         assert f"auth-sidecar {' '.join(command)}" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["exec"], ["token"], ["token", "show"], ["keys", "rotate"]])
+def test_short_option_for_help(tmp_path: Path, command: list[str]) -> None:
+    """`-h` is `--help` everywhere; no colour where nobody sees it."""
+    short, long = (_run(*command, option, cwd=tmp_path) for option in ("-h", "--help"))
+
+    assert (short.returncode, short.stdout) == (0, long.stdout)
+    assert f"Usage: auth-sidecar {' '.join(command)}".rstrip() in short.stdout
+    assert "\x1b" not in short.stdout
+
+
+@pytest.mark.parametrize("before", [[], ["--debug"]])
+def test_version(tmp_path: Path, before: list[str]) -> None:
+    """It needs no command beside it."""
+    shown = _run(*before, "--version", cwd=tmp_path)
+
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("tok", {"token"}), ("token ", {"show", "renew", "revoke"}), ("run --gr", {"--grace"}), ("run --for", set())],
+)
+def test_shell_completion(tmp_path: Path, typed: str, offered: set[str]) -> None:
+    """A shell that asks as the printed script has it ask is offered commands and options, not the hidden ones."""
+    printed = _run(cwd=tmp_path, env={"_AUTH_SIDECAR_COMPLETE": "source_bash"}).stdout
+    words = f"auth-sidecar {typed}"
+    asked = {"_AUTH_SIDECAR_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    shown = _run(cwd=tmp_path, env=asked)
+
+    assert "_AUTH_SIDECAR_COMPLETE=complete_bash" in printed
+    assert set(shown.stdout.split()) == offered
+    assert (shown.returncode, shown.stderr) == (0, "")
 
 
 def _plm(plm: Emulator, folder: Path) -> dict[str, Any]:

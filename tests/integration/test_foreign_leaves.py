@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 
-from sidecar.ca.authority import TRUSTSTORE_PASSWORD, certificates, java_truststore
+from sidecar.ca.bundle import TRUSTSTORE_PASSWORD, certificates, java_truststore
 from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
 

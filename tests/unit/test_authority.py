@@ -21,15 +21,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL
 
 from sidecar.ca.authority import (
-    TRUSTSTORE_PASSWORD,
     Authority,
-    certificates,
     decode,
     encode,
-    java_truststore,
     new_authority,
     server_context,
+    server_pem,
 )
+from sidecar.ca.bundle import TRUSTSTORE_PASSWORD, certificates, java_truststore
 from sidecar.clock import SystemClock
 
 NOW = float(int(SystemClock().now()))
@@ -421,3 +420,28 @@ def test_an_authority_that_is_printed_shows_no_key(authority: Authority) -> None
     key = b"".join(blocks(encode(authority))[0].splitlines()[1:-1]).decode()
     assert key[40:80] not in repr(authority)
     assert format(authority.key.private_numbers().private_value, "x") not in repr(authority)
+
+
+def test_one_leaf_for_several_hosts(authority: Authority, tmp_path: Path) -> None:
+    """A server of the `ssl` module takes key and chain from one file, and is known by these names only."""
+    (tmp_path / "chain.pem").write_bytes(server_pem(authority, ["plm.example.com", "127.0.0.1"], NOW))
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    server.load_cert_chain(tmp_path / "chain.pem")
+    client.load_verify_locations(cadata=authority.root_pem.decode())
+
+    def known(host: str) -> bool:
+        pipes = [ssl.MemoryBIO() for _ in range(2)]
+        sides = [client.wrap_bio(*pipes, server_hostname=host), server.wrap_bio(*reversed(pipes), server_side=True)]
+        for _ in range(3):
+            for side in sides:
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+                except ssl.SSLCertVerificationError:
+                    return False
+        return True
+
+    assert [known(host) for host in ("plm.example.com", "127.0.0.1", "2001:db8::1")] == [True, True, False]
+    with pytest.raises(ValueError, match="does not speak for"):
+        server_pem(authority, ["plm.example.com", "other.example.com"], NOW)

@@ -15,7 +15,18 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Event, Trouble
-from sidecar.settings import SecretReference, Settings, check_secrets, commands, load, prime, wait_for_commands
+from sidecar.settings import (
+    SecretReference,
+    Settings,
+    check_secrets,
+    commands,
+    commands_of_start,
+    load,
+    prime,
+    secret_references,
+    share_runs,
+    wait_for_commands,
+)
 from tests.canary import WORD, canary
 from tests.waiting import PATIENCE, until
 
@@ -513,6 +524,25 @@ def test_looking_at_a_configuration_runs_no_command(tmp_path: Path) -> None:
     check_secrets(configured(tmp_path, client_secret=command, admin_token={"keyring": "plm/none"}))
 
     assert program.runs == 0
+
+
+async def test_reload_runs_no_command_again(tmp_path: Path) -> None:
+    """The same command has the runs that it had before, and those to come; another one has its own."""
+    program = Program(tmp_path, "echo one")
+    command = {"command": [str(program.path)]}
+    before = configured(tmp_path, client_secret=command, admin_token=command)
+    await prime(reference for _, reference in secret_references(before))
+    ran = program.runs
+    after = configured(tmp_path, client_secret=command, admin_token={"command": [str(program.path), "other"]})
+
+    share_runs(before, after)
+    same, other = (after.upstreams["plm"].oauth2.client_secret, after.listen.admin_token)
+
+    assert same is not None
+    assert other is not None
+    assert (same.due, other.due) == (False, True)
+    assert [path for path, _ in commands_of_start(after)] == ["listen.admin_token"]
+    assert (same.read().reveal(), program.runs) == ("one", ran)
 
 
 async def test_start_waits_for_the_commands_of_ports_and_store(tmp_path: Path) -> None:

@@ -91,16 +91,23 @@ def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
         ({"expires_in": 0.2}, "plm: valid, expires in 0s, 2023-11-14 22:13:20Z, lifetime 1d 1h"),
         ({"renewed_by": None, "instances": {}}, "  generation 12, got by nobody, used by nobody"),
         ({"last_renewal": None, "detail": "invalid_client"}, "  last failure: invalid_client"),
-        ({"scope": {"granted": "a b", "asked": "b a"}}, "  scope a b"),
-        ({"scope": {"granted": "a", "asked": "c a b"}}, "  scope a, narrower than asked: no b c"),
-        ({"scope": {"granted": "a", "asked": None}}, "  scope a"),
-        ({"sealed_with": {"key": 2, "id": "0a1b"}}, "  sealed with key 0a1b, number 2 of store.keys"),
-        ({"sealed_with": {"key": None, "id": "0a1b"}}, "  sealed with key 0a1b, one that store.keys lacks"),
+        ({"scope": {"granted": "a b", "missing": None}}, "  scope a b"),
+        ({"scope": {"granted": "a", "missing": "b c"}}, "  scope a, narrower than asked: no b c"),
+        ({"scope": {"granted": "", "missing": "b"}}, "  scope of nothing, narrower than asked: no b"),
+        ({"sealed_with": {"key": 2, "id": "0a1b"}}, "  sealed with key 0a1b, number 2 of the ring"),
+        ({"sealed_with": {"key": None, "id": "0a1b"}}, "  sealed with key 0a1b, one that the ring lacks"),
     ],
 )
 def test_lines_that_depend_on_the_state(changes: dict[str, Any], expected: str) -> None:
     """What is not known has no words, and what is out of the ordinary has."""
     assert expected in shown({"plm": {**STATE, **changes}}, None)
+
+
+def test_nothing_is_said_of_what_is_as_usual() -> None:
+    """A scope that the issuer did not name is the one asked for; a state without a token has neither scope nor seal."""
+    usual = {**STATE, "scope": {"granted": None, "missing": None}, "sealed_with": None}
+
+    assert shown({"plm": usual}, None) == shown({"plm": {**STATE, "scope": None}}, None) == shown({"plm": STATE}, None)
 
 
 def test_failure_of_the_last_renewal_is_told_once() -> None:

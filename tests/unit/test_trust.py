@@ -15,7 +15,8 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from sidecar.ca import trust as trust_module
-from sidecar.ca.authority import certificates, decode, encode, new_authority
+from sidecar.ca.authority import decode, encode, new_authority
+from sidecar.ca.bundle import certificates
 from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError
