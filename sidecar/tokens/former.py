@@ -3,12 +3,14 @@ during a roll-out: their lease is honoured, their record taken over, and ours sh
 """
 
 import json
+from dataclasses import replace
 
 from sidecar.errors import StoreError
 from sidecar.settings import OAuth2
 from sidecar.tokens.record import Presented, Record, to_former
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.store import TokenStore, store_key
+
 
 def former_identity(oauth2: OAuth2) -> str:
     """Return the identity that the release before gave to this credential."""
@@ -52,13 +54,18 @@ class Former:
         if self._there:
             await self._store.release(self._key, self._owner)
 
-    async def newer_than(self, generation: int) -> Record | None:
-        """Return the old record if it is newer than *generation*, None if not, or if it cannot be read."""
+    async def newer_than(self, found: Record, *, leased: bool) -> Record | None:
+        """Return what old instances have made of *found*, ours, and None if nothing, or if it cannot be read.
+
+        *leased*: none of them is at work, so that a refresh token which one presented stays in doubt.
+        """
         if not await self._known():
             return None
         stored = await self._store.read(self._key)
         self._generation = stored.generation
-        if stored.generation <= generation:
+        # One that is as new is the same, but while we present a refresh token: that is written here alone.
+        same = stored.generation == found.generation and found.presented is None
+        if stored.generation < found.generation or (same and not leased):
             return None
         try:
             record = Record.decode(self._keys.open(self._key, stored.sealed))
@@ -66,17 +73,18 @@ class Former:
             return None
         if record.generation != stored.generation:
             return None
-        if record.kept is not None and (await self._store.read(self._note)).generation >= record.generation:
-            return _doubtful(record)
-        return record
+        noted = leased and record.kept is not None and await self._noted() >= record.generation
+        if noted or (not same and record.generation == found.generation):
+            by = Presented(by=_BY) if noted else None
+            return replace(record, generation=record.generation + 1, presented=by)
+        return None if same else record
 
     async def write(self, record: Record, *, release: bool) -> None:
         """Show *record* to old instances, and note ahead for them that its refresh token is being used."""
-        if not self._there:
+        if not self._there or record.generation == self._generation:
             return
         if record.presented is not None:
-            noted = (await self._store.read(self._note)).generation
-            if noted < self._generation:
+            if (noted := await self._noted()) < self._generation:
                 sealed = self._keys.seal(self._note, self._owner.encode())
                 await self._store.write(self._note, sealed, self._generation, after=noted)
             return
@@ -84,6 +92,12 @@ class Former:
         owner = self._owner if release else ""
         if await self._store.write(self._key, sealed, record.generation, after=self._generation, release=owner):
             self._generation = record.generation
+        elif release:
+            await self.release()
+
+    async def _noted(self) -> int:
+        """Return the generation whose refresh token was noted as presented."""
+        return (await self._store.read(self._note)).generation
 
     async def _known(self) -> bool:
         if self._there is None:
@@ -91,13 +105,3 @@ class Former:
             self._there = stored.generation > 0
             self._generation = stored.generation
         return self._there
-
-
-def _doubtful(record: Record) -> Record:
-    return Record(
-        generation=record.generation,
-        token=record.token,
-        kept=record.kept,
-        forced_at=record.forced_at,
-        presented=Presented(by=_BY),
-    )
