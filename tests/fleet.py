@@ -127,7 +127,9 @@ class Families:
         """Answer a call."""
         if form["grant_type"] != ["refresh_token"]:
             self.calls.append(None)
-            return self._granted(f"A-none-{len(self.calls)}")
+            number = len(self.calls)
+            fields = {"refresh_token": self.log_in(f"user{number}")} if form["grant_type"] == ["password"] else {}
+            return self._granted(f"A-none-{number}", **fields)
         family, number = form["refresh_token"][0].removeprefix(canary("R-")).rsplit("-", 1)
         self.calls.append(family)
         if self.current.get(family) == int(number):

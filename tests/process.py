@@ -54,14 +54,22 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def start_sidecar(data: dict[str, Any], folder: Path, log: Path, *arguments: str) -> AsyncIterator[Running]:
-    """Start `auth-sidecar run` with *data* as its file and wait until it is ready; at the end it is terminated."""
+async def start_sidecar(
+    data: dict[str, Any], folder: Path, log: Path, *arguments: str, source: Path | None = None
+) -> AsyncIterator[Running]:
+    """Start `auth-sidecar run` with *data* as its file and wait until it is ready; at the end it is terminated.
+
+    *source*: where another version of the package lies, None: this one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
     file.write_text(json.dumps(data))
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-O", "-m", "sidecar", "run", "-c", str(file), *arguments), stdout=PIPE, stderr=errors
+            *(sys.executable, "-O", "-m", "sidecar", "run", "-c", str(file), *arguments),
+            cwd=source,
+            stdout=PIPE,
+            stderr=errors,
         )
     try:
         assert process.stdout is not None

@@ -3,6 +3,7 @@ during a roll-out: their lease is honoured, their record taken over, and ours sh
 """
 
 import json
+from dataclasses import replace
 
 from sidecar.errors import StoreError
 from sidecar.settings import OAuth2
@@ -53,16 +54,19 @@ class Former:
         if self._there:
             await self._store.release(self._key, self._owner)
 
-    async def newer_than(self, generation: int, key: str) -> Record | None:
-        """Return the old record if it is newer than *generation*, None if not, or if it cannot be read.
+    async def newer_than(self, found: Record, key: str, *, leased: bool) -> Record | None:
+        """Return what old instances have made of *found*, ours, and None if nothing, or if it cannot be read.
 
-        One that is shown for another credential than that of *key*, which had the same name then, is none.
+        One that is shown for another credential than that of *key*, which had the same name then, is none. *leased*:
+        none of them is at work, so that a refresh token which one presented stays in doubt.
         """
         if not await self._known():
             return None
         stored = await self._store.read(self._key)
         self._generation = stored.generation
-        if stored.generation <= generation:
+        # One that is as new is the same, but while we present a refresh token: that is written here alone.
+        same = stored.generation == found.generation and found.presented is None
+        if stored.generation < found.generation or (same and not leased):
             return None
         try:
             plain = self._keys.open(self._key, stored.sealed)
@@ -74,17 +78,18 @@ class Former:
             return None
         if record.generation != stored.generation:
             return None
-        if record.kept is not None and (await self._store.read(self._note)).generation >= record.generation:
-            return _doubtful(record)
-        return record
+        noted = leased and record.kept is not None and await self._noted() >= record.generation
+        if noted or (not same and record.generation == found.generation):
+            by = Presented(by=_BY) if noted else None
+            return replace(record, generation=record.generation + 1, presented=by)
+        return None if same else record
 
     async def write(self, record: Record, key: str, *, release: bool) -> None:
         """Show *record*, of *key*, to old instances, and note ahead for them that its refresh token is being used."""
         if not self._there:
             return
         if record.presented is not None:
-            noted = (await self._store.read(self._note)).generation
-            if noted < self._generation:
+            if (noted := await self._noted()) < self._generation:
                 sealed = self._keys.seal(self._note, self._owner.encode())
                 await self._store.write(self._note, sealed, self._generation, after=noted)
             return
@@ -92,6 +97,12 @@ class Former:
         owner = self._owner if release else ""
         if await self._store.write(self._key, sealed, record.generation, after=self._generation, release=owner):
             self._generation = record.generation
+        elif release:
+            await self.release()
+
+    async def _noted(self) -> int:
+        """Return the generation whose refresh token was noted as presented."""
+        return (await self._store.read(self._note)).generation
 
     async def _known(self) -> bool:
         if self._there is None:
@@ -99,13 +110,3 @@ class Former:
             self._there = stored.generation > 0
             self._generation = stored.generation
         return self._there
-
-
-def _doubtful(record: Record) -> Record:
-    return Record(
-        generation=record.generation,
-        token=record.token,
-        kept=record.kept,
-        forced_at=record.forced_at,
-        presented=Presented(by=_BY),
-    )

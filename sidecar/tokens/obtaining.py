@@ -115,7 +115,10 @@ class Obtaining:
         except CredentialRejected as refusal:
             self.rejection = no = said(refusal, before.rejection, salt, fingerprint, self._clock)
             if not isinstance(refusal, Stuck):
-                await self._resolve(replace(_untaken(draft, before), presented=None, rejection=no), leased=leased)
+                # Where nothing is had anew for nothing, what was refused may be taken again one day.
+                kept = draft.kept if self._issuer.anew is Anew.FREE else before.kept
+                draft = replace(_untaken(draft, before), kept=kept, presented=None, rejection=no)
+                await self._resolve(draft, leased=leased)
             raise
         except Unusable as granted:
             granted.retry_after = self._pause(granted)

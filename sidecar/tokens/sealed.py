@@ -65,7 +65,7 @@ class SealedRecord:
             if held and self._former is not None and not await self._former.take(min(TTL, cap)):
                 held = False
                 await self._store.release(key, self._owner)
-            return held, await self._opened(key, stored)
+            return held, await self._opened(key, stored, leased=held)
         except BaseException:
             if held:
                 await self.release()
@@ -115,12 +115,16 @@ class SealedRecord:
     def _sealed(self, key: str, record: Record) -> bytes:
         return self._keys.seal(key, record.moved(self._store.offset).encode())
 
-    async def _opened(self, key: str, stored: Stored) -> Found:
+    async def _opened(self, key: str, stored: Stored, *, leased: bool = False) -> Found:
         found = self._open(key, stored)
         if isinstance(found, Record):
-            if self._former is not None and (older := await self._former.newer_than(found.generation, key)):
-                await self._former.write(older, key, release=False)
-                return await self._take_over(key, older.moved(-self._store.offset), found)
+            former = self._former
+            if former is not None and (theirs := await former.newer_than(found, key, leased=leased)):
+                # Whoever is first, it is the same.
+                sealed = self._keys.seal(key, theirs.encode())
+                await self._store.write(key, sealed, theirs.generation, after=found.generation)
+                await former.write(theirs, key, release=False)
+                return theirs.moved(-self._store.offset)
             if found.generation and self.place and self.place[0] != 1:
                 with contextlib.suppress(StoreError):
                     sealed = self._sealed(key, found)
@@ -144,8 +148,3 @@ class SealedRecord:
             # The number beside the seal is not authenticated: an older record was put under it.
             return Unreadable(stored.generation, str(SealError("a record under a generation that is not its own")))
         return record.moved(-self._store.offset)
-
-    async def _take_over(self, key: str, older: Record, found: Record) -> Record:
-        """Put what an instance of the release before has written in our place; whoever is first, it is the same."""
-        await self._store.write(key, self._sealed(key, older), older.generation, after=found.generation)
-        return older

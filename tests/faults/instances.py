@@ -49,9 +49,10 @@ class Instances:
         state_dir = str(self.folder / f"state-{name}")
         return {"state_dir": state_dir, "listen": listen, "store": self.store, "upstreams": self.upstreams}
 
-    def start(self, name: str = "a") -> contextlib.AbstractAsyncContextManager[Running]:
-        """Start the sidecar *name*, which has a state directory of its own."""
-        return start_sidecar(self.data(name), self.folder / name, self.outputs / f"{self.name}-{name}.log")
+    def start(self, name: str = "a", source: Path | None = None) -> contextlib.AbstractAsyncContextManager[Running]:
+        """Start the sidecar *name*, which has a state directory of its own; *source* as for `start_sidecar`."""
+        log = self.outputs / f"{self.name}-{name}.log"
+        return start_sidecar(self.data(name), self.folder / name, log, source=source)
 
     @contextlib.asynccontextmanager
     async def pair(self) -> AsyncIterator[tuple[Running, Running]]:
