@@ -148,6 +148,8 @@ class Holding:
                 self._lost_at = self._clock.monotonic()
             if not await self._publish(found) and not await self._is_old(found):
                 self._stored = found.generation
+        elif self.record.generation == 0:
+            await self._is_old(found)
 
     async def write(self, record: Record, *, release: bool = False) -> bool:
         """Write *record* in the place of the one that is held, and hold it; False if another was faster.
