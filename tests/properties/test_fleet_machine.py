@@ -250,10 +250,13 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.reload(self.instance(number))
         self.world.advance(after)
 
-    @rule()
-    def a_store_key_is_added(self) -> None:
-        """Who has it, and when, is another matter."""
+    @rule(number=st.integers(0, MOST), lags=st.booleans())
+    def a_store_key_is_added(self, number: int, lags: bool) -> None:
+        """And comes to all; or to one, whose records are foreign to the others then."""
         self.world.add_key()
+        self.store_was_well &= not lags
+        for instance in [self.instance(number)] if lags else self.world.instances.values():
+            self.world.bring_keys(instance)
 
     @rule(number=st.integers(0, MOST))
     def keys_come_to_one(self, number: int) -> None:
