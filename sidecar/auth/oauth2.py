@@ -32,8 +32,9 @@ _GRANT_TYPES = {
 class OAuth2Issuer:
     """Obtain tokens for one credential.
 
-    Nothing is kept between calls but by how much the issuer's clock is ahead of ours, and the TLS context, one of
-    *contexts*, which others may use as well: secrets are read anew each time, each request has its own connection.
+    Nothing is kept between calls but by how much the issuer's clock is ahead of ours, the TLS context, one of
+    *contexts*, which others may use as well, and the first refresh token, as another one is another credential: all
+    other secrets are read anew each time, each request has its own connection.
     Calls may overlap; that only one instance renews at a time is the caller's business.
     """
 
@@ -49,6 +50,7 @@ class OAuth2Issuer:
         self._skew = 0.0
         named = [value for _, value in settings if isinstance(value, SecretReference)]
         self._secrets = [*named, tls.client_key] if tls.client_key else named
+        self._given_first: Secret | None = None
 
     @property
     def anew(self) -> Anew:
@@ -84,7 +86,7 @@ class OAuth2Issuer:
         raise BrokenOff(f"{self._who} gave no complete answer within {seconds:g} s; check it, or raise renew.timeout")
 
     def first(self) -> Secret | None:
-        """Return the configured refresh token with the grant of that name, else None.
+        """Return the configured refresh token with the grant of that name, as it was when first asked for, else None.
 
         Raises ConfigurationError when it cannot be read.
         """
@@ -125,7 +127,9 @@ class OAuth2Issuer:
         """
         values: dict[str, object] = {}
         for name, value in self._settings:
-            if isinstance(value, SecretReference):
+            if name == "refresh_token" and self.anew is Anew.ONCE:
+                values[name] = _current(self._first)
+            elif isinstance(value, SecretReference):
                 values[name] = _current(value.read)
             elif name not in ("lifetime", "assertion", "assertion_file"):
                 values[name] = value
@@ -142,7 +146,9 @@ class OAuth2Issuer:
         self._context = None
 
     def _first(self) -> Secret:
-        return read_secret("refresh_token", self._settings.refresh_token)
+        if self._given_first is None:
+            self._given_first = read_secret("refresh_token", self._settings.refresh_token)
+        return self._given_first
 
     def _primary(self) -> Form:
         """Return what the configured grant sends of its own."""

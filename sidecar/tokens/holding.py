@@ -127,11 +127,14 @@ class Holding(Memory):
         return False
 
     async def drop(self) -> None:
-        """Forget the token here and for all instances; raises StoreError when the store cannot be told."""
-        generation = self.record.generation
-        self.record, self.held, self.unsaved = Record(generation=generation), None, False
-        mark = await self._sealed.revoke(generation)
+        """Forget the token here and for all instances.
+
+        Raises StoreError when the store cannot be told: what is kept for the next obtain is kept then.
+        """
+        self.held = None
+        mark = await self._sealed.revoke(self.record.generation)
         if self.record.generation <= mark.generation:  # what was read meanwhile is older than the mark
+            self.unsaved = False
             self._hold(mark)
 
     async def mark(self) -> None:
