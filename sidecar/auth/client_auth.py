@@ -15,6 +15,7 @@ from sidecar.auth.token_endpoint import Form
 from sidecar.errors import ConfigurationError
 from sidecar.secret import Secret
 from sidecar.settings import OAuth2, SecretReference
+from sidecar.settings.secrets import EXPECTED
 
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _ASSERTION_BACKDATED = 25  # the issuer's clock may be behind ours, or ahead
@@ -104,5 +105,5 @@ def _thumbprint(pem: Secret) -> str:
 def read_secret(key: str, reference: SecretReference | None) -> Secret:
     """Return the secret as it is now; ConfigurationError when there is no reference or it cannot be read."""
     if reference is None:
-        raise ConfigurationError(f"oauth2.{key} is missing; expected {{file: PATH}}, {{env: NAME}} or {{value: TEXT}}")
+        raise ConfigurationError(f"oauth2.{key} is missing; {EXPECTED}")
     return reference.read()

@@ -63,6 +63,7 @@ class OAuth2Issuer:
         Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same, also after
         *seconds*), and ConfigurationError when a secret or certificate cannot be read.
         """
+        await self.prime()
         try:
             return await self._obtain(kept, seconds)
         except CredentialRejected:
@@ -77,7 +78,6 @@ class OAuth2Issuer:
     async def _obtain(self, kept: Secret | None, seconds: float) -> Grant:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.prime()
                 self._context = await self._contexts.of(self._tls)
                 async with open_client(self._context) as client:
                     if kept or self._settings.grant == "refresh_token":

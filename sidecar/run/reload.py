@@ -12,7 +12,7 @@ from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Emit, Reload
 from sidecar.run.app import App
-from sidecar.settings import Settings, check_secrets, files_of
+from sidecar.settings import Settings, check_secrets, commands_of_start, files_of, prime, share_runs
 
 _LOOK_SECONDS = 2.0
 
@@ -53,6 +53,7 @@ class Reloader:
                 self._stamps = self._look()
             try:
                 settings, named = await asyncio.to_thread(self._read_all)
+                await prime(reference for _, reference in commands_of_start(settings))
                 files = named if changed is None else changed
                 if changed is not None and settings == self._app.settings and not files & named:
                     self._done("unchanged", "")
@@ -68,6 +69,7 @@ class Reloader:
         """Return the configuration as it is now, and its files: off the loop, as many upstreams take a while."""
         settings = self._read()
         check_secrets(settings)
+        share_runs(self._app.settings, settings)
         return settings, files_of(settings)
 
     def _done(self, result: str, detail: str) -> None:

@@ -16,13 +16,14 @@ from sidecar.proxy.port import Dispatch
 from sidecar.proxy.sockets import bind as bind_socket
 from sidecar.run.app import App
 from sidecar.run.assembly import Surroundings
+from sidecar.run.commands import wait_for_commands
 from sidecar.run.credentials import AT_ONCE, Shared
 from sidecar.run.listeners import FREE_PORT, bind
 from sidecar.run.source import make_source
 from sidecar.run.state import MARKS, RunFile, admin_token, prepare
 from sidecar.run.stores import instance_name, keep_announcing, open_store
 from sidecar.run.supervisor import Inherited
-from sidecar.settings import Settings, plain_secrets, wait_for_commands
+from sidecar.settings import Settings, plain_secrets
 from sidecar.settings.names import is_local
 from sidecar.tokens.waiting import Tasks
 

@@ -107,8 +107,7 @@ def serve(
 
 def _import_late() -> None:
     """Import what only a renewal needs, beside the loop: a tenth of a second that no start and no request waits for."""
-    for name in ("httpx", "tenacity"):
-        import_module(name)
+    import_module("httpx")
 
 
 async def _leave(threads: ThreadPoolExecutor) -> None:

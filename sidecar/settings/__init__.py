@@ -10,7 +10,6 @@ from sidecar.settings.references import (
     plain_secrets,
     secret_references,
     share_runs,
-    wait_for_commands,
 )
 from sidecar.settings.secrets import SecretReference, prime
 from sidecar.settings.upstream import (
@@ -59,5 +58,4 @@ __all__ = [
     "prime",
     "secret_references",
     "share_runs",
-    "wait_for_commands",
 ]

@@ -6,14 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
-from sidecar.events import Emit, Trouble
 from sidecar.settings.model import Settings
-from sidecar.settings.secrets import SecretReference, prime
+from sidecar.settings.secrets import SecretReference
 from sidecar.settings.values import without_password
 
-_LOOK_SECONDS = 1.0
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 """What nearly every value is, so that it is looked at first."""
 
@@ -68,28 +65,6 @@ def check_secrets(settings: Settings) -> None:
                 reference.read()
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from None
-
-
-async def wait_for_commands(settings: Settings, clock: Clock, emit: Emit) -> None:
-    """Wait until all `commands_of_start` gave a secret; a credential is waited for by the requests that need it.
-
-    Why one is not there is told once. May be cancelled at any time.
-    """
-    needed, told = commands_of_start(settings), set()
-    while needed:
-        await prime(reference for _, reference in needed)
-        missing = []
-        for path, reference in needed:
-            try:
-                reference.read()
-            except ConfigurationError as error:
-                missing.append((path, reference))
-                if (detail := f"{path}: {error}; waiting for it") not in told:
-                    told.add(detail)
-                    emit(Trouble(where="secrets", detail=detail))
-        needed = missing
-        if needed:
-            await clock.sleep(_LOOK_SECONDS)
 
 
 def _walk(value: Any, above: str) -> Iterator[tuple[str, SecretReference | Path]]:

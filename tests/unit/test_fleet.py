@@ -253,7 +253,7 @@ async def test_lease_of_a_record_that_cannot_be_resealed_is_given_back(rig: Rig)
 
     broker = rig.broker(check_every=0)
 
-    async def opened(*_: object) -> None:
+    async def opened(*_: object, **__: object) -> None:
         assert rig.shaky.holder() == "test/1"
         raise Broken
 

@@ -1117,15 +1117,17 @@ async def test_weather_is_no_refusal() -> None:
 
 
 async def test_what_it_costs_to_start_anew(tmp_path: Path) -> None:
-    """Nothing, but for the grant refresh_token: its first one may be presented once, is given out, and may be gone."""
+    """Nothing, but for the grant refresh_token: its first one may be presented once, and is what it was at first."""
     path = tmp_path / "first"
     path.write_text(FIRST.reveal())
     issuer = issuer_of(grant="refresh_token", refresh_token={"file": path})
     assert (issuer.anew, issuer.first()) == (Anew.ONCE, FIRST)
     path.unlink()
+    assert issuer.first() == FIRST
+    gone = issuer_of(grant="refresh_token", refresh_token={"file": path})
     with pytest.raises(ConfigurationError):
-        issuer.first()
-    await failure(ConfigurationError, issuer)
+        gone.first()
+    await failure(ConfigurationError, gone)
     for values in ({}, PASSWORD, {"refresh_token": {"file": path}}):
         other = issuer_of(**values)
         assert (other.anew, other.first()) == (Anew.FREE, None)

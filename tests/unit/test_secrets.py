@@ -15,6 +15,7 @@ import pytest
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Event, Trouble
+from sidecar.run.commands import wait_for_commands
 from sidecar.settings import (
     SecretReference,
     Settings,
@@ -25,7 +26,6 @@ from sidecar.settings import (
     prime,
     secret_references,
     share_runs,
-    wait_for_commands,
 )
 from tests.canary import WORD, canary
 from tests.waiting import PATIENCE, until

@@ -170,7 +170,7 @@ async def used_by_all(rig: Rig) -> Broker:
     """Return a broker whose tokens last for ten hours, and the first was taken."""
     rig.issuer.default = {"lifetime": 36_000.0}
     broker = await rig.started()
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     return broker
 
 
@@ -191,7 +191,7 @@ async def test_tokens_that_die_of_idleness_are_told_of_once(rig: Rig) -> None:
     """At the second death, with the time after which they were dead, and what to do."""
     broker = await used_by_all(rig)
     await rig.clock.advance(10 * MINUTE)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     await dies_after(rig, broker, 45 * MINUTE)
     assert limits(rig) == []
     for _ in range(3):
@@ -216,7 +216,7 @@ async def test_a_token_that_survived_as_long_did_not_die_of_idleness(rig: Rig) -
     """It was revoked."""
     broker = await used_by_all(rig)
     await rig.clock.advance(50 * MINUTE)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     for _ in range(3):
         await dies_after(rig, broker, 40 * MINUTE)
 
@@ -230,7 +230,7 @@ async def test_a_token_that_was_kept_alive_was_not_idle(rig: Rig) -> None:
     for _ in range(3):
         for _ in range(8):
             await rig.clock.advance(5 * MINUTE)
-            broker.accepted(await broker.token(0), own=True)
+            broker.heard(await broker.token(0), Sign.FINE, own=True)
         assert broker.verdicts.used_at == used_at
         await dies_after(rig, broker, 20)
         used_at = broker.verdicts.used_at
@@ -273,7 +273,7 @@ async def test_a_token_at_its_end_did_not_die_early(rig: Rig) -> None:
     """Its time was over."""
     rig.issuer.default = {"lifetime": 40 * MINUTE}
     broker = await rig.started(check_every=0)
-    broker.accepted(await broker.token(0))
+    broker.heard(await broker.token(0), Sign.FINE)
     for _ in range(3):
         used = broker.verdicts.token
         assert used is not None
