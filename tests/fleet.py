@@ -99,7 +99,7 @@ async def relay(target: str, ca: Path | None = None) -> AsyncIterator[Relay]:
 
 @dataclass
 class Families:
-    """A token endpoint whose refresh tokens are taken once: a spent one ends the whole family (RFC 9700 section 4.14.2).
+    """A token endpoint whose refresh tokens are taken once: a spent one ends the whole family (RFC 9700 4.14.2).
 
     *fates* of the next calls, as those of a Relay. *calls*: the families that were asked for, in turn, None for other
     grants. *reused*: the families that were ended.

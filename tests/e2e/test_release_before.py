@@ -77,7 +77,7 @@ async def renewed(instances: Instances, sidecar: Running, name: str, *others: Ru
 async def test_roll_out_and_back_uses_one_login(
     instances: Instances, before: Path, api: Upstream, issuer: Families, redis_server: Server, grant: str
 ) -> None:
-    """The new one takes the record over and asks nobody; both renew in turn and follow each other; back, and on again."""
+    """The new one takes the record over and asks nobody; both renew in turn and follow each other; back, on again."""
     set_up(instances, redis_server, api, issuer, grant)
     async with instances.start("old", before) as old:
         assert await status(old) == 200

@@ -1,4 +1,4 @@
-"""Several instances of two users' credentials under random faults: what must hold after every step, whatever came before.
+"""Several instances of two users' credentials under random faults: what must hold after every step, come what may.
 
 The invariants of the design, and where each is held, below tests/:
 

@@ -1,4 +1,4 @@
-"""Several instances of several credentials on one store, on virtual time: the real brokers, holdings, seals and decision.
+"""Several instances of several credentials on one store, on virtual time: the real brokers, seals and decision.
 
 Only time, the wire to the issuer, the upstream and the weather of the store are ours. A request is carried through as
 the exchange does it.
@@ -258,7 +258,7 @@ class World:
         self.lost_data = False
         self.insisted = False
         self.in_doubt: set[str] = set()
-        """Keys whose refresh token was on its way, or not stored, when an instance ended, or that nobody knows newest."""
+        """Keys whose refresh token was on its way, or not stored, when an instance ended, or that nobody has newest."""
         self.broken: list[str] = []
         """What did not hold; not raised, because much of what runs here survives any exception, on purpose."""
         for name in ("client-secret", *(f"{user}-password" for user in self.users)):
@@ -288,7 +288,7 @@ class World:
         (self.folder / f"{user}-first").write_text(self.authority.log_in(user))
 
     def change_settings(self, what: str) -> None:
-        """Let the client prove itself in another way, or ask for another scope; a first refresh token says all of that."""
+        """Let the client prove itself in another way, or ask for another scope; a first refresh token says all that."""
         self.numbers += 1
         other = (
             f"scope-{self.numbers}"
