@@ -69,8 +69,16 @@ async def running(
 
         owner, elsewhere = instance_name(), settings.store.shared
         turns = asyncio.Semaphore(0)
-        shared = Shared(store=store, keys=keys, owner=owner, elsewhere=elsewhere, clock=clock, emit=tell, turns=turns,
-            marks=settings.state_dir / MARKS)
+        shared = Shared(
+            store=store,
+            keys=keys,
+            owner=owner,
+            elsewhere=elsewhere,
+            clock=clock,
+            emit=tell,
+            turns=turns,
+            marks=settings.state_dir / MARKS,
+        )
         tasks = Tasks(shared.owner, tell)
         stack.push_async_callback(tasks.aclose)
         app = App(listeners, admin_listener, tasks)

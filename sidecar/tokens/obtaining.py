@@ -31,6 +31,7 @@ from sidecar.tokens.record import Presented, Record, Rejection
 from sidecar.tokens.rejection import again, said, told
 from sidecar.tokens.token import Token
 
+
 @dataclass(frozen=True, slots=True)
 class Obtained:
     """What the issuer granted, and the token that holds now."""
