@@ -33,7 +33,7 @@ from tests.faults.site import (
     reset,
     site,
 )
-from tests.fleet import by_password, relay
+from tests.fleet import by_password, families, relay, upstream
 from tests.process import Running, start_sidecar
 from tests.redis_servers import Server, redis_of_session, redis_server
 from tests.rig import Seen, configuration, problem_of, raw, recorder, status_of
@@ -247,6 +247,46 @@ async def test_flt_pr_05_refresh_token_that_may_be_spent_is_not_presented_again(
     assert first.status_code == 200
     assert held.grants == ["password", "refresh_token", "password"]
     assert held.reused == []
+
+
+@pytest.mark.parametrize("step", ["in the call", "before the write", "after the write"])
+async def test_flt_pr_05_login_that_cannot_begin_anew_is_a_persons(
+    instances: Instances, redis_server: Server, step: str
+) -> None:
+    """With the grant `refresh_token` the others serve to the token's end and then say `credential_rejected`; the issuer
+    sees no refresh token twice, unless an operator's `token renew` presents it once more."""
+    instances.in_redis(redis_server)
+    async with families() as issuer, upstream() as api:
+        issuer.lifetime = 15
+        instances.upstreams = {"plm": plain(api.url, issuer.url, issuer.settings("alice"), renew={"margin": "1s"})}
+        async with instances.pair() as (victim, other):
+            for each in (victim, other):
+                await eventually(lambda each=each: served(each), 200)
+            answered = asyncio.Event()
+            issuer.fates = ["unreached" if step == "in the call" else answered]
+            renewing = asyncio.create_task(instances.renew(victim))
+            await until(lambda: issuer.arrived == 2, "the call")
+            if step == "before the write":  # what comes now is dropped when its sender is gone
+                redis_server.command("CLIENT", "PAUSE", "60000", "WRITE")
+            answered.set()
+            if step != "in the call":
+                await eventually(lambda: generation(victim), 4)
+            await kill(victim)
+            redis_server.command("CLIENT", "UNPAUSE")
+            await renewing
+            assert await served(other) == 200
+            if step == "after the write":
+                await eventually(lambda: generation(other), 4)
+            else:
+                await eventually(lambda: served(other), 502)
+            assert issuer.reused == []
+            assert len(issuer.calls) == (1 if step == "in the call" else 2)
+            assert await instances.renew(other, process="b") == (502 if step == "before the write" else 200)
+            assert issuer.reused == (["alice"] if step == "before the write" else [])
+
+
+async def served(sidecar: Running) -> int:
+    return (await get(sidecar)).status_code
 
 
 # Several at once.
