@@ -83,7 +83,7 @@ class OAuth2Issuer:
                     if kept or self._settings.grant == "refresh_token":
                         return await self._refresh(client, kept or self._first())
                     return await self._ask(client, self._settings.grant, self._primary(), self._settings.scope)
-        raise BrokenOff(f"{self._who} gave no complete answer within {seconds:g} s; check it, or raise renew.timeout")
+        raise BrokenOff(f"{self._who} gave no complete answer within {seconds:.3g} s; check it, or raise renew.timeout")
 
     def first(self) -> Secret | None:
         """Return the configured refresh token with the grant of that name, as it was when first asked for, else None.

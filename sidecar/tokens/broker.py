@@ -203,7 +203,7 @@ class Broker:
             attempted=renewing.last is not None or usable,
             token=token,
             expires_in=token.expires_at - holding.held.now(self._clock) if token and holding.held else None,
-            generation=holding.granted or holding.record.generation,
+            generation=holding.granted,
             last=renewing.last,
             sealed_with=self._sealed.place,
             forced_renewals="stopped" if self.verdicts.stopped else "allowed",

@@ -252,7 +252,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory, outputs: Path) -> Iterator[S
         patch.setenv("PYTHONPATH", str(SCRIPTS / "names"), prepend=os.pathsep)
         enter(start_sidecar(settings(upstream.port, folder), folder, outputs / "clients.log"))
         yield Stage(upstream, folder)
-        assert upstream.tokens_issued == len(tls_upstream.NAMES), "exec started a sidecar of its own, or renewed"
+        assert upstream.tokens_issued == 1, (
+            "exec started a sidecar of its own, or renewed, or two names have two tokens"
+        )
 
 
 def settings(port: int, folder: Path) -> dict[str, Any]:

@@ -254,7 +254,7 @@ async def test_refresh_tokens_through_the_death_of_a_holder(
         doubtful = {
             each.name: each for each in scenarios if each.name in ("bound_before", "bound_during", "oidc_during")
         }
-        for name in doubtful:
+        for name, scenario in doubtful.items():
             await eventually(lambda n=name: get(survivor, n), 502)  # type: ignore[misc]
             rejected = [
                 event
@@ -263,7 +263,7 @@ async def test_refresh_tokens_through_the_death_of_a_holder(
             ]
             assert len(rejected) == 1
             assert "presented the refresh token and was cut off" in rejected[0]["detail"]
-            assert doubtful[name].issuer.reused == []
+            assert scenario.issuer.reused == []
             await renew(site, survivor, "b", name)
         assert {name: await get(survivor, name) for name in doubtful} == {
             "bound_before": 200,

@@ -75,7 +75,7 @@ async def test_commands_of_a_renewal(
         with commands(redis_server) as seen:
             node = await made.node(check_every=0, min_interval=0)
             await node.get()
-            await until(lambda: node.renewals(), "the first")
+            await until(node.renewals, "the first")
         assert len(of_renewal(seen)) - FORMER <= start, seen
         with commands(redis_server) as seen:
             await node.broker.renew()
