@@ -45,9 +45,7 @@ class Former:
         """Take the old lease; False when an old instance has it."""
         if not await self._known():
             return True
-        held, stored = await self._store.take(self._key, self._owner, ttl)
-        self._generation = stored.generation
-        return held
+        return (await self._store.take(self._key, self._owner, ttl))[0]
 
     async def release(self) -> None:
         """Let old instances in."""
@@ -95,9 +93,7 @@ class Former:
             return
         sealed = self._keys.seal(self._key, to_former(record, key))
         owner = self._owner if release else ""
-        if await self._store.write(self._key, sealed, record.generation, after=self._generation, release=owner):
-            self._generation = record.generation
-        elif release:
+        if not await self._store.write(self._key, sealed, record.generation, after=self._generation, release=owner):
             await self.release()
 
     async def _noted(self) -> int:
@@ -106,7 +102,5 @@ class Former:
 
     async def _known(self) -> bool:
         if self._there is None:
-            stored = await self._store.read(self._key)
-            self._there = stored.generation > 0
-            self._generation = stored.generation
+            self._there = (await self._store.read(self._key)).generation > 0
         return self._there

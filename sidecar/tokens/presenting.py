@@ -42,10 +42,8 @@ def choose(record: Record, anew: Anew, owner: str, *, forced: bool, lasts: bool)
     *owner*: this instance. *forced*: an operator insists. *lasts*: the token at hand does. Raises KeptBack and Stuck.
     """
     doubt, kept = record.presented, record.kept
-    if anew is Anew.FREE:
-        if kept is None or doubt is not None:
-            return None, replace(record, kept=None, presented=None)
-        return kept, replace(record, presented=Presented(by=owner))
+    if anew is Anew.FREE and (kept is None or doubt is not None):
+        return None, replace(record, kept=None, presented=None)
     if doubt is not None and not (doubt.lost or doubt.by == owner or forced or record.rotates is False):
         why = f"{doubt.by} presented the refresh token and was cut off before it could store the answer"
         if lasts:

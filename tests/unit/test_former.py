@@ -101,6 +101,7 @@ def test_the_name_is_that_of_the_release_before() -> None:
         '{"client_auth": "client_secret_basic", "client_id": "sync", "extra": {"audience": "x"}, "grant": "password", '
         '"scope": ["a", "b"], "token_url": "https://plm.example.com/oauth/token", "username": "alice"}'
     )
+    assert '"scope": [], ' in former_identity(oauth2.model_copy(update={"scope": None}))
 
 
 async def test_where_there_never_was_one_nothing_is_done(rig: Rig) -> None:

@@ -106,6 +106,16 @@ async def test_a_power_cut_leaves_the_old_mark_or_the_new(folder: Path, monkeypa
     assert steps == ["fsync 2", "name", "fsync folder"]
 
 
+async def test_a_mark_leaves_no_file_open(folder: Path) -> None:
+    """Each renewal writes one."""
+    marker = Marker(folder, FIRST)
+    await marker.write(1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for generation in range(2, 20):
+        await marker.write(generation)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 5
+
+
 async def test_a_mark_that_could_not_be_written_is_not_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk: the error names the file and what is expected, and the next time it is tried again."""
     marker = Marker(folder, FIRST)
