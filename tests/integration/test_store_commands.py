@@ -66,7 +66,7 @@ async def test_commands_of_a_renewal(
     redis_server: Server, issuer: Families, tmp_path: Path, grant: str, start: int, renewal: int
 ) -> None:
     """Take, note, write: two where nothing is presented that must be noted, else three; a look before at the start,
-    and one after a 401."""
+    one for an operator, and one after a 401."""
     async with fleet({"url": redis_server.url, "timeout": "2s"}, issuer.url, tmp_path, **oauth2(issuer, grant)) as made:
         warm = await made.node(check_every=0)  # so that the scripts are known
         await warm.get()
@@ -79,10 +79,10 @@ async def test_commands_of_a_renewal(
         assert len(of_renewal(seen)) - FORMER <= start, seen
         with commands(redis_server) as seen:
             await node.broker.renew()
-        assert len(of_renewal(seen)) == renewal, seen
+        assert len(of_renewal(seen)) == renewal + 1, seen
         with commands(redis_server) as seen:
             used = await node.broker.token(0)
-            assert await node.broker.after_unauthorized(used, time.monotonic() + 10)
+            assert await node.broker.after(used, time.monotonic() + 10)
         assert len(of_renewal(seen)) == renewal + 1, seen
     assert issuer.reused == []
 
