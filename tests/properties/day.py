@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE
 from sidecar.tokens.token import Token
 from tests.properties.virtual import WALL
-from tests.properties.world import Done, World, upstream_settings
+from tests.properties.world import Done, World
 
 BEGIN = "<!-- simulated day -->"
 END = "<!-- end of simulated day -->"
@@ -57,7 +57,7 @@ def gap(hour: float) -> float:
 
 def simulate(name: str, lifetime: float, seed: int = SEED) -> Row:
     """Run one day and return its row; the same for the same seed."""
-    world = World(seed, upstream_settings())
+    world = World(seed, rotates="grace")
     world.authority.lifetime = lifetime
     world.authority.latency = lambda: 0.2
     world.api.latency = lambda: 0.03
@@ -121,7 +121,7 @@ async def watch(world: World, renewals: Counter[str]) -> None:
             if token is None:
                 continue
             held[owner] = token
-            if old is None or old.generation >= token.generation:
+            if old is None or old.granted >= token.granted:
                 continue
             if token.trigger == "unauthorized":
                 renewals["forced"] += 1
@@ -142,8 +142,8 @@ def plan(world: World, chance: random.Random) -> list[tuple[float, Callable[[], 
     for number in range(STORE_OUTAGES):
         at = chance.random() * DAY
         fault = ("down", "silent", "slow")[number % 3]
-        events += [(at, lambda fault=fault: setattr(world.weather, "fault", fault))]  # type: ignore[misc]
-        events += [(at + chance.random() * LONGEST_STORE_OUTAGE, lambda: setattr(world.weather, "fault", "none"))]
+        events += [(at, lambda fault=fault: world.set_weather(fault))]  # type: ignore[misc]
+        events += [(at + chance.random() * LONGEST_STORE_OUTAGE, lambda: world.set_weather("none"))]
     events += [(chance.random() * DAY, world.authority.revoke) for _ in range(REVOCATIONS)]
     events += [(chance.random() * DAY, world.wipe)]
     for number in range(RESTARTS):

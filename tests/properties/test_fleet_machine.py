@@ -1,4 +1,4 @@
-"""Several instances of two users' credentials under random faults: what must hold after every step, come what may.
+"""Several instances of two users' credentials under random faults: what must hold after every step.
 
 The invariants of the design, and where each is held, below tests/:
 
@@ -25,6 +25,7 @@ import contextlib
 from collections.abc import Awaitable, Collection
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -98,6 +99,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.backup: dict[str, Stored] = {}
         self.store_was_well = self.nobody_died = self.clocks_agreed = self.answers_came = True
         self.nobody_insisted = self.nothing_was_changed = self.issuer_was_well = True
+        self.issuer_was_odd = False
         world.start()
         world.start()
 
@@ -144,6 +146,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.authority.fault = fault
         self.answers_came &= fault not in LOST
         self.issuer_was_well &= fault in ("none", "slow")
+        self.issuer_was_odd |= fault in ("misplaced", "over")
 
     @rule(fault=st.sampled_from(["none", "down", "silent", "slow", "half", "frozen"]))
     def store_changes(self, fault: str) -> None:
@@ -284,7 +287,7 @@ class FleetMachine(RuleBasedStateMachine):
             self.nothing_was_changed = False
             world.edit("client-secret")  # a refusal may be on its way still
             self.all_read_their_settings()
-            for pause in (BACK, AGAIN, LONGEST_PAUSE):
+            for pause in (BACK, AGAIN, LONGEST_PAUSE if self.issuer_was_odd else 0.0):
                 world.advance(pause)
                 if _served(done := self.all_go_on()):
                     break
@@ -296,7 +299,7 @@ class FleetMachine(RuleBasedStateMachine):
             world.advance(LOOK)
             done = self.all_go_on()
         assert _served(done), f"I10: {done}"
-        self.issuer_was_well = True
+        self.issuer_was_well, self.issuer_was_odd = True, False
 
     def all_read_their_settings(self) -> None:
         for instance in list(self.world.instances.values()):
@@ -447,5 +450,56 @@ def test_an_empty_store_does_not_keep_a_token_that_is_over_from_being_renewed() 
         world.authority.fault = "none"
         world.advance(60.0)
         assert instance.broker.current() is not None
+    finally:
+        world.end()
+
+
+def test_a_new_first_refresh_token_is_not_presented_for_the_login_before() -> None:
+    """Its file is another when its instance asks, and the settings are read a moment later."""
+    world = World(1, {"alice": "refresh_token"})
+    world.authority.fault = "down"
+    instance = world.start()
+    try:
+        world.log_in("alice")
+        world.authority.fault = "none"
+        world.advance(BACK)
+        world.reload(instance)
+        world.advance(BACK)
+        assert (world.broken, world.authority.reuses) == ([], [])
+        assert instance.broker.current() is not None
+    finally:
+        world.end()
+
+
+def test_a_revocation_that_fails_does_not_lead_back_to_the_first_refresh_token() -> None:
+    """The store could not be told: what is kept there still counts when it is back."""
+    world = World(1, {"alice": "refresh_token"})
+    instance = world.start()
+    try:
+        world.advance(1.0)
+        world.set_weather("silent")
+        world.run(_quietly(world.drop(instance.parts["plm"])))
+        world.set_weather("none")
+        world.advance(BACK)
+        assert (world.broken, world.authority.reuses) == ([], [])
+        assert instance.broker.current() is not None
+    finally:
+        world.end()
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_machine_that_has_seen_a_successor_knows_it_after_a_restart(renews: bool) -> None:
+    """Whether its instance renewed, or only looked; the store comes back empty, and who lives fills it again."""
+    world = World(1, {"alice": "refresh_token"})
+    first, second = world.start(), world.start()
+    try:
+        world.advance(LOOK)
+        gone = first if renews else second
+        world.kill(gone)
+        world.wipe()
+        world.start(gone.machine)
+        world.advance(3 * BACK)
+        assert (world.broken, world.authority.reuses) == ([], [])
+        assert all(instance.broker.current() is not None for instance in world.instances.values())
     finally:
         world.end()

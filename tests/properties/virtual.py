@@ -79,7 +79,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         except Exception as error:  # noqa: BLE001  it comes out where it is awaited
             future.set_exception(error)
         else:
-            self.call_soon(lambda: future.done() or future.set_result(result))
+            self.call_soon(_set, future, result)
         return future
 
     def _thread_done(self, _: object) -> None:
@@ -87,6 +87,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _pass(self, seconds: float) -> None:
         self._now += seconds
+
+
+def _set[T](future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 class VirtualClock:

@@ -36,6 +36,7 @@ STORE_TIMEOUT = 0.1
 POLICY = RetryPolicy()
 WHOSE = {"plm": "alice", "erp": "alice", "crm": "bob"}
 """The upstreams, and whose credential each has; those of one user share a broker."""
+_MEMORY = Path("/dev/shm")
 _SURE = 0.5
 """Seconds in which what came from the store has reached those who asked for it."""
 
@@ -191,7 +192,7 @@ class Done:
     waited: float
 
 
-def fleet_settings(folder: Path, grants: dict[str, str], *, timeout: float = 10.0, **renew: object) -> Settings:
+def fleet_settings(folder: Path, grants: dict[str, str], *, timeout: float = 10.0, **renew: float) -> Settings:
     """Return settings as a file gives them: *grants* by user; *renew* are keys of `renew`."""
 
     def upstream(name: str, user: str) -> dict[str, object]:
@@ -225,12 +226,12 @@ class World:
         backend: Callable[[VirtualClock, Path], TokenStore] = lambda clock, _: MemoryStore(clock),
         eager: bool = True,
         rotates: str = "revokes",
-        **renew: object,
+        **renew: float,
     ) -> None:
         self.loop = VirtualLoop(eager=eager)
         self.chance = random.Random(seed)
         self.weather = Weather()
-        self._folder = TemporaryDirectory(prefix="world-")
+        self._folder = TemporaryDirectory(prefix="world-", dir=_MEMORY if _MEMORY.is_dir() else None)
         self.folder = Path(self._folder.name)
         self.store = backend(VirtualClock(self.loop, self.chance), self.folder)
         self.authority = Authority(self.loop.time, self._presenting, rotates=rotates)
@@ -245,6 +246,7 @@ class World:
         self.events: list[Event] = []
         self.made = 0
         self.numbers = 0
+        self._opened: dict[Stored, Record] = {}
         self.now_stored: dict[str, Record] = {}
         """What was written last under a key, or came back with the store."""
         self.newest: dict[str, int] = {}
@@ -258,7 +260,7 @@ class World:
         self.lost_data = False
         self.insisted = False
         self.in_doubt: set[str] = set()
-        """Keys whose refresh token was on its way, or not stored, when an instance ended, or that nobody has newest."""
+        """Keys whose refresh token was on its way when an instance ended, or whose newest record nobody has."""
         self.broken: list[str] = []
         """What did not hold; not raised, because much of what runs here survives any exception, on purpose."""
         for name in ("client-secret", *(f"{user}-password" for user in self.users)):
@@ -288,7 +290,7 @@ class World:
         (self.folder / f"{user}-first").write_text(self.authority.log_in(user))
 
     def change_settings(self, what: str) -> None:
-        """Let the client prove itself in another way, or ask for another scope; a first refresh token says all that."""
+        """Let the client prove itself in another way, or ask for another scope, which a first refresh token decides."""
         self.numbers += 1
         other = (
             f"scope-{self.numbers}"
@@ -348,7 +350,7 @@ class World:
 
     async def _equip(self, instance: Instance) -> None:
         """Make the brokers of the settings as they are now; those that are as before are kept, others retire."""
-        before, made = instance.parts, {}
+        before, made = instance.parts, dict[str, Part]()
         owner = f"{instance.owner}.{instance.number}" if instance.number else instance.owner
         shared = replace(instance.shared, owner=owner)
         for credential in credentials(self.settings, instance.clock):
@@ -525,10 +527,12 @@ class World:
 
     def opened(self, key: str, stored: Stored) -> Record | None:
         """Return the record, whichever key sealed it; None for none, and for what cannot be read."""
-        try:
-            record = Record.decode(self._ring.open(key, stored.sealed))
-        except StoreError:
-            return None
+        if stored not in self._opened:
+            try:
+                self._opened[stored] = Record.decode(self._ring.open(key, stored.sealed))
+            except StoreError:
+                return None
+        record = self._opened[stored]
         return record if record.generation == stored.generation else None
 
     def records(self) -> dict[str, Stored]:
