@@ -159,6 +159,8 @@ class Renewing:
         except IssuerError as error:
             self.failure = error
             self.failures += 1
+            if self._trigger == "forced":  # the operator was told; what goes on is for those who need a token
+                self._trigger = "demand"
             raise
         finally:
             # A refused token is handed out again when no better one could be had: other endpoints may take it.
