@@ -136,8 +136,8 @@ class Settings(Model):
         for name, upstream in self.upstreams.items():
             if upstream.oauth2.grant == "refresh_token" and self.store.url == "memory":
                 raise ValueError(
-                    f"store.url: memory forgets what the grant refresh_token gives to upstream {name}, and the first one"
-                    " is presented once; expected sqlite or a Redis"
+                    f"store.url: memory forgets what the grant refresh_token gives to upstream {name}, and the first"
+                    " one is presented once; expected sqlite or a Redis"
                 )
         patterns = frozenset(self.passthrough)
         for name, upstream in self.upstreams.items():

@@ -98,8 +98,9 @@ class Keys:
             return self._ring.open(name, sealed)
 
     def place(self, sealed: bytes) -> tuple[int | None, str]:
-        """Return which key sealed a record, as `KeyRing.place` does."""
-        return self._current().place(sealed)
+        """Return which key sealed a record, as `KeyRing.place` does, by the files as they are at this moment."""
+        self._look()
+        return self._ring.place(sealed)
 
     def _current(self) -> KeyRing:
         now = self._clock.monotonic()

@@ -36,8 +36,7 @@ class SealedRecord:
     """The record of the credential that *identity* names, for the instance *owner*.
 
     *identity* is asked when it is first needed, and may raise ConfigurationError, as every call does then. *former*:
-    the credential's name in the release before, None where there is none. Each call may raise StoreError. `place`:
-    which key sealed the record that was last seen, as `KeyRing.place` says.
+    the credential's name in the release before, None where there is none. Each call may raise StoreError.
     """
 
     def __init__(
@@ -49,7 +48,12 @@ class SealedRecord:
         self._owner = owner
         self._former = Former(store, keys, former, owner) if former else None
         self._name = ""
-        self.place: tuple[int | None, str] | None = None
+        self._last = b""
+
+    @property
+    def place(self) -> tuple[int | None, str] | None:
+        """Which of the keys, as they are now, sealed the record that was last seen; None if there was none."""
+        return self._keys.place(self._last) if self._last else None
 
     async def read(self) -> Found:
         """Return what is there; one that an older key has sealed is sealed anew."""
@@ -79,7 +83,7 @@ class SealedRecord:
             key, sealed, record.generation, after=after, release=self._owner if release else ""
         )
         if written:
-            self.place = self._keys.place(sealed)
+            self._last = sealed
             if self._former is not None:
                 await self._former.write(record.moved(self._store.offset), key, release=release)
         return written
@@ -125,22 +129,20 @@ class SealedRecord:
                 await self._store.write(key, sealed, theirs.generation, after=found.generation)
                 await former.write(theirs, key, release=False)
                 return theirs.moved(-self._store.offset)
-            if found.generation and self.place and self.place[0] != 1:
+            if self.place and self.place[0] != 1:
                 with contextlib.suppress(StoreError):
                     sealed = self._sealed(key, found)
                     if await self._store.write(key, sealed, found.generation, after=found.generation):
-                        self.place = self._keys.place(sealed)
+                        self._last = sealed
         return found
 
     def _open(self, key: str, stored: Stored) -> Found:
+        self._last = stored.sealed
         if stored.generation == 0:
-            self.place = None
             return Record()
         try:
             record = Record.decode(self._keys.open(key, stored.sealed))
-            self.place = self._keys.place(stored.sealed)
         except UnknownSeal as error:
-            self.place = self._keys.place(stored.sealed)
             return Unreadable(stored.generation, str(error), foreign=True)
         except StoreError as error:
             return Unreadable(stored.generation, str(error))
