@@ -196,6 +196,23 @@ async def test_token_of_another_ends_a_wait_to_try_again(rig: Rig) -> None:
     assert not broker._renewing.running
 
 
+async def test_closing_waits_for_a_call_that_came_after_another_instances(rig: Rig) -> None:
+    """It waited for the lease, and has it now: what the issuer grants is stored."""
+    rig.issuer.gate.clear()
+    first, second = await rig.begun(), await rig.begun()
+    await rig.clock.advance(1)
+    await rig.kill(first)
+    await rig.clock.advance(TTL)
+    assert len(rig.issuer.calls) == 2
+    closing = rig.later(second.aclose())
+    await settle()
+    assert not closing.done()
+    rig.issuer.gate.set()
+    await closing
+
+    assert bare((await rig.stored()).token).by == "test/2"
+
+
 async def test_closing_does_not_wait_for_another_instance(rig: Rig) -> None:
     """An instance that waits for the one with the lease has nothing to finish."""
     rig.issuer.gate.clear()
