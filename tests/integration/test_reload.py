@@ -255,6 +255,30 @@ async def test_broken_file_is_refused_and_told_of(upstream: Recorder, tokens: To
     assert b'"reload_refused": null' in after
 
 
+async def test_secret_that_cannot_be_read_is_refused_and_told_of(
+    upstream: Recorder, tokens: TokenServer, tmp_path: Path
+) -> None:
+    """A reload that would leave an upstream without its secret changes nothing: the old configuration serves on."""
+    secret = tmp_path / "secret"
+    secret.write_text(canary("plm"))
+    data = configuration(upstream.url, tokens.url, tmp_path / "state")
+    data["upstreams"]["plm"]["oauth2"]["client_secret"] = {"file": str(secret)}
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(data))
+    async with sidecar(data) as rig, watched(rig, file) as reloader:
+        assert status_of(await get(rig, upstream.url.encode())) == 200
+        secret.unlink()
+        file.write_text(json.dumps(data | {"grace": "9s"}))
+        await reloader.reload()
+        refused = await until(rig, "refused")
+        assert status_of(await get(rig, upstream.url.encode())) == 200
+        grace = rig.app.settings.grace
+
+    assert "upstreams.plm.oauth2.client_secret" in refused.detail
+    assert grace != 9
+    assert tokens.calls == 1
+
+
 async def test_changed_secret_ends_a_rejection(upstream: Recorder, tokens: TokenServer, tmp_path: Path) -> None:
     """Nobody has to ask: the new secret is tried as soon as its file is seen."""
     secret = tmp_path / "secret"
