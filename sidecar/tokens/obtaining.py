@@ -168,9 +168,10 @@ class Obtaining:
 
     def _moves_on(self, draft: Record, refusal: CredentialRejected) -> bool:
         """Tell whether something else may be tried after a refused refresh; not where the client was refused."""
-        if refusal.error == "invalid_client":
-            return False
-        return self._issuer.anew is Anew.FREE or not draft.claimed
+        if self._issuer.anew is Anew.FREE:
+            return refusal.error != "invalid_client"
+        # What the release before presented is not known: only a login that has ended anyway has nothing to lose.
+        return refusal.error == "invalid_grant" and not draft.claimed
 
     def _pause(self, trouble: IssuerUnavailable) -> float | None:
         """Return the seconds in which nobody should ask, None where nobody said so."""

@@ -848,6 +848,19 @@ async def test_a_refused_refresh_token_moves_on_to_the_configured_one_if_it_is_n
     assert (stored.claimed, stored.kept) == (True, rig.issuer.configured)
 
 
+@pytest.mark.parametrize("error", ["", "invalid_scope", "unauthorized_client", "access_denied", "invalid_client"])
+async def test_a_login_that_may_live_is_not_risked_for_the_configured_token(rig: Rig, error: str) -> None:
+    """The release before may have presented it: an issuer that sees it again would end what only said no today."""
+    await holding(rig, claimed=False)
+    rig.issuer.answers.append(CredentialRejected(error, "no"))
+    await rig.started()
+    await rig.clock.advance(DUE)
+    stored = await rig.stored()
+
+    assert rig.issuer.calls == [REFRESH.reveal()]
+    assert (stored.claimed, stored.kept, stored.presented) == (False, REFRESH, None)
+
+
 async def test_a_refused_refresh_token_is_kept_where_it_is_all_there_is(rig: Rig) -> None:
     """Its issuer may be wrong; it is asked again after a long pause, by one instance."""
     before = await holding(rig)
