@@ -65,7 +65,9 @@ class Holding(Memory):
             self.report("read", StoreError(found.why))
             if found.foreign or not await self._publish(found):
                 self.unreadable = found
-        elif found.generation > self._stored and not (self.unsaved and self._ours_is_better(found)):
+        elif found.generation > self._stored and not (
+            (self.unsaved and self._ours_is_better(found)) or self._knows_more_than(found)
+        ):
             self.unsaved = False
             if not await self._is_old(found):
                 self._hold(found)
@@ -131,7 +133,7 @@ class Holding(Memory):
 
         Raises StoreError when the store cannot be told: what is kept for the next obtain is kept then.
         """
-        self.held = None
+        self.held, self.record = None, replace(self.record, token=None)
         mark = await self._sealed.revoke(self.record.generation)
         if self.record.generation <= mark.generation:  # what was read meanwhile is older than the mark
             self.unsaved = False
@@ -144,7 +146,7 @@ class Holding(Memory):
 
     async def _mark_seen(self, found: Record) -> None:
         """Note what another instance wrote with what it presented: a store may be put back to before that."""
-        if found.claimed or found.kept is not None:
+        if found.kept is not None:
             try:
                 await self.mark()
             except StoreError as error:
@@ -196,6 +198,11 @@ class Holding(Memory):
             self._hold(replace(ours, generation=generation))
             self.unsaved = False
         return True
+
+    def _knows_more_than(self, found: Record) -> bool:
+        """Tell whether *found* was begun anew in an emptied store: what we have came of the first refresh token."""
+        ours = self.record
+        return self._once and ours.claimed and ours.kept is not None and not (found.kept or found.revoked)
 
     def _ours_is_better(self, found: Record) -> bool:
         return not found.revoked and (self._once or (self.lasts() and not self._lasting(found)))

@@ -25,13 +25,13 @@ class Marker:
     def __init__(self, directory: Path, first: Secret) -> None:
         digest = sha256(b"auth-sidecar first refresh token\0" + first.reveal().encode()).hexdigest()
         self._path = directory / digest[:32]
-        self._known: int | None = None
 
     async def read(self) -> int:
-        """Return the generation; raises StoreError when the file is there and cannot be read."""
-        if self._known is None:
-            self._known = await asyncio.to_thread(self._read)
-        return self._known
+        """Return the generation, from the file each time: other processes of this machine write it too.
+
+        Raises StoreError when the file is there and cannot be read.
+        """
+        return await asyncio.to_thread(self._read)
 
     async def write(self, generation: int) -> None:
         """Note *generation*, so that it outlives a power cut; a lower one than is known changes nothing.
@@ -40,7 +40,6 @@ class Marker:
         """
         if generation > await self.read():
             await asyncio.to_thread(self._write, generation)
-            self._known = generation
 
     async def forget(self) -> None:
         """Note that the token was not taken after all; raises StoreError."""
@@ -48,7 +47,6 @@ class Marker:
             await asyncio.to_thread(self._path.unlink, missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._path}: {_reason(error)}") from None
-        self._known = 0
 
     async def too_old(self, found: Record) -> Unreadable | None:
         """Return *found* as a record that is not to be used if this machine has seen a newer one, else None."""
@@ -56,9 +54,12 @@ class Marker:
             marked = await self.read()
         except StoreError as error:
             return Unreadable(found.generation, str(error))
-        if found.generation >= marked:
+        begun_anew = marked > 0 and not (found.claimed or found.revoked or found.kept)
+        if found.generation >= marked and not begun_anew:
             return None
         what = "is gone" if found.generation == 0 else f"is that of generation {found.generation}, an older one"
+        if found.generation and begun_anew:
+            what = "was begun anew by an instance that did not know of it"
         why = f"the record {what}; this machine has seen generation {marked}, so that its refresh token is spent"
         return Unreadable(found.generation, why)
 

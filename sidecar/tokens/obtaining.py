@@ -191,10 +191,12 @@ class Obtaining:
         if record == self._holding.record:
             return
         with contextlib.suppress(StoreError):
-            if leased and await self._holding.write(record, release=True):
-                self._lease.given_back()
+            if leased:
+                # First the mark: what is marked and not in the record would count as spent.
                 await self._holding.unmark(record)
-                return
+                if await self._holding.write(record, release=True):
+                    self._lease.given_back()
+                    return
         self._holding.record = replace(self._holding.record, rejection=record.rejection, not_before=record.not_before)
 
     def _granted(self, grant: Grant, presented: Secret | None, draft: Record, trigger: str) -> Record:

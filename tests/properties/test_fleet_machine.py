@@ -323,7 +323,8 @@ class FleetMachine(RuleBasedStateMachine):
         return [
             (owner, name)
             for (owner, name), each in done.items()
-            if not _served({(owner, name): each}) and not self.needs_a_person(self.world.instances[owner].parts[name])
+            if not _served({(owner, name): each}, {200, 401})
+            and not self.needs_a_person(self.world.instances[owner].parts[name])
         ]
 
     def needs_a_person(self, part: Part) -> bool:
@@ -501,5 +502,47 @@ def test_a_machine_that_has_seen_a_successor_knows_it_after_a_restart(renews: bo
         world.advance(3 * BACK)
         assert (world.broken, world.authority.reuses) == ([], [])
         assert all(instance.broker.current() is not None for instance in world.instances.values())
+    finally:
+        world.end()
+
+
+@pytest.mark.parametrize("fault", ["down", "broken"])
+def test_a_record_that_was_begun_anew_is_not_taken_for_the_newest(fault: str) -> None:
+    """An emptied store, a new machine that was told nothing of the login, and one that has its newest refresh token."""
+    world = World(1, {"alice": "refresh_token"})
+    world.authority.lifetime = 40.0
+    first = world.start()
+    try:
+        world.advance(LOOK)
+        first.view.cut = True
+        world.wipe()
+        world.authority.fault = fault
+        world.start()
+        world.advance(2 * AGAIN)
+        world.authority.fault = "none"
+        first.view.cut = False
+        world.kill(list(world.instances.values())[1])
+        world.advance(2 * BACK)
+        assert (world.broken, world.authority.reuses) == ([], [])
+        assert first.broker.current() is not None
+    finally:
+        world.end()
+
+
+def test_a_token_whose_revocation_failed_is_not_handed_out_here_again() -> None:
+    """Not even when the store comes back empty, and is told what else is known."""
+    world = World(1, {"alice": "refresh_token"})
+    instance = world.start()
+    try:
+        world.advance(1.0)
+        dropped = instance.broker.current()
+        world.set_weather("silent")
+        world.run(_quietly(world.drop(instance.parts["plm"])))
+        world.wipe()
+        world.set_weather("none")
+        world.authority.fault = "down"
+        world.advance(LOOK)
+        assert dropped is not None
+        assert instance.broker.current() is None
     finally:
         world.end()

@@ -29,7 +29,7 @@ from sidecar.tokens.seal import KeyRing, Keys, new_key, parse_keys
 from sidecar.tokens.store import Stored, TokenStore, store_key
 from sidecar.tokens.token import Token
 from tests.canary import canary
-from tests.properties.issuers import Api, Authority, Outcome, Port
+from tests.properties.issuers import Api, Authority, Issued, Outcome, Port
 from tests.properties.virtual import VirtualClock, VirtualLoop
 
 STORE_TIMEOUT = 0.1
@@ -37,6 +37,8 @@ POLICY = RetryPolicy()
 WHOSE = {"plm": "alice", "erp": "alice", "crm": "bob"}
 """The upstreams, and whose credential each has; those of one user share a broker."""
 _MEMORY = Path("/dev/shm")
+_LOOKED = 6.0
+"""Seconds in which all who live have looked at the store."""
 _SURE = 0.5
 """Seconds in which what came from the store has reached those who asked for it."""
 
@@ -64,7 +66,8 @@ class View:
         self.seen: dict[str, float] = {}
         """When it was seen here that a refresh token has a successor."""
         self.looked_at: dict[str, float] = {}
-        """When the last look at a record began."""
+        """When the last look at a record began; a sign of life of who holds the lease is none."""
+        self._leased: set[tuple[str, str]] = set()
 
     @property
     def offset(self) -> float:
@@ -98,10 +101,10 @@ class View:
         if self.dead:
             raise StoreError("the store is closed")
 
-    def _saw(self, key: str, stored: Stored, began: float) -> None:
+    def _saw(self, key: str, stored: Stored, began: float = -math.inf) -> None:
         now = self._world.loop.time()
         record = self._world.opened(key, stored)
-        self.looked_at[key] = began
+        self.looked_at[key] = max(began, self.looked_at.get(key, -math.inf))
         if record is not None and record.kept is not None:
             for spent in self._world.authority.ancestors(record.kept.reveal()):
                 self.seen.setdefault(spent, now)
@@ -115,16 +118,20 @@ class View:
     async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
         began = self._world.loop.time()
         held, stored = await self._do("take", key, owner, ttl)
-        self._saw(key, stored, began)
+        self._saw(key, stored, -math.inf if (key, owner) in self._leased else began)
+        if held:
+            self._leased.add((key, owner))
         return held, stored
 
     async def write(self, key: str, sealed: bytes, generation: int, *, after: int, release: str = "") -> bool:
         written: bool = await self._do("write", key, sealed, generation, after=after, release=release)
         if written:
-            self._saw(key, Stored(generation, sealed), self._world.loop.time())
+            self._saw(key, Stored(generation, sealed))
+            self._leased.discard((key, release))
         return written
 
     async def release(self, key: str, owner: str) -> None:
+        self._leased.discard((key, owner))
         await self._do("release", key, owner)
 
     async def announce(self, instance: str, sealed: bytes, ttl: float) -> None:
@@ -258,6 +265,7 @@ class World:
         self.was_dropped: set[str] = set()
         """Keys of credentials that an operator had dropped, or tried to."""
         self.lost_data = False
+        self._lost_at = -math.inf
         self.insisted = False
         self.in_doubt: set[str] = set()
         """Keys whose refresh token was on its way when an instance ended, or whose newest record nobody has."""
@@ -483,7 +491,7 @@ class World:
                     newer = await broker.after(token, self.loop.time() + patience)
                     if newer is None:
                         break
-                    if newer.granted <= token.granted:
+                    if self.issued(newer).asked_at <= self.issued(token).asked_at:
                         self.broken.append("a token that is not newer was given for a refused one")
                     token, renewals, absorbed = newer, renewals + 1, absorbed + 1
                 else:
@@ -580,6 +588,7 @@ class World:
 
     def _lost(self) -> None:
         self.lost_data = True
+        self._lost_at = self.loop.time()
         self.superseded.clear()
         self.dropped.clear()
         found = {key: self.opened(key, stored) for key, stored in self.records().items()}
@@ -601,15 +610,20 @@ class World:
         began = self.loop.time()
         self.was_dropped.add(part.key)
         await part.broker.revoke()
-        self.dropped[part.key] = (began, self.loop.time())
+        if began > self._lost_at + _LOOKED:  # else others may know a newer generation than the mark's, and publish it
+            self.dropped[part.key] = (began, self.loop.time())
 
     def check_handed(self, instance: Instance, part: Part, token: Token) -> None:
         """Nobody hands out what was asked for before an operator dropped it, once it has looked at the store."""
         began, done = self.dropped.get(part.key, (math.inf, math.inf))
-        asked_at = self.authority.issued[token.values["access_token"].reveal()].asked_at
+        asked_at = self.issued(token).asked_at
         looked_at = instance.view.looked_at.get(part.key, 0.0)
         if asked_at < began and looked_at > done and self.loop.time() > looked_at + _SURE:
             self.broken.append(f"{instance.owner} hands out a token that an operator had dropped")
+
+    def issued(self, token: Token) -> Issued:
+        """Return what the issuer knows of *token*: an emptied store counts its generations anew."""
+        return self.authority.issued[token.values["access_token"].reveal()]
 
     def stuck(self) -> list[tuple[Instance, Part]]:
         """Return whom only a person can help, as they say."""

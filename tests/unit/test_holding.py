@@ -458,7 +458,7 @@ async def test_what_was_granted_is_noted_on_this_machine(rig: Rig, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("fields", "noted"),
-    [({"claimed": True}, 7), ({"kept": REFRESH}, 7), ({"rejection": REJECTION, "token": None}, 0)],
+    [({"claimed": True}, 0), ({"kept": REFRESH}, 7), ({"rejection": REJECTION, "token": None}, 0)],
     ids=["claimed", "kept", "nothing"],
 )
 async def test_what_another_instance_presented_is_noted_too(
