@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal
 from sidecar.events import BreakerChanged, Emit
-from sidecar.exchange.pause import SharedPause
 from sidecar.exchange.tally import Tally
 from sidecar.exchange.turns import Turns
 from sidecar.policy.breaker import Breaker, State
 from sidecar.policy.budget import Budget
 from sidecar.policy.decide import spread
+from sidecar.tokens.moment import SharedMoment
 
 Rest = Callable[[float], Awaitable[None]]
 """Waits so many seconds; raises Refusal when the sidecar stops meanwhile."""
@@ -33,7 +33,7 @@ class Admission:
         *,
         budget: Budget,
         breaker: Breaker,
-        pause: SharedPause,
+        pause: SharedMoment,
         turns: Turns | None,
         patience: float,
         longest: float,

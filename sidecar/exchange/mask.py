@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
-from sidecar.auth.dialect import Dress, Values
+from sidecar.auth.dialect import Dress
+from sidecar.auth.grant import Values
 from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
 
@@ -25,9 +26,9 @@ class Mask:
     def noting(self, dress: Dress) -> Dress:
         """Return *dress* as it is, but that the values it is given are hidden from then on."""
 
-        def dressed(values: Values, method: bytes, target: bytes) -> Fields:
+        def dressed(values: Values, request: Request, target: bytes) -> Fields:
             self._presented.extend(secret for secret in values.values() if secret not in self._presented)
-            return dress(values, method, target)
+            return dress(values, request, target)
 
         return dressed
 

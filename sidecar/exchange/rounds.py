@@ -14,7 +14,7 @@ from sidecar.exchange.peek import peek
 from sidecar.policy import headers
 from sidecar.policy.breaker import FAILED
 from sidecar.policy.decide import STALE, Attempt, Backoff, Pass, Past, Renew, Told, after, decide, pauses, stop
-from sidecar.policy.message import value_of
+from sidecar.policy.message import Request, value_of
 from sidecar.policy.reading import FINE, Reading, Sign
 from sidecar.tokens.token import Token
 
@@ -67,7 +67,7 @@ class Rounds:
             reading = FINE
             if isinstance(outcome, Answer):
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
-                    reading = await self._read(dialect, outcome)
+                    reading = await self._read(errand.request, dialect, outcome)
                 destination.broker.heard(token, reading.sign, again=token is renewed, own=errand.own)
                 if outcome.status < _ERRORS and reading.sign is Sign.FINE:
                     tally.passed()
@@ -136,11 +136,11 @@ class Rounds:
             return
         raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping; this request still waited to be sent")
 
-    async def _read(self, dialect: Dialect, answer: Answer) -> Reading:
+    async def _read(self, request: Request, dialect: Dialect, answer: Answer) -> Reading:
         body = None
-        if dialect.hold_back is not None and (limit := dialect.hold_back(answer.status, answer.fields)) > 0:
+        if dialect.hold_back is not None and (limit := dialect.hold_back(request, answer.status, answer.fields)) > 0:
             body = await peek(answer, limit)
-        return dialect.read(answer.status, answer.fields, body, self._clock.now())
+        return dialect.read(request, answer.status, answer.fields, body, self._clock.now())
 
     def _head(self, errand: Errand, token: Token) -> bytes:
         request, way, destination = errand.request, errand.way, errand.destination
@@ -152,7 +152,7 @@ class Rounds:
             host=way.origin.authority.encode(),
             hop=self._hop,
             via=destination.via,
-            credential=dialect.dress(token.values, request.method, target),
+            credential=dialect.dress(token.values, request, target),
             chunked=request.length is None,
         )
         lines = [b"%b %b HTTP/1.1" % (request.method, target), *(b"%b: %b" % pair for pair in fields)]

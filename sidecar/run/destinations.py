@@ -7,7 +7,6 @@ from sidecar.auth.dialect import oauth2_dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
-from sidecar.exchange.pause import SharedPause
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.breaker import Breaker, BreakerPolicy
@@ -18,6 +17,7 @@ from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.moment import SharedMoment
 
 Own = Callable[[], Iterable[tuple[str, int]]]
 
@@ -71,7 +71,7 @@ def make_destination(
 
 def _admission(name: str, upstream: Upstream, credential: Credential, shared: Shared) -> Admission:
     breaker, longest = upstream.breaker, upstream.retry.max_retry_after
-    pause = SharedPause(
+    pause = SharedMoment(
         name,
         # What an upstream asks of one client is not meant for others.
         f"{upstream.origin.url} {credential.identity}",

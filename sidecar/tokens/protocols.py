@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sidecar.auth.grant import Anew, Grant
+from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.secret import Secret
 from sidecar.tokens.token import Token
 
@@ -21,11 +21,20 @@ class Issuer(Protocol):
         """What it costs to obtain the credential from what is configured alone."""
         ...
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:
         """Obtain the credential with *kept*, what an earlier Grant left for this; None: from what is configured alone.
 
-        Nothing else is tried. Raises CredentialRejected; IssuerUnavailable, which is BrokenOff after *seconds*;
+        *values*: those of the credential that is held, of which only the part that lives in it (`CSRF`) is to be
+        obtained anew; the Grant has all of them then, and None instead: all of it. Nothing else is tried. Raises
+        CredentialRejected; IssuerUnavailable, which is BrokenOff after *seconds*, and Lapsed when *values* are dead;
         ConfigurationError for a secret that cannot be read.
+        """
+        ...
+
+    async def release(self, values: Values, seconds: float) -> None:
+        """Tell the other side that *values* are used no more (a logout); does nothing where that is not known.
+
+        Raises IssuerUnavailable when it could not be told within *seconds*.
         """
         ...
 

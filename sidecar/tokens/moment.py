@@ -1,7 +1,7 @@
-"""The pause that an upstream asked for, shared by all instances through the store.
+"""A moment in time that all instances share through the store, such as the end of a pause: the latest one counts.
 
 The store is never on a request's way: it is told and looked at beside them, and its trouble changes nothing. The
-record's generation is the end of the pause in milliseconds of the store's clock; a later end wins, damage gives way.
+record's generation is the moment in milliseconds of the store's clock; a later one wins, damage gives way.
 """
 
 import asyncio
@@ -23,17 +23,26 @@ _ABSURD = 86400.0
 """Seconds that nobody waits, whatever is configured: the clock of the instance that wrote it was wrong."""
 
 
-class SharedPause:
-    """Until when requests to one upstream wait; *identity* is the upstream's, with the credential's.
+class SharedMoment:
+    """A moment of the *kind* that belongs to *identity*, for the upstream *name*.
 
-    *longest*: no pause is believed to last longer, in seconds from when we heard of it. `until` and `look_at` are on
-    the monotonic clock: the end of the pause, and when `look` is worth calling.
+    *longest*: none is believed to be further away, in seconds from when we heard of it. `until` and `look_at` are on
+    the monotonic clock: the moment, and when `look` is worth calling.
     """
 
     def __init__(
-        self, name: str, identity: str, store: TokenStore, keys: Keys, *, longest: float, clock: Clock, emit: Emit
+        self,
+        name: str,
+        identity: str,
+        store: TokenStore,
+        keys: Keys,
+        *,
+        longest: float,
+        clock: Clock,
+        emit: Emit,
+        kind: str = "pause-upstream",
     ) -> None:
-        self._key = store_key(identity, "pause-upstream")
+        self._key = store_key(identity, kind)
         self._store = store
         self._keys = keys
         self._longest = longest
@@ -47,7 +56,7 @@ class SharedPause:
         self.look_at = 0.0
 
     def extend(self, seconds: float) -> None:
-        """Pause for *seconds* from now, here at once, elsewhere as soon as the store is read there."""
+        """Let the moment be *seconds* from now, if that is later: here at once, elsewhere as soon as the store is read."""
         self.until = max(self.until, self._clock.monotonic() + seconds)
         self._end = max(self._end, int((self._clock.now() + self._store.offset + seconds) * 1000))
         if self._is_news() and (self._telling is None or self._telling.done()):
