@@ -56,7 +56,7 @@ class SharedMoment:
         self.look_at = 0.0
 
     def extend(self, seconds: float) -> None:
-        """Let the moment be *seconds* from now, if that is later: here at once, elsewhere as soon as the store is read."""
+        """Let the moment be *seconds* from now, if that is later: here at once, elsewhere once the store is read."""
         self.until = max(self.until, self._clock.monotonic() + seconds)
         self._end = max(self._end, int((self._clock.now() + self._store.offset + seconds) * 1000))
         if self._is_news() and (self._telling is None or self._telling.done()):
