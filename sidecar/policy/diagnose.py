@@ -1,7 +1,7 @@
-"""What is wrong, and what to do: from what is known of the upstreams to findings in words. Pure; times are wall seconds.
+"""What is wrong, and what to do: from what is known of the upstreams to findings in words. Pure.
 
-A finding begins with the first request that it cost, and ends with the next one that gets through, or after ten minutes
-in which it cost none. Its rows are those of docs/operations.md, "What is wrong".
+Times are wall seconds. A finding begins with the first request that it cost, and ends with the next one that gets
+through, or after ten minutes in which it cost none. Its rows are those of docs/operations.md, "What is wrong".
 """
 
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def _rejected(standing: Standing, cost: Cost, now: float) -> Finding:
     name = standing.upstream
     return _finding(
         *(Reason.CREDENTIAL_REJECTED, standing, cost, now),
-        what=f"The credential of {name} was refused by the other side; it is not shown again, so that no account is locked.",
+        what=f"The credential of {name} was refused; it is not shown again, so that no account is locked.",
         latch=True,
         steps=(
             Step(f"Set the right secret where upstreams.{name} takes it from; it is tried as soon as it changes."),

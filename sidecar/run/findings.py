@@ -1,4 +1,4 @@
-"""What is wrong with a sidecar that serves: what requests met, and how things stand, put into the words of `diagnose`."""
+"""What is wrong with a sidecar that serves: what requests met, and how things stand, in the words of `diagnose`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _NONE: Costs = {}
 
 
 class Findings:
-    """Keeps what requests met since the last one that got through, by upstream; *destinations* tells how things stand."""
+    """Keeps what requests met since the last one that got through, by upstream; *destinations* are those of now."""
 
     def __init__(self, destinations: Callable[[], Mapping[str, Destination]], clock: Clock) -> None:
         self._destinations = destinations

@@ -32,7 +32,8 @@ from sidecar.events import (
 )
 from sidecar.exchange.rounds import _NOT_RENEWED
 from sidecar.exchange.tally import _REFUSES_NOTHING, Tally, measured
-from sidecar.observe.metrics import METRICS, Metrics
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.series import METRICS
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
 from sidecar.policy.decide import Attempt, Backoff, Pass, Renew, Told
@@ -66,12 +67,21 @@ class Hands:
 class Status:
     expires_at: float | None
     lifetime: float | None
+    state: str = "valid"
 
 
 def make(
-    status: Mapping[str, Status] | None = None, in_flight: Mapping[str, int] | None = None, clock: Hands | None = None
+    status: Mapping[str, Status] | None = None,
+    in_flight: Mapping[str, int] | None = None,
+    clock: Hands | None = None,
+    quota: Mapping[str, float | None] | None = None,
 ) -> Metrics:
-    return Metrics(status=lambda: status or {}, in_flight=lambda: in_flight or {}, clock=clock or Hands())
+    return Metrics(
+        status=lambda: status or {},
+        in_flight=lambda: in_flight or {},
+        quota=lambda: quota or {},
+        clock=clock or Hands(),
+    )
 
 
 def request(**changes: Any) -> RequestDone:
@@ -200,6 +210,23 @@ def test_gauges_are_read_when_asked() -> None:
     keys = [("token_expires_in_seconds", "plm"), ("token_lifetime_seconds", "plm"), ("in_flight", "plm")]
     assert [[page[key] for key in keys] for page in (first, second, third)] == [[60, 90, 2], [-1, 90, 0], [0, 0, 0]]
     assert ("in_flight", "gone") not in first
+
+
+def test_one_state_of_a_credential_is_set() -> None:
+    """All others are 0, so that an alert can name one; a page of an upstream without a token has them too."""
+    status = {"plm": Status(None, None, "seat_taken")}
+    metrics = make(status)
+    states = {key[1]: value for key, value in numbers(metrics).items() if key[0] == "credential_state"}
+    assert {name for name, value in states.items() if value} == {"seat_taken"}
+    assert set(states) == {"none", "valid", "due", "refused", "expired", "rejected", "seat_taken"}
+
+
+def test_what_is_left_of_a_quota_is_shown_where_it_is_known() -> None:
+    """Nothing is made up for an upstream that tells none."""
+    status = {"plm": Status(None, None), "arena": Status(None, None)}
+    found = numbers(make(status, quota={"arena": 17.0, "plm": None}))
+    assert found[("quota_remaining", "arena")] == 17
+    assert ("quota_remaining", "plm") not in found
 
 
 def test_an_upstream_that_is_gone_has_no_gauges() -> None:
@@ -390,7 +417,7 @@ def test_the_breaker_that_is_most_open_speaks_for_all(tmp_path: Path) -> None:
     Slot(tmp_path, 1).publish({"plm": STANDING._replace(breaker=2)}, now=100.0)
     Slot(tmp_path, 2).publish({"plm": STANDING}, now=100.0)
     status = {"plm": Status(1_000_060.0, 90.0)}
-    metrics = Metrics(status=lambda: status, in_flight=dict, clock=Hands(), slot=Slot(tmp_path, 3))
+    metrics = Metrics(status=lambda: status, in_flight=dict, quota=dict, clock=Hands(), slot=Slot(tmp_path, 3))
     (family,) = [each for each in metrics._gauges() if each.name == "auth_sidecar_breaker_state"]
     assert [sample.value for sample in family.samples] == [2]
 
@@ -556,5 +583,5 @@ def test_a_refused_credential_is_visible_when_its_answer_is_told(sign: Sign, tol
     tally = Tally(0.0)
     tally.decided(Pass("renewed", told), Attempt(method="GET", status=200, sign=sign))
     done = tally.done(None, 1.0)
-    refused = sign in (Sign.EXPIRED, Sign.SCOPE, Sign.FOREIGN)
+    refused = sign in (Sign.EXPIRED, Sign.SCOPE, Sign.FOREIGN, Sign.REJECTED)
     assert (done.unauthorized, done.visible) == (refused, refused and told is Told.THIS)
