@@ -111,7 +111,6 @@ async def assemble(
     destinations: dict[str, Destination] = {}
     contexts: dict[Tls, ssl.SSLContext] = {}
     kept = set()
-    trust = await _trust(settings, shared, before)
     try:
         await prime(identifying(settings))
         for credential in credentials(settings, shared.clock, shared.contexts):
@@ -131,6 +130,8 @@ async def assemble(
                     made_now = dataclasses.replace(made_now, dialect=noted)
                 destinations[name] = made_now
         destinations = {name: destinations[name] for name in settings.upstreams}
+        lent = {name: destination.dialect.lends for name, destination in destinations.items()}
+        trust = await _trust(settings, lent, shared, before)
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -173,7 +174,7 @@ async def assemble(
     fresh = [name for name in destinations if name not in kept]
     await _start(_brokers(destinations[name] for name in fresh))
     for name in fresh:
-        if (wanted := settings.upstreams[name].keepalive) is not None:
+        if (wanted := uses[name]) is not None:
             rounds = made.proxy.exchange.rounds
             work = keep_alive(name, wanted, destinations[name], rounds, shared.clock, shared.emit)
             destinations[name].broker.beside(work, "keepalive")
@@ -212,8 +213,11 @@ async def _start(brokers: Iterable[Broker]) -> None:
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
-async def _trust(settings: Settings, shared: Shared, before: Assembly | None) -> Trust:
+async def _trust(
+    settings: Settings, lent: Mapping[str, Iterable[Origin]], shared: Shared, before: Assembly | None
+) -> Trust:
     hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
+    hosts |= {origin.host for origins in lent.values() for origin in origins}
     if before is not None and hosts == before.trust.hosts:
         return before.trust
     trust = Trust(settings.state_dir / "ca", hosts, shared.clock, shared.emit)

@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 
-from sidecar.auth.dialect import oauth2_dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
@@ -49,7 +48,7 @@ def make_destination(
         broker=broker,
         admission=_admission(name, upstream, credential, shared),
         pool=pool,
-        dialect=oauth2_dialect(upstream.strip),
+        dialect=credential.systems[name].speak(shared.keys.tags(credential.identity)),
         retry=RetryPolicy(
             attempts=retry.attempts,
             statuses=frozenset(retry.statuses),

@@ -18,6 +18,7 @@ from sidecar.run.app import App
 from sidecar.run.assembly import Surroundings
 from sidecar.run.commands import wait_for_commands
 from sidecar.run.credentials import AT_ONCE, Shared
+from sidecar.run.findings import Findings
 from sidecar.run.listeners import FREE_PORT, bind
 from sidecar.run.source import make_source
 from sidecar.run.state import MARKS, RunFile, admin_token, prepare
@@ -61,13 +62,17 @@ async def running(
         metrics = Metrics(
             status=lambda: {name: broker.status() for name, broker in app.brokers.items()},
             in_flight=lambda: in_flight,
+            quota=lambda: {name: each.admission.quota_remaining for name, each in app.destinations.items()},
             clock=clock,
             slot=inherited.slot if inherited else None,
         )
 
+        findings = Findings(lambda: app.destinations, clock)
+
         def tell(event: Event) -> None:
             emit(event)
             metrics.observe(event)
+            findings.observe(event)
 
         owner, elsewhere = instance_name(), settings.store.shared
         turns = asyncio.Semaphore(0)
@@ -96,7 +101,7 @@ async def running(
         )
         local = for_exec or is_local(settings.listen.admin)
         token = admin_token(settings) if local or settings.listen.admin_token else None
-        admin = Admin(make_source(app, metrics, inherited), token, local=local)
+        admin = Admin(make_source(app, metrics, findings, inherited), token, local=local)
         stack.push_async_callback(admin.aclose)
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)

@@ -61,7 +61,7 @@ def client_environment(
         proxy_url(host, port, *login),
         client_files(settings.state_dir / "ca", environ),
         environ,
-        [(upstream.origin.host, upstream.origin.port) for upstream in settings.upstreams.values()],
+        hosts_of(settings, SystemClock()),
         reverse,
     )
 
