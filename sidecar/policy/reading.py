@@ -34,11 +34,15 @@ CSRF = "csrf"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What an answer says of a day's or window's allowance; *reset* is wall time; None: it does not say."""
+    """What an answer says of a day's or window's allowance; *reset* is wall time; None: it does not say.
+
+    *exhausts*: with nothing remaining, nothing more is to be sent before the reset.
+    """
 
     remaining: float | None = None
     limit: float | None = None
     reset: float | None = None
+    exhausts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class Settings(Model):
         if self.workers != 1 and self.store.url == "memory":
             raise ValueError("workers: processes cannot share store.url memory; expected sqlite or a Redis, or 1")
         for name, upstream in self.upstreams.items():
-            if upstream.oauth2.grant == "refresh_token" and self.store.url == "memory":
+            if upstream.oauth2 is not None and upstream.oauth2.grant == "refresh_token" and self.store.url == "memory":
                 raise ValueError(
                     f"store.url: memory forgets what the grant refresh_token gives to upstream {name}, and the first"
                     " one is presented once; expected sqlite or a Redis"

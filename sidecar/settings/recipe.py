@@ -3,9 +3,9 @@
 Where a key is named like a method of the models, its attribute has a `_` behind it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar.settings.base import Model
 from sidecar.settings.values import Duration, Size
@@ -64,7 +64,7 @@ Matches = Annotated[tuple[RequestMatch, ...], BeforeValidator(_several)]
 
 
 class Source(Model):
-    """Where a value is; with none of the five places, `else` alone gives it."""
+    """Where a value is: in one place; with none of the five, `else` alone gives it."""
 
     json_: str | None = Field(default=None, alias="json")
     xml: str | None = None
@@ -75,6 +75,13 @@ class Source(Model):
     unit: Literal["ms", "s", "m"] = "s"
     time: str | None = None
     else_: Template = Field(default=None, alias="else")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = (self.json_, self.xml, self.header, self.cookie, self.body)
+        if sum(place is not None for place in places) > 1 or (not any(places) and self.else_ is None):
+            raise ValueError("expected one of json, xml, header, cookie and body, or else alone")
+        return self
 
 
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_several)]
@@ -96,6 +103,12 @@ class Pause(Model):
     when: Matches
     for_: Duration | None = Field(default=None, alias="for")
     wait: Sources = ()
+
+    @model_validator(mode="after")
+    def _one_time(self) -> Self:
+        if (self.for_ is None) == (not self.wait):
+            raise ValueError("expected one of for and wait")
+        return self
 
 
 def _request_only(value: Any) -> Any:
@@ -264,7 +277,10 @@ class Facts(Model):
 
 
 class Recipe(Model):
-    """How one system logs in, shows its session, tells of its death, and what else it asks for."""
+    """How one system logs in, shows its session, tells of its death, and what else it wants.
+
+    *ask*: what to ask its administrator for.
+    """
 
     recipe: Literal[1] = 1
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -288,3 +304,11 @@ class Recipe(Model):
     logout: StepOrLine | None = None
     journal: JournalReads = JournalReads()
     facts: Facts = Facts()
+    ask: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        from sidecar.settings.recipe_check import check
+
+        check(self)
+        return self

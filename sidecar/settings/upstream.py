@@ -4,14 +4,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.base import Model
+from sidecar.settings.credential import check_credential
 from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
 from sidecar.settings.oauth2 import OAuth2
+from sidecar.settings.presets import extended, preset_data, preset_names, preset_text
+from sidecar.settings.recipe import Recipe
 from sidecar.settings.secrets import SecretReference
 from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
+
+_SECRET = "{file: PATH}, {env: NAME}, {command: [ARG...]}, {keyring: SERVICE/USER} or {value: TEXT}"
 
 
 def _one_session(value: int) -> int:
@@ -131,11 +144,32 @@ class Tls(Model):
         return self
 
 
+def _preset(name: str) -> str:
+    preset_text(name)
+    return name
+
+
+Given = SecretReference | str | int | bool
+"""A value of `credential`."""
+
+
 class Upstream(Model):
-    base_url: str
+    base_url: str | None = None
     insecure_http: bool = False
     listen: LocalAddress | None = None
-    oauth2: OAuth2
+    oauth2: OAuth2 | None = None
+    preset: Annotated[str, AfterValidator(_preset), Field(json_schema_extra={"enum": list(preset_names())})] | None = (
+        None
+    )
+    recipe: (
+        Annotated[
+            Recipe,
+            BeforeValidator(extended),
+            PlainSerializer(lambda recipe: recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)),
+        ]
+        | None
+    ) = None
+    credential: dict[str, Given] = Field(default={})
     renew: Renew = Renew()
     strip: Strip = Strip()
     retry: Retry = Retry()
@@ -153,14 +187,54 @@ class Upstream(Model):
     @cached_property
     def origin(self) -> Origin:
         """The base URL, parsed."""
-        return parse_base_url(self.base_url)
+        return parse_base_url(self.base_url or (self.system and self.system.base) or "")
+
+    @cached_property
+    def system(self) -> Recipe | None:
+        """The recipe, whether it is one of ours or stands here; None with `oauth2`."""
+        if self.preset is not None:
+            return Recipe.model_validate(preset_data(self.preset))
+        return self.recipe
+
+    @field_validator("credential", mode="before")
+    @classmethod
+    def _references(cls, given: Any) -> Any:
+        """Read mappings as secrets: an error in one is told by its own words, and shows nothing of it."""
+        if not isinstance(given, dict):
+            return given
+        found = {}
+        for name, value in given.items():
+            try:
+                found[name] = SecretReference.model_validate(value) if isinstance(value, dict) else value
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+                said = (
+                    "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+                )
+                raise ValueError(f"{name}: {said}; expected {_SECRET}") from None
+        return found
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = (self.oauth2, self.preset, self.recipe)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("expected one of oauth2: {token_url, client_id, ...}, preset: NAME and recipe: {...}")
+        if self.system is None and self.credential:
+            raise ValueError("credential belongs to a preset or a recipe; expected the keys of oauth2")
+        if self.system is not None:
+            check_credential(self.system, self.credential)
+        if self.base_url is None and (self.system is None or self.system.base is None):
+            raise ValueError("base_url: missing; expected a URL such as https://plm.example.com")
+        return self
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
         try:
-            origins = (("base_url", self.origin), ("oauth2.token_url", self.oauth2.origin))
+            origins = [("base_url", self.origin)]
         except ValueError as error:
             raise ValueError(f"base_url: {error}") from None
+        if self.oauth2 is not None:
+            origins.append(("oauth2.token_url", self.oauth2.origin))
         for key, origin in origins:
             if origin.scheme == "http" and not self.insecure_http:
                 raise ValueError(
@@ -168,6 +242,6 @@ class Upstream(Model):
                 )
         if self.links != Links() and self.listen is None:
             raise ValueError("links needs listen: it is about answers of the reverse port")
-        if self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
+        if self.oauth2 is not None and self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
             raise ValueError("client_auth tls_client_auth needs tls.client_cert and tls.client_key")
         return self
