@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import ssl
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.hosts import EVERY_HOST
+from sidecar.policy.idleness import Use
 from sidecar.policy.message import Request
+from sidecar.policy.routing import Origin
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_broker
-from sidecar.run.destinations import all_strips, make_destination
+from sidecar.run.destinations import all_strips, make_destination, use_of
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.settings import ListenAddress, Settings, Tls, files_of, prime
 from sidecar.tokens.broker import Broker
@@ -109,8 +111,9 @@ async def assemble(
     owner = f"{around.shared.owner}.{number}" if number else around.shared.owner
     shared = dataclasses.replace(around.shared, owner=owner)
     destinations: dict[str, Destination] = {}
+    uses: dict[str, Use] = {}
     contexts: dict[Tls, ssl.SSLContext] = {}
-    kept = set()
+    kept: set[str] = set()
     try:
         await prime(identifying(settings))
         for credential in credentials(settings, shared.clock, shared.contexts):
@@ -129,6 +132,8 @@ async def assemble(
                     noted = dataclasses.replace(made_now.dialect, dress=around.mask.noting(made_now.dialect.dress))
                     made_now = dataclasses.replace(made_now, dialect=noted)
                 destinations[name] = made_now
+                if (use := use_of(upstream, credential.systems[name])) is not None:
+                    uses[name] = use
         destinations = {name: destinations[name] for name in settings.upstreams}
         lent = {name: destination.dialect.lends for name, destination in destinations.items()}
         trust = await _trust(settings, lent, shared, before)
@@ -173,11 +178,9 @@ async def assemble(
     )
     fresh = [name for name in destinations if name not in kept]
     await _start(_brokers(destinations[name] for name in fresh))
-    for name in fresh:
-        if (wanted := uses[name]) is not None:
-            rounds = made.proxy.exchange.rounds
-            work = keep_alive(name, wanted, destinations[name], rounds, shared.clock, shared.emit)
-            destinations[name].broker.beside(work, "keepalive")
+    for name, use in uses.items():
+        work = keep_alive(name, use, destinations[name], made.proxy.exchange.rounds, shared.clock, shared.emit)
+        destinations[name].broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
         for name, gone in before.destinations.items():

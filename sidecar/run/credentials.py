@@ -19,6 +19,7 @@ from sidecar.run.systems import System, system_of
 from sidecar.settings import SecretReference, Settings, Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.former import former_identity
+from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.store import TokenStore
 
@@ -50,7 +51,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What one or several upstreams show: its *identity*, and their *systems* by name; the first one's issuer counts."""
+    """What one or several upstreams show: its *identity*, and their *systems* by name."""
 
     identity: str
     systems: Mapping[str, System]
@@ -59,6 +60,11 @@ class Credential:
     def names(self) -> tuple[str, ...]:
         """The upstreams that have it."""
         return tuple(self.systems)
+
+    @property
+    def issuer(self) -> Issuer:
+        """Where it is obtained, by the first of them."""
+        return next(iter(self.systems.values())).issuer
 
 
 def credentials(

@@ -12,8 +12,10 @@ from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
 from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet
+from sidecar.policy.idleness import Use
 from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
+from sidecar.run.systems import System
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.moment import SharedMoment
@@ -66,6 +68,15 @@ def make_destination(
         via=upstream.via,
         links=LinkPolicy(upstream.links.forwarded, frozenset(each.encode() for each in upstream.links.rewrite)),
     )
+
+
+def use_of(upstream: Upstream, system: System) -> Use | None:
+    """Return the request that keeps the session of *upstream* alive, the operator's or its recipe's; None: none does."""
+    wanted = upstream.keepalive
+    if wanted is None:
+        return system.use
+    target = upstream.origin.path + wanted.path.encode("ascii")
+    return Use(target=target, every=wanted.every, within=wanted.only_if_used_within)
 
 
 def _admission(name: str, upstream: Upstream, credential: Credential, shared: Shared) -> Admission:

@@ -7,7 +7,8 @@ from sidecar.auth.dialect import Dialect, oauth2_dialect
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import Contexts
 from sidecar.clock import Clock
-from sidecar.exchange.keepalive import Use
+from sidecar.errors import ConfigurationError
+from sidecar.policy.idleness import Use
 from sidecar.settings import OAuth2, Recipe, Settings, Upstream
 from sidecar.tokens.protocols import Issuer
 
@@ -32,19 +33,21 @@ def system_of(name: str, upstream: Upstream, clock: Clock, contexts: Contexts | 
     recipe = upstream.system
     if recipe is not None:
         return _by_recipe(name, upstream, recipe, clock, contexts)
-    oauth2 = upstream.oauth2
+    if (oauth2 := upstream.oauth2) is None:
+        raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
     issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts)
     return System(issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), use=None, oauth2=oauth2)
 
 
 def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, contexts: Contexts | None) -> System:
     # Late: who has no recipe is spared the memory.
-    from sidecar.auth.recipes.bound import bind
-    from sidecar.auth.recipes.dialect import keepalive_request, recipe_dialect
+    from sidecar.auth.recipes.bound import Bound
+    from sidecar.auth.recipes.dialect import recipe_dialect
+    from sidecar.auth.recipes.keepalive import use_of
     from sidecar.auth.recipes.login import RecipeIssuer
     from sidecar.auth.recipes.oauth2 import oauth2_settings
 
-    bound = bind(recipe, upstream.credential, upstream.origin, name)
+    bound = Bound(name, recipe, upstream.credential, upstream.origin)
     oauth2 = oauth2_settings(bound) if recipe.login.oauth2 is not None else None
     issuer: Issuer
     if oauth2 is not None:
@@ -54,7 +57,7 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     return System(
         issuer=issuer,
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),
-        use=keepalive_request(bound),
+        use=use_of(bound),
         oauth2=oauth2,
     )
 

@@ -25,8 +25,9 @@ def preset_text(name: str) -> str:
 
 def preset_data(name: str) -> dict[str, Any]:
     """Return the data of a recipe that comes with us; ValueError for an unknown name."""
-    data: dict[str, Any] = YAML(typ="safe", pure=True).load(preset_text(name))
-    return extended(data)
+    data = YAML(typ="safe", pure=True).load(preset_text(name))
+    whole: dict[str, Any] = extended(data)
+    return whole
 
 
 def extended(data: Any, depth: int = 0) -> Any:

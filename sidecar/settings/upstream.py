@@ -24,7 +24,7 @@ from sidecar.settings.recipe import Recipe
 from sidecar.settings.secrets import SecretReference
 from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
 
-_SECRET = "{file: PATH}, {env: NAME}, {command: [ARG...]}, {keyring: SERVICE/USER} or {value: TEXT}"
+_PLACES = "{file: PATH}, {env: NAME}, {command: [ARG...]}, {keyring: SERVICE/USER} or {value: TEXT}"
 
 
 def _one_session(value: int) -> int:
@@ -211,7 +211,7 @@ class Upstream(Model):
                 said = (
                     "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
                 )
-                raise ValueError(f"{name}: {said}; expected {_SECRET}") from None
+                raise ValueError(f"{name}: {said}; expected {_PLACES}") from None
         return found
 
     @model_validator(mode="after")

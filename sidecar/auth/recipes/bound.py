@@ -87,7 +87,7 @@ class Bound:
         return json.dumps(parts, sort_keys=True)
 
     def fingerprint(self, salt: str) -> str:
-        """Return what changes with any of the credential's values; a secret that cannot be read is a value of its own."""
+        """Return what changes with any of the values; a secret that cannot be read is a value of its own."""
         values = {name: value for name, value in self.credential.items() if not isinstance(value, SecretReference)}
         parts = [values, {name: _current(reference.read) for name, reference in self.secrets.items()}]
         return hmac.new(salt.encode(), json.dumps(parts, sort_keys=True).encode(), "sha256").hexdigest()

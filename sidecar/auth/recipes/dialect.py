@@ -5,7 +5,7 @@ from typing import Any
 
 from sidecar.auth.dialect import Dialect, HoldBack, Read
 from sidecar.auth.grant import Values
-from sidecar.auth.recipes.bound import JAR, Bound, known
+from sidecar.auth.recipes.bound import JAR, Bound, as_values, known
 from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.editing import edit_of
 from sidecar.auth.recipes.jar import from_text, shown, taken, to_text, value_in
@@ -211,7 +211,7 @@ def _quota(recipe: Recipe, message: Message) -> Quota | None:
         remaining = max(0.0, limit - used)
     if remaining is None and limit is None:
         return None
-    return Quota(remaining, limit, _reset(recipe, message), exhausts=bool(quota.exhausted))
+    return Quota(remaining=remaining, limit=limit, reset=_reset(recipe, message), exhausts=bool(quota.exhausted))
 
 
 def _reset(recipe: Recipe, message: Message) -> float | None:
@@ -252,17 +252,10 @@ def _roller(bound: Bound) -> Callable[[Values, Request, Fields], Values | None]:
         changed = dict(values) | {JAR: Secret(to_text(after))}
         for name, cookie in follow.items():
             if (value := value_in(after, cookie)) is not None:
-                changed[name] = Secret(text_of(value))
+                changed |= as_values({name: value})
         return changed
 
     return roll
-
-
-def text_of(value: Any) -> str:
-    """Return *value* as a credential's values hold it."""
-    import json
-
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _excluder(patterns: list[Any]) -> Callable[[bytes], bool]:

@@ -40,7 +40,7 @@ class Document:
     @cached_property
     def _xml(self) -> Element | None:
         try:
-            return fromstring(self.data, forbid_dtd=True) if self.data else None  # type: ignore[no-any-return]
+            return fromstring(self.data, forbid_dtd=True) if self.data else None
         except (ParseError, DefusedXmlException, ValueError, RecursionError, LookupError):
             return None
 

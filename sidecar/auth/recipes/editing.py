@@ -66,9 +66,8 @@ def edit_of(bound: Bound, placeholders: tuple[str, ...]) -> Edit | None:
         changed = opened
         if real is not None and "body" in swaps:
             changed = _in_body(changed, words, real, form=_is_form(request))
-        if send.json_ is not None and wanted is not None:
-            if wanted.holds(request_of(request, target, opened), lookup):
-                changed = _with_json(changed, send.json_, lookup)
+        if send.json_ is not None and wanted and wanted.holds(request_of(request, target, opened), lookup):
+            changed = _with_json(changed, send.json_, lookup)
         if changed == opened:
             return Edited(target, fields)
         # What was coded goes out plain: nobody need code it again.

@@ -64,7 +64,7 @@ def pattern(text: str) -> Any:
 
 
 def glob(text: str, lookup: Lookup) -> Any:
-    """Return a pattern of the whole of what *text* means: `*` for anything, `{a,b}` alternatives, `{name}` a template."""
+    """Return a pattern of all that *text* means: `*` for anything, `{a,b}` alternatives, `{name}` a template."""
     return pattern(f"^(?s:{_glob(text, lookup)})$")
 
 

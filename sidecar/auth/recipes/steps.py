@@ -172,7 +172,7 @@ class Walk:
                 sent.method,
                 origin,
                 content=sent.body or None,
-                headers={name: value.encode() for name, value in headers.items()},
+                headers=[(name.encode(), value.encode()) for name, value in headers.items()],
                 extensions={"target": target.encode()},
             ) as response:
                 fields: Fields = tuple(response.headers.raw)
