@@ -121,6 +121,21 @@ class RequestBody:
             self._keep(self._take())
         return bytes(self._memory)
 
+    async def gather(self, most: int) -> bytes | None:
+        """Return the body once all of it is here, None if it is longer than *most*; it can be sent as before.
+
+        Nothing is lost: what was read is kept, as far as `keep` says; a body beyond that is not read at all, and None.
+        Raises as `chunks` does.
+        """
+        if not self.kept_whole or (self.length is not None and self.length > most):
+            return None
+        data = bytearray()
+        async for part in self.chunks():
+            data += part
+            if len(data) > most or self._kept > self._memory_limit:
+                return None
+        return bytes(data)
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body from its first byte, kept part first, then as it comes in.
 

@@ -4,7 +4,8 @@ route, then the rounds (admission -> token -> inject -> attempt -> read -> decid
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from urllib.parse import unquote_to_bytes
 
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
@@ -17,6 +18,7 @@ from sidecar.exchange.own_answers import FAULT, send_own
 from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.relay import relay
 from sidecar.exchange.rounds import Rounds
+from sidecar.exchange.shim import LONGEST, answered
 from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
@@ -25,7 +27,7 @@ from sidecar.policy.headers import StripSet
 from sidecar.policy.message import Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
-from sidecar.policy.routing import Routes
+from sidecar.policy.routing import Origin, Routes
 
 
 class Exchange:
@@ -48,7 +50,10 @@ class Exchange:
         self._destinations = destinations
         self._beside = beside
         self._hop = identity.encode()
-        self.routes = Routes({name: destination.pool.origin for name, destination in destinations.items()})
+        self.routes = Routes(
+            {name: destination.pool.origin for name, destination in destinations.items()},
+            {name: destination.dialect.lends for name, destination in destinations.items()},
+        )
         self._clock = clock
         self._emit = emit
         self.rounds = Rounds(self._hop, clock)
@@ -94,6 +99,11 @@ class Exchange:
     async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
         if headers.passed_before(request.fields, self._hop):
             raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
+        if request.upstream is None and (lent := self.routes.lent(request.host, request.port)):
+            if await self._shimmed(request, body, client, tally, lent):
+                return
+            if not self._beside.takes(request.host):
+                raise Refusal(Reason.NO_ROUTE, "only logins of an upstream's clients are answered for this host")
         if request.upstream is None and self._beside.takes(request.host):
             check_method(request)
             await self._beside.forward(request, body, client, tally, self._hop)
@@ -102,17 +112,44 @@ class Exchange:
         tally.upstream = way.upstream
         self._in_flight[way.upstream] += 1
         destination = self._destinations[way.upstream]
-        check_method(request, read_only=destination.read_only)
+        dialect = destination.dialect
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
+        if dialect.shim is not None:
+            check_method(request)
+            url = _url(way.origin, way.target)
+            if await answered(request, url, body, client, destination, tally, self._clock.monotonic):
+                return
+        check_method(request, read_only=destination.read_only)
         tally.endpoint = endpoint_of(way.target)
         if (names := mirror(request, way.origin, destination.links)) is not None:
             request = names.outward()
-        answer = await self.rounds.run(Errand(request, way, destination, body, tally))
+        errand = Errand(request, way, destination, body, tally)
+        errand.bare = dialect.excludes is not None and dialect.excludes(way.target)
+        answer = await self.rounds.run(errand)
         try:
-            await self._pass_on(answer, destination.dialect.ours, names, client, tally)
+            await self._pass_on(answer, dialect.ours, names, client, tally)
         finally:
             answer.close()
+
+    async def _shimmed(
+        self,
+        request: Request,
+        body: RequestBody,
+        client: Client,
+        tally: Tally,
+        lent: Sequence[tuple[str, Origin]],
+    ) -> bool:
+        """Answer a login at an origin that upstreams lend; False when it is none of any of them."""
+        check_method(request)
+        body.keep(LONGEST, 0)
+        for name, origin in lent:
+            destination, url = self._destinations[name], _url(origin, request.target)
+            if await answered(request, url, body, client, destination, tally, self._clock.monotonic):
+                tally.upstream = name
+                self._in_flight[name] += 1
+                return True
+        return False
 
     async def _pass_on(
         self, answer: Answer, ours: StripSet | None, names: Mirror | None, client: Client, tally: Tally
@@ -130,3 +167,9 @@ class Exchange:
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
+
+
+def _url(origin: Origin, target: bytes) -> str:
+    """Return what *target* means at *origin*, without its query, as the paths of matches are compared with it."""
+    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace")
+    return f"{origin.scheme}://{origin.authority}{path}"

@@ -6,11 +6,10 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.errors import Refusal
 from sidecar.events import Emit, Trouble
-from sidecar.exchange.body import RequestBody
 from sidecar.exchange.destination import Destination
+from sidecar.exchange.dressing import whole_body
 from sidecar.exchange.errand import Errand
 from sidecar.exchange.rounds import Rounds
-from sidecar.exchange.spool import Spool
 from sidecar.exchange.tally import Tally
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.idleness import Use, next_use
@@ -73,17 +72,4 @@ def _errand(name: str, use: Use, destination: Destination, clock: Clock) -> Erra
         upstream=name,
     )
     tally = Tally(clock.monotonic(), upstream=name, endpoint=endpoint_of(use.target))
-    return Errand(request, Route(name, origin, use.target), destination, _body(use), tally, own=True)
-
-
-def _body(use: Use) -> RequestBody:
-    body = RequestBody(len(use.body), open_spool=_no_spool, wanted=lambda: None)
-    body.keep(len(use.body), 0)
-    if use.body:
-        body.feed(use.body)
-        body.feed_end()
-    return body
-
-
-def _no_spool() -> Spool:
-    raise OSError("this body fits into memory")
+    return Errand(request, Route(name, origin, use.target), destination, whole_body(use.body), tally, own=True)

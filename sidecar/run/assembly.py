@@ -94,7 +94,7 @@ class Assembly:
     async def aclose(self) -> None:
         """Close brokers and pools side by side, but those that were carried over; twice does no harm."""
         ours = [each for name, each in self.destinations.items() if name not in self.kept]
-        await asyncio.gather(*(each.admission.pause.aclose() for each in ours))
+        await asyncio.gather(*(each.admission.aclose() for each in ours))
         await asyncio.gather(*(broker.aclose() for broker in _brokers(ours)))
         await asyncio.gather(*(each.pool.aclose() for each in ours))
 

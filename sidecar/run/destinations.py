@@ -8,9 +8,9 @@ from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
+from sidecar.policy.attempt import RetryPolicy
 from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
-from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet
 from sidecar.policy.idleness import Use
 from sidecar.policy.mirror import LinkPolicy

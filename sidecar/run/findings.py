@@ -39,7 +39,7 @@ class Findings:
         return [asdict(finding) for finding in diagnose(standings, self._clock.now())]
 
     def _standing(self, name: str, destination: Destination) -> Standing:
-        status, left = destination.broker.status(), destination.admission.quota.until - self._clock.monotonic()
+        status, left = destination.broker.status(), destination.admission.quota_left(self._clock.monotonic())
         failed = status.last if status.last and status.last.result != "ok" else None
         return Standing(
             upstream=name,

@@ -19,14 +19,13 @@ _LOOK = 1.0
 _WORTH_TELLING = 500
 """Milliseconds by which a pause must be longer than the one all know of: a burst of 429s is told of once."""
 _WRITES = 3
-_ABSURD = 86400.0
-"""Seconds that nobody waits, whatever is configured: the clock of the instance that wrote it was wrong."""
 
 
 class SharedMoment:
     """A moment of the *kind* that belongs to *identity*, for the upstream *name*.
 
-    *longest*: none is believed to be further away, in seconds from when we heard of it. `until` and `look_at` are on
+    *longest*: none is believed to be further away, in seconds from when we heard of it. *absurd*:
+    seconds ahead at which who wrote it had a wrong clock. `until` and `look_at` are on
     the monotonic clock: the moment, and when `look` is worth calling.
     """
 
@@ -41,11 +40,13 @@ class SharedMoment:
         clock: Clock,
         emit: Emit,
         kind: str = "pause-upstream",
+        absurd: float = 86400.0,
     ) -> None:
         self._key = store_key(identity, kind)
         self._store = store
         self._keys = keys
         self._longest = longest
+        self._absurd = absurd
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._telling: asyncio.Task[None] | None = None
@@ -97,8 +98,8 @@ class SharedMoment:
         end, left = found.generation, found.generation / 1000 - (self._clock.now() + self._store.offset)
         if end > self._known:
             try:
-                if left > _ABSURD:
-                    raise SealError("a pause of more than a day")
+                if left > self._absurd:
+                    raise SealError("a moment further away than any may be")
                 # The number beside the seal is not authenticated.
                 if self._keys.open(self._key, found.sealed) != b"%d" % end:
                     raise SealError("a pause under an end that is not its own")

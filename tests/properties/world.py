@@ -17,7 +17,8 @@ from typing import Any
 from sidecar.auth.grant import Anew
 from sidecar.errors import CredentialRejected, IssuerError, Refusal, StoreError
 from sidecar.events import Event, Renewal
-from sidecar.policy.decide import Attempt, Pass, Past, Renew, RetryPolicy, after, decide
+from sidecar.policy.attempt import Attempt, RetryPolicy
+from sidecar.policy.decide import Pass, Past, Renew, after, decide
 from sidecar.run.credentials import Shared, credentials, make_broker
 from sidecar.secret import Secret
 from sidecar.settings import Settings

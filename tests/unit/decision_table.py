@@ -6,7 +6,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Past, Renew, Told
+from sidecar.policy.attempt import Attempt
+from sidecar.policy.decide import Backoff, Decision, Pass, Past, Renew, Told
 from sidecar.policy.reading import Sign
 
 BEGIN = "<!-- decision table -->"

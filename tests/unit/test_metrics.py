@@ -36,7 +36,8 @@ from sidecar.observe.metrics import Metrics
 from sidecar.observe.series import METRICS
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
-from sidecar.policy.decide import Attempt, Backoff, Pass, Renew, Told
+from sidecar.policy.attempt import Attempt
+from sidecar.policy.decide import Backoff, Pass, Renew, Told
 from sidecar.policy.reading import Sign
 
 ROOT = Path(__file__).parents[2]
