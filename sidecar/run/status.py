@@ -17,9 +17,9 @@ def upstream_status(broker: Broker) -> dict[str, Any]:
         "generation": state.generation,
         "renewed_by": token.by if token else None,
         "forced_renewals": state.forced_renewals,
-        "expires_at": token.expires_at if token else None,
+        "expires_at": state.expires_at,
         "expires_in": None if state.expires_in is None else round(state.expires_in, 3),
-        "lifetime": token.lifetime if token else None,
+        "lifetime": state.lifetime,
         "scope": {"granted": token.scope, "missing": token.missing or None} if token else None,
         "sealed_with": {"key": state.sealed_with[0], "id": state.sealed_with[1]} if state.sealed_with else None,
         "last_renewal": None

@@ -68,7 +68,12 @@ class SharedMoment:
         now = self._clock.monotonic()
         if now >= self.look_at:
             self.look_at = now + _LOOK
-            self._tasks.spawn(self._look(), "pause")
+            self._tasks.spawn(self.refresh(), "pause")
+
+    async def refresh(self) -> None:
+        """Read the store now; its trouble changes nothing."""
+        with contextlib.suppress(StoreError):
+            await self._read()
 
     async def aclose(self) -> None:
         """End what is under way; twice does no harm."""
@@ -87,10 +92,6 @@ class SharedMoment:
                     self._known = self._after = end
                 else:
                     await self._read()
-
-    async def _look(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self._read()
 
     async def _read(self) -> None:
         """Take over a pause that we do not know of yet: each one once, so that it ends even if its record is wrong."""

@@ -1,6 +1,7 @@
 """What the broker needs of its neighbours, and what it tells of itself."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,11 +83,12 @@ class LastRenewal:
 class BrokerStatus:
     """Where a credential stands, for readiness and status pages.
 
-    *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer said
-    no to the credential). *usable*: a token can be handed out now, whatever the state. *attempted*: a call to
-    the issuer has ended, or none was needed yet. *expires_in*: seconds, by a clock that nobody sets. *sealed_with*: the
-    key of its record, as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or
-    stopped, because too many renewed tokens were refused.
+    *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer, or an
+    upstream, said no to the credential), seat_taken (another login keeps taking the account's only session). *usable*:
+    a token can be handed out now, whatever the state. *attempted*: a call to the issuer has ended, or none was needed
+    yet. *expires_in*: seconds, by a clock that nobody sets; None without an end. *sealed_with*: the key of its record,
+    as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or stopped, because too many
+    renewed tokens were refused.
     """
 
     state: str
@@ -101,10 +103,10 @@ class BrokerStatus:
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, wall time."""
-        return self.token.expires_at if self.token else None
+        """When the token expires, wall time; None without one, or where no end is known."""
+        return self.token.expires_at if self.token and self.token.expires_at < math.inf else None
 
     @property
     def lifetime(self) -> float | None:
-        """How long the token lasts from its issue, in seconds."""
-        return self.token.lifetime if self.token else None
+        """How long the token lasts from its issue, in seconds; None without one, or where no end is known."""
+        return self.token.lifetime if self.token and self.token.lifetime < math.inf else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.auth.grant import Grant
+from sidecar.auth.grant import Grant, Values
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import Contexts
 from sidecar.auth.token_endpoint import Form
@@ -227,11 +227,11 @@ class Port(OAuth2Issuer):
         self.in_flight = 0
         self.most_in_flight = 0
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await super().obtain(kept, seconds)
+            return await super().obtain(kept, seconds, values=values)
         except (BrokenOff, ValueError):
             self._note_lost()
             raise
