@@ -35,7 +35,7 @@ class SystemSwitches:
     *idle* and *longest*: how long a session lives without use, and at all. *per_user*: a second login ends the first
     session. *quota*: calls that are left, None: no end. *early*: so many requests with a dead session are answered
     before their bodies are read. *odd_status*: what a dead session is told with, None: what is usual.
-    *login_delay*: before a login is answered. *login_faults*: statuses of the next logins. *rolls*: each answer sets
+    *dies_after*: the numbers of calls after which every session is ended. *login_delay*: before a login is answered. *login_faults*: statuses of the next logins. *rolls*: each answer sets
     the session's cookie anew.
     """
 
@@ -48,6 +48,7 @@ class SystemSwitches:
     login_delay: float = 0.0
     login_faults: list[int] = field(default_factory=list)
     rolls: bool = False
+    dies_after: list[int] = field(default_factory=list)
     gateway: bool = True
 
 
@@ -139,6 +140,8 @@ class System:
             return False
         session.used = now
         self.counters["calls"] += 1
+        if self.counters["calls"] in self.switches.dies_after:
+            self.kill()
         return True
 
     def kill(self) -> None:

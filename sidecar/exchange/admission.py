@@ -24,8 +24,8 @@ Rest = Callable[[float], Awaitable[None]]
 class Admission:
     """The gates of the upstream *name*, for all its requests in this process.
 
-    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap. *patience*: seconds that a request waits for its turn. *longest*: seconds that it
-    waits in pauses, all in all.
+    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap. *patience*:
+    seconds that a request waits for its turn. *longest*: seconds that it waits in pauses, all in all.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Admission:
     async def wait(self, tally: Tally, rest: Rest) -> None:
         """Wait until the request of *tally* may go on, with a turn if there is a cap.
 
-        Raises Refusal: quota_exhausted and circuit_open at once; upstream_paused at once when the pause would be too long;
+        Raises Refusal: quota_exhausted and circuit_open at once; upstream_paused when the pause would be too long;
         too_many_connections when its turn did not come; and what *rest* raises.
         """
         began = self._clock.monotonic()

@@ -4,7 +4,6 @@ Nothing has reached the client yet. What may be decided is in `policy`; here it 
 """
 
 import asyncio
-from functools import partial
 
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
@@ -154,8 +153,9 @@ class Rounds:
             if (limit := dialect.hold_back(asked, answer.status, answer.fields)) > 0:
                 body = await peek(answer, limit, dialect.peek_seconds)
         reading = dialect.read(asked, answer.status, answer.fields, body, self._clock.now())
-        if dialect.roll is not None and value_of(answer.fields, b"set-cookie") is not None:
-            destination.broker.roll(token, partial(dialect.roll, request=asked, fields=answer.fields))
+        roll = dialect.roll
+        if roll is not None and value_of(answer.fields, b"set-cookie") is not None:
+            destination.broker.roll(token, lambda values: roll(values, asked, answer.fields))
         if reading.quota is not None:
             destination.admission.learn(reading.quota, self._clock.now())
         if reading.sign is Sign.EXHAUSTED:

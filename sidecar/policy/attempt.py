@@ -24,12 +24,11 @@ class Attempt:
 
     *attempts* counts this one. *sign*: what the answer says of the credential; *session*: one of a login, of which the
     client is told no death that it could do nothing about. *newer*: a newer one is here already; *replays*: how often
-    that was so. *sent*: a byte left on an established
-    connection. *stale*: the connection came from the pool and was closed before any byte of an answer. *timeout*: we
-    ended it. *invalid*: there was an answer. *prohibited*: we refused the address. *repeats*: whether it may be sent again
-    whatever its method, None: its method decides. *replayable*: the body can be sent
-    again. *keyed*: the client gave an Idempotency-Key. *conditional*: it gave a precondition. *closed*: the breaker is.
-    *budget*: a retry is left in it.
+    that was so. *sent*: a byte left on an established connection. *stale*: the connection came from the pool and was
+    closed before any byte of an answer. *timeout*: we ended it. *invalid*: there was an answer. *prohibited*: we
+    refused the address. *repeats*: whether it may be sent again whatever its method, None: its method decides.
+    *replayable*: the body can be sent again. *keyed*: the client gave an Idempotency-Key. *conditional*: it gave a
+    precondition. *closed*: the breaker is. *budget*: a retry is left in it.
     """
 
     method: str

@@ -20,6 +20,9 @@ from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.moment import SharedMoment
 
+_QUOTA_SECONDS = 2 * 86400.0
+"""No quota is believed to be used up for longer."""
+
 Own = Callable[[], Iterable[tuple[str, int]]]
 
 
@@ -71,7 +74,7 @@ def make_destination(
 
 
 def use_of(upstream: Upstream, system: System) -> Use | None:
-    """Return the request that keeps the session of *upstream* alive, the operator's or its recipe's; None: none does."""
+    """Return the request that keeps a session alive, the operator's or the recipe's; None: none does."""
     wanted = upstream.keepalive
     if wanted is None:
         return system.use
@@ -91,6 +94,19 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
         clock=shared.clock,
         emit=shared.emit,
     )
+    quota = None
+    if upstream.system is not None and upstream.system.quota is not None:
+        quota = SharedMoment(
+            name,
+            credential.identity,
+            shared.store,
+            shared.keys,
+            longest=_QUOTA_SECONDS,
+            clock=shared.clock,
+            emit=shared.emit,
+            kind="quota",
+            absurd=_QUOTA_SECONDS,
+        )
     policy = BreakerPolicy(
         failures=breaker.failures,
         min_requests=breaker.min_requests,
@@ -103,6 +119,7 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
         budget=Budget(upstream.retry.budget),
         breaker=Breaker(policy),
         pause=pause,
+        quota=quota,
         turns=Turns(cap) if cap else None,
         patience=upstream.timeout.connect,
         longest=longest,
