@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import ssl
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -21,6 +22,7 @@ from sidecar.emulator.system import System, SystemSwitches
 from sidecar.emulator.teamcenter import Teamcenter
 from sidecar.tokens.seal import new_key
 from tests.canary import canary
+from tests.clients.packages import modern_node
 from tests.redis_servers import Server, redis_of_session, redis_server
 from tests.waiting import PATIENCE, until
 
@@ -29,7 +31,7 @@ __all__ = ["redis_of_session", "redis_server"]
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests/clients/systems"
 THEIRS = canary("script-password")
-CLIENTS = {"requests": "{python} {}.py", "LWP": "perl {}.pl", "curl": "sh {}.sh", "Node": "node {}.mjs"}
+CLIENTS = {"requests": "{python} {}.py", "LWP": "perl {}.pl", "curl": "sh {}.sh", "Node": "{node} {}.mjs"}
 SYSTEMS: dict[str, type[System]] = {"arena": Arena, "teamcenter": Teamcenter}
 CREDENTIALS = {"arena": {"email": System.user, "workspace_id": 898}, "teamcenter": {"user": System.user}}
 WITHIN = {"extends": "arena", "sessions": {"stolen": {"within": "1ms"}}}
@@ -78,9 +80,8 @@ class Stage:
 
     async def script(self, client: str, run: str, *before: str, **environ: str) -> Process:
         """Start a script, after the command *before*."""
-        command = [
-            word.replace("{python}", sys.executable).replace("{}", self.name) for word in CLIENTS[client].split()
-        ]
+        words = {"{python}": sys.executable, "{node}": modern_node() if client == "Node" else ""}
+        command = [words.get(word, word.replace("{}", self.name)) for word in CLIENTS[client].split()]
         return await asyncio.create_subprocess_exec(
             *before, *command, self.base, run, cwd=SCRIPTS, env=self.environ() | environ, stdout=PIPE, stderr=PIPE
         )
@@ -137,6 +138,15 @@ def variables(at: Stage, addresses: dict[str, str], state: Path) -> dict[str, st
         "PERL_LWP_ENV_PROXY": "1",
         "NODE_USE_ENV_PROXY": "1",
     }
+
+
+@contextlib.asynccontextmanager
+async def behind(addresses: dict[str, str], state: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client that has a running sidecar for its proxy."""
+    trusted = ssl.create_default_context(cafile=str(next(state.glob("ca/*bundle*"))))
+    proxy = f"http://{addresses['proxy']}"
+    async with httpx.AsyncClient(timeout=PATIENCE, proxy=proxy, verify=trusted, trust_env=False) as client:
+        yield client
 
 
 def clean(at: Stage, *outputs: bytes) -> None:
@@ -244,7 +254,7 @@ async def together(at: Stage, names: Sequence[str], addresses: Sequence[dict[str
 async def two(at: Stage, redis: Server, **changes: Any) -> AsyncIterator[list[dict[str, str]]]:
     """Run two sidecars that share a Redis."""
     key = at.folder / "key"
-    key.write_text(new_key().reveal() + "\n")
+    key.write_text(new_key() + "\n")
     store = {"url": redis.url, "keys": [{"file": str(key)}], "timeout": "1s"}
     async with contextlib.AsyncExitStack() as stack:
         addresses = []
@@ -277,11 +287,10 @@ async def test_without_the_store_nobody_logs_in_twice(tmp_path: Path, redis_serv
         two(at, redis_server, recipe=WITHIN, timeout={"token": "2s"}) as addresses,
     ):
         async with contextlib.AsyncExitStack() as stack:
-            clients = []
-            for number, each in enumerate(addresses):
-                bundle = str(next((tmp_path / f"s{number}").glob("ca/*bundle*")))
-                options: dict[str, Any] = {"proxy": f"http://{each['proxy']}", "verify": bundle, "trust_env": False}
-                clients.append(await stack.enter_async_context(httpx.AsyncClient(timeout=PATIENCE, **options)))
+            clients = [
+                await stack.enter_async_context(behind(each, tmp_path / f"s{number}"))
+                for number, each in enumerate(addresses)
+            ]
             for client in clients:
                 assert (await client.get(f"{at.base}/items")).status_code == 200
             assert at.system.counters["logins"] == 1
@@ -322,9 +331,7 @@ async def test_another_login_again_and_again_is_told_in_words(tmp_path: Path) ->
     """Five logins at most, then nobody fights for the seat: the script, the log and the status say why."""
     async with stage(tmp_path, "arena") as at:
         async with served(at, "one", at.configure()) as addresses:
-            bundle = str(next((tmp_path / "state").glob("ca/*bundle*")))
-            options: dict[str, Any] = {"proxy": f"http://{addresses['proxy']}", "verify": bundle, "trust_env": False}
-            async with httpx.AsyncClient(timeout=PATIENCE, **options) as client:
+            async with behind(addresses, tmp_path / "state") as client:
                 for _ in range(12):
                     answer = await client.get(f"{at.base}/items")
                     if answer.status_code != 200:
@@ -349,11 +356,10 @@ async def test_a_used_up_quota_is_asked_for_once(tmp_path: Path, redis_server: S
     """The vendor's own 429 goes out once; then both instances wait for the reset, whose date is no date of HTTP."""
     async with stage(tmp_path, "arena", quota=3) as at, two(at, redis_server) as addresses:
         async with contextlib.AsyncExitStack() as stack:
-            clients = []
-            for number, each in enumerate(addresses):
-                bundle = str(next((tmp_path / f"s{number}").glob("ca/*bundle*")))
-                options: dict[str, Any] = {"proxy": f"http://{each['proxy']}", "verify": bundle, "trust_env": False}
-                clients.append(await stack.enter_async_context(httpx.AsyncClient(timeout=PATIENCE, **options)))
+            clients = [
+                await stack.enter_async_context(behind(each, tmp_path / f"s{number}"))
+                for number, each in enumerate(addresses)
+            ]
             statuses = [(await clients[0].get(f"{at.base}/items")).status_code for _ in range(3)]
             assert statuses == [200, 200, 200]
             ends = [await clients[0].get(f"{at.base}/items") for _ in range(4)]
@@ -374,9 +380,7 @@ async def test_an_expiry_in_a_200_never_reaches_the_script(tmp_path: Path) -> No
     """A file that begins like one does, and an answer that drips goes on after a second."""
     async with stage(tmp_path, "teamcenter") as at:
         async with served(at, "one", at.configure()) as addresses:
-            bundle = str(next((tmp_path / "state").glob("ca/*bundle*")))
-            options: dict[str, Any] = {"proxy": f"http://{addresses['proxy']}", "verify": bundle, "trust_env": False}
-            async with httpx.AsyncClient(timeout=PATIENCE, **options) as client:
+            async with behind(addresses, tmp_path / "state") as client:
                 service = f"{at.base}/tc/JsonRestServices"
                 given: dict[str, Any] = {"header": {}, "body": {"file": "expired.json"}}
                 ticket = (
@@ -408,9 +412,7 @@ async def test_a_killed_session_under_load_is_renewed_once(tmp_path: Path) -> No
     """Large and coded requests, answers that come before their bodies were read, a death that meets a renewal."""
     async with stage(tmp_path, "teamcenter", early=True, login_delay=0.5) as at:
         async with served(at, "one", at.configure()) as addresses:
-            bundle = str(next((tmp_path / "state").glob("ca/*bundle*")))
-            options: dict[str, Any] = {"proxy": f"http://{addresses['proxy']}", "verify": bundle, "trust_env": False}
-            async with httpx.AsyncClient(timeout=PATIENCE, **options) as client:
+            async with behind(addresses, tmp_path / "state") as client:
                 url = f"{at.base}/tc/JsonRestServices/Core-2006-03-DataManagement/createItems"
 
                 async def create(number: int) -> Any:

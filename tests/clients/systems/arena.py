@@ -18,7 +18,7 @@ def call(method, path, expected=200, **more):
     calls += 1
     answer = session.request(method, BASE + path, timeout=120, **more)
     if answer.status_code != expected:
-        failures.append(f"{method} {path}: {answer.status_code} {answer.text[:200]}")
+        failures.append(f"{method} {path}: {answer.status_code} {answer.text[:400]}")
     return answer
 
 
