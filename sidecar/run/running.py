@@ -43,8 +43,8 @@ async def running(
     *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for one
     command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed through.
     *inherited*: what a worker has from its supervisor, which is found by others in its place. On leaving, readiness
-    ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored, and, unless
-    *for_exec*, a session that no other instance uses is logged out. Raises ConfigurationError before anything is served.
+    ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored; unless
+    *for_exec*, a session that no other instance uses is logged out. Raises ConfigurationError before it serves.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
@@ -108,7 +108,7 @@ async def running(
             tasks.spawn(metrics.keep_publishing(), "metrics")
             if inherited.replaces is not None:  # told of by our supervisor already
                 metrics.observe(WorkerReplaced(number=inherited.number, code=inherited.replaces, wait=0.0))
-        stack.push_async_callback(_end, app, shared, None if for_exec else word)
+        stack.push_async_callback(_end, app, emit, shared, None if for_exec else word)
         if not for_exec and inherited is None:
             stack.enter_context(RunFile(settings, app.addresses))
         emit(Ready(addresses=app.addresses, version=__version__))
@@ -117,9 +117,9 @@ async def running(
         yield app
 
 
-async def _end(app: App, shared: Shared, word: "asyncio.Task[None] | None") -> None:
+async def _end(app: App, emit: Emit, shared: Shared, word: "asyncio.Task[None] | None") -> None:
     """Drain *app*; *word*: what leaves word of it, None: its sessions are others'."""
-    await app.drain(app.settings.grace, shared.clock, shared.emit)
+    await app.drain(app.settings.grace, shared.clock, emit)
     if word is not None:
         word.cancel()
         await asyncio.wait({word})
