@@ -55,7 +55,7 @@ class Broker:
     looks at the store wait for, unless somebody needs them; None: nothing. *former*: the credential's name in the
     release before. *marks*: the directory where it is noted which first refresh tokens were presented; None: nowhere.
     *session*: what is refused helps nobody any more, so that another is obtained whenever that may be. *seat*: the
-    account has one session only; None: any number. `verdicts`: what upstreams say.
+    account has one session only; None: any number. `verdicts`: what upstreams say; `session`: as given.
     """
 
     def __init__(

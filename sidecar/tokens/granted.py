@@ -47,6 +47,12 @@ def untaken(draft: Record, before: Record) -> Record:
     return replace(draft, presented=presented, claimed=before.claimed)
 
 
+def noted(record: Record, held: Record) -> Record:
+    """Return *held* with what *record* says of the next obtain."""
+    known = {name: getattr(record, name) for name in ("rejection", "not_before", "taken", "seat_free")}
+    return replace(held, **known)
+
+
 def _missing(grant: Grant) -> str:
     """Return what of the scope asked for was not granted; empty when the issuer named none, which means all of it."""
     if grant.scope is None or grant.asked is None:

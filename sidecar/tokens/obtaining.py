@@ -25,7 +25,7 @@ from sidecar.errors import (
 from sidecar.policy import pauses
 from sidecar.secret import Secret
 from sidecar.tokens.governor import Governor
-from sidecar.tokens.granted import granted, untaken
+from sidecar.tokens.granted import granted, noted, untaken
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.presenting import KeptBack, Stuck, check_known, choose
@@ -196,20 +196,20 @@ class Obtaining:
             return None, draft
         if anew is not Anew.FREE:
             check_known(holding.unreadable, anew, unsaved=holding.unsaved)
-        kept, noted = choose(draft, anew, self._owner, forced=forced, lasts=holding.lasts())
-        if noted.presented is None:
-            return None, noted
+        kept, claimed = choose(draft, anew, self._owner, forced=forced, lasts=holding.lasts())
+        if claimed.presented is None:
+            return None, claimed
         try:
-            if not await holding.write(noted):
+            if not await holding.write(claimed):
                 raise KeptBack("another instance was faster")
-            noted = holding.record
+            claimed = holding.record
             await holding.mark()
         except StoreError as error:
             if anew is Anew.FREE:
                 return None, replace(draft, presented=None)
             await self._resolve(draft, leased=True)
             raise KeptBack(f"the use of the refresh token cannot be noted, so that it is kept: {error}") from None
-        return kept, noted
+        return kept, claimed
 
     def _moves_on(self, draft: Record, refusal: CredentialRejected) -> bool:
         """Tell whether something else may be tried after a refused refresh; not where the client was refused."""
@@ -235,6 +235,7 @@ class Obtaining:
         """Write what became of it, and let the next instance in; with a store in trouble it is known here alone."""
         if record == self._holding.record:
             return
+        login = self._holding.login
         with contextlib.suppress(StoreError):
             if leased:
                 # First the mark: what is marked and not in the record would count as spent.
@@ -242,5 +243,8 @@ class Obtaining:
                 if await self._holding.write(record, release=True):
                     self._lease.given_back()
                     return
-        known = {name: getattr(record, name) for name in ("rejection", "not_before", "taken", "seat_free")}
-        self._holding.record = replace(self._holding.record, **known)
+                await self._holding.refetch()
+                rolled = self._holding.login == login and self._issuer.anew is not Anew.ONCE
+                if rolled and await self._holding.write(noted(record, self._holding.record)):
+                    return
+        self._holding.record = noted(record, self._holding.record)

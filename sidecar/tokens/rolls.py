@@ -5,7 +5,7 @@ In memory at once, in the store a moment later, one write at a time: answers nev
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sidecar.auth.grant import Values
 from sidecar.errors import StoreError
@@ -34,7 +34,7 @@ class Rolls:
 
     def roll(self, token: Token, change: Change) -> bool:
         """Apply *change* if what is held came of the login of *token*; return whether there are other values now."""
-        if not self._apply(token, change):
+        if not self._apply([(token, change)]):
             return False
         self._pending.append((token, change))
         if self._writing is None or self._writing.done():
@@ -47,12 +47,16 @@ class Rolls:
         if self._writing is not None and not self._writing.done():
             await asyncio.wait({self._writing})
 
-    def _apply(self, token: Token, change: Change) -> bool:
+    def _apply(self, changes: Iterable[tuple[Token, Change]]) -> bool:
+        """Hold what *changes* make of what is held; return whether that is new. One of another login does nothing."""
         ours = self._holding.token
-        if ours is None or not ours.same_login(token):
+        if ours is None:
             return False
-        values = change(ours.values)
-        if values is None or values == ours.values:
+        values = ours.values
+        for token, change in changes:
+            if ours.same_login(token):
+                values = change(values) or values
+        if values == ours.values:
             return False
         self._holding.roll(values)
         return True
@@ -62,11 +66,10 @@ class Rolls:
         try:
             while misses < _WRITES:
                 # What came from the store meanwhile was rolled elsewhere; or it is of another login, which wins.
-                for token, change in tuple(self._pending):
-                    if not self._apply(token, change) and not self._concerns(token):
-                        self._pending.clear()
-                        break
-                if not (written := tuple(self._pending)):
+                self._apply(self._pending)
+                written, ours = tuple(self._pending), holding.token
+                if ours is None or not any(ours.same_login(token) for token, _ in written):
+                    self._pending.clear()
                     return
                 if await holding.publish():
                     while self._pending and any(self._pending[0] is each for each in written):
@@ -79,7 +82,3 @@ class Rolls:
             self._pending.clear()
             holding.unsaved = holding.held is not None
             holding.report("write", error)
-
-    def _concerns(self, token: Token) -> bool:
-        ours = self._holding.token
-        return ours is not None and ours.same_login(token)
