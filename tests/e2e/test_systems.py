@@ -284,7 +284,7 @@ async def test_without_the_store_nobody_logs_in_twice(tmp_path: Path, redis_serv
     """The session in memory serves on; one that dies meanwhile is told of by name, and is made up for afterwards."""
     async with (
         stage(tmp_path, "arena") as at,
-        two(at, redis_server, recipe=WITHIN, timeout={"token": "2s"}) as addresses,
+        two(at, redis_server, recipe=WITHIN, timeout={"token": "8s"}) as addresses,
     ):
         async with contextlib.AsyncExitStack() as stack:
             clients = [

@@ -39,7 +39,7 @@ shim:
   reply: {type: text/xml, text: "<r><sid>{placeholder}</sid></r>"}
 - match: GET {base}/bye
   reply: {type: text/xml, text: <r/>}
-logout: GET {base}/bye?sid={sid}
+logout: GET {base}/bye
 """
 """The session stands in the query; all errors come with 200, in XML."""
 

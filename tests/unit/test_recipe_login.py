@@ -316,11 +316,12 @@ async def test_a_second_part_is_fetched_alone() -> None:
     login = {"status": 200, "body": {"session": "S"}, "headers": {"Set-Cookie": "C=1; Path=/"}}
     nonces = [{"status": 200, "headers": {"X-Nonce": f"n{number}"}} for number in (1, 2)]
     async with vendor(login, *nonces) as at:
-        odd = issuer(at.url, [LOGIN], csrf=CSRF)
+        odd = issuer(at.url, {"steps": [LOGIN], "send": {"basic": ["{user}", "{password}"]}}, csrf=CSRF)
         first = await odd.obtain(None, 10.0)
         second = await odd.obtain(None, 10.0, values=first.values)
     assert [path for _, path, _, _ in at.seen] == ["/login", "/nonce", "/nonce"]
     assert at.seen[2][2]["Cookie"] == "C=1"
+    assert ["Authorization" in headers for _, _, headers, _ in at.seen] == [False, True, True]
     assert plain(second) == plain(first) | {"nonce": "n2"}
 
 
@@ -343,12 +344,12 @@ async def test_a_second_part_in_a_dead_session_says_so() -> None:
 async def test_a_logout_shows_the_session() -> None:
     """With its cookies and variables; without a logout in the recipe nothing is sent."""
     async with vendor({"session": "S"}) as at:
-        out = {"request": "PUT {base}/logout", "headers": {"arena_session_id": "{session}"}}
-        odd = issuer(at.url, [LOGIN], logout=out)
+        send = {"headers": {"arena_session_id": "{session}"}, "query": {"sid": "{session}"}}
+        odd = issuer(at.url, {"steps": [LOGIN], "send": send}, logout="PUT {base}/logout")
         grant = await odd.obtain(None, 10.0)
         await odd.release(grant.values, 10.0)
         await issuer(at.url, [LOGIN]).release(grant.values, 10.0)
-    assert [(method, path) for method, path, _, _ in at.seen] == [("POST", "/login"), ("PUT", "/logout")]
+    assert [(method, path) for method, path, _, _ in at.seen] == [("POST", "/login"), ("PUT", "/logout?sid=S")]
     assert at.seen[1][2]["arena_session_id"] == "S"
 
 

@@ -43,6 +43,7 @@ class RecipeIssuer:
         self._csrf = [course_of(step, bound) for step in (recipe.csrf.steps if recipe.csrf else ())]
         self._logout = course_of(recipe.logout, bound) if recipe.logout else None
         self._dead = any_of(dead_of(recipe.login), bound.lookup())
+        self._shows = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
         self._failures = 0
 
     @property
@@ -99,7 +100,7 @@ class RecipeIssuer:
         if self._logout is not None:
             async with self._walk(seconds) as walk:
                 walk.jar, walk.variables = _jar(values), _variables(values)
-                await walk.take(self._logout)
+                await walk.take(self._logout, shows=self._shows)
 
     async def aclose(self) -> None:
         """Nothing is held between calls."""
@@ -120,7 +121,7 @@ class RecipeIssuer:
         # Before what follows: its failure leaves the session as good as it is.
         with contextlib.suppress(IssuerUnavailable, CredentialRejected):
             for course in self._csrf:
-                await walk.take(course)
+                await walk.take(course, shows=self._shows[:1])
         expires_in = walk.variables.pop("expires_in", None)
         return self._grant(_values(walk), {"expires_in": expires_in} | walk.variables, requested_at)
 
@@ -130,7 +131,7 @@ class RecipeIssuer:
         walk.jar = _jar(values)
         walk.variables = {name: value for name, value in _variables(values).items() if name not in fetched}
         for course in self._csrf:
-            await walk.take(course, dead=self._dead)
+            await walk.take(course, shows=self._shows[:1], dead=self._dead)
         return self._grant(_values(walk), {}, requested_at)
 
     def _grant(self, values: Values, variables: Mapping[str, Any], requested_at: float) -> Grant:

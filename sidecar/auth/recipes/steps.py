@@ -3,6 +3,7 @@
 import json
 import re
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +22,7 @@ from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields
 from sidecar.policy.routing import parse_base_url
 from sidecar.secret import Secret
-from sidecar.settings.recipe import Step
+from sidecar.settings.recipe import Send, Step
 
 if TYPE_CHECKING:
     import httpx
@@ -87,8 +88,8 @@ class Walk:
     ) -> None:
         await self._client.aclose()
 
-    async def take(self, course: Course, *, dead: Matching | None = None) -> None:
-        """Take one step; *dead*: what says that the session it is taken in is over.
+    async def take(self, course: Course, *, shows: Sequence[Send] = (), dead: Matching | None = None) -> None:
+        """Take one step; *shows*: how the session it is taken in is shown, *dead*: what says that it is over.
 
         Raises CredentialRejected, Misplaced for a place that is not named, Lapsed, and IssuerUnavailable.
         """
@@ -98,7 +99,7 @@ class Walk:
         lookup = self._bound.lookup(self._known)
         for name, template in step.set.items():
             self._set(name, template, lookup)
-        answer = await self._answer(step, lookup)
+        answer = await self._answer(step, shows, lookup)
         where = f"{self._who}: {step.request.split()[0]} {_path(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
@@ -137,9 +138,9 @@ class Walk:
                 raise IssuerUnavailable(f"{self._who}: {name} has control characters in it, and cannot be sent")
             self.variables[name] = value
 
-    async def _answer(self, step: Step, lookup: Lookup) -> Message:
+    async def _answer(self, step: Step, shows: Sequence[Send], lookup: Lookup) -> Message:
         try:
-            sent = _sent(step, lookup)
+            sent = _sent(step, shows, lookup)
         except Unset:
             raise IssuerUnavailable(f"{self._who}: {step.request}: a value that it needs was never found") from None
         answer = await self._send(sent)
@@ -219,10 +220,18 @@ class Walk:
         return where, quote(parts.path or "/", safe=_ASCII), quote(parts.query, safe=_ASCII)
 
 
-def _sent(step: Step, lookup: Lookup) -> _Sent:
+def _sent(step: Step, shows: Sequence[Send], lookup: Lookup) -> _Sent:
     method, _, template = step.request.partition(" ")
     url = text(render(template.strip(), lookup))
-    headers = {name: text(value) for name, value in render(step.headers, lookup).items()}
+    headers: dict[str, str] = {}
+    for send in shows:
+        if send.methods is None or method.upper() in send.methods:
+            if send.basic is not None:
+                headers["Authorization"] = basic(*(text(render(part, lookup)) for part in send.basic))
+            headers |= {name: text(value) for name, value in render(send.headers, lookup).items()}
+            if parameters := render(send.query, lookup):
+                url += ("&" if "?" in url else "?") + urlencode({name: text(each) for name, each in parameters.items()})
+    headers |= {name: text(value) for name, value in render(step.headers, lookup).items()}
     body = b""
     if step.basic is not None:
         headers["Authorization"] = basic(*(text(render(part, lookup)) for part in step.basic))
