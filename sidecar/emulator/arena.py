@@ -4,7 +4,7 @@ Where they are silent: a login that is refused for a lock has status 400, and th
 """
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,6 +18,8 @@ _PREFIX = "/v1"
 _LOCK = 300.0
 _WRONG = 5
 _PAGE = 20
+_RESET = 3600.0
+_PACIFIC = timezone(timedelta(hours=-7), "PDT")
 _ITEMS = 120
 _WORKSPACE = 898
 _LIMIT = 25000
@@ -148,8 +150,7 @@ class Arena(System):
     def _dressed(self, answer: web.StreamResponse, request: web.BaseRequest) -> web.StreamResponse:
         """Add what every answer has: what is left of the quota, and when it is reset, in Arena's own form of a date."""
         left = _LIMIT if self.switches.quota is None else self.switches.quota
-        zone = UTC if self.switches.quota is None else datetime.now().astimezone().tzinfo
-        reset = datetime.fromtimestamp(self.clock.now(), zone) + timedelta(hours=1)
+        reset = datetime.fromtimestamp(self.clock.now() + _RESET, _PACIFIC)
         answer.headers["X-Arena-Requests-Remaining"] = str(left)
         written = f"{reset:%a, %d-%b-%Y %H:%M:%S} GMT{reset:%z} ({reset:%Z})"
         answer.headers["X-Arena-Next-Request-Limit-Reset"] = written

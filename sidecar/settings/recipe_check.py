@@ -2,16 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementPath
 
-import re2
 from pydantic import BaseModel
 
 from sidecar.settings.template import BUILT_IN, REQUEST, names_in
-
-if TYPE_CHECKING:
-    from sidecar.settings.recipe import Recipe
 
 _PLAIN = frozenset({"id", "title", "time", "unit", "facts", "ask", "type", "unless", "xml", "cookie", "per_account"})
 """Keys under which no template stands."""
@@ -22,7 +18,7 @@ _POINTER = re.compile(r"(/(\*|\[[^=\]]+=/[^\]]*\]|([^~/\[]|~[01]|\[(?![^\]]*\]))
 _REQUEST_LINE = re.compile(r"[A-Z]+ \S+")
 
 
-def check(recipe: "Recipe") -> None:
+def check(recipe: Any) -> None:
     """Raise ValueError that names the key and what is expected."""
     known = set(recipe.vars) | BUILT_IN
     for step in _steps(recipe):
@@ -41,7 +37,7 @@ def check(recipe: "Recipe") -> None:
             raise ValueError(f"{name}: expected steps or oauth2, not both")
 
 
-def _steps(recipe: "Recipe") -> Iterator[Any]:
+def _steps(recipe: Any) -> Iterator[Any]:
     yield from recipe.login.steps
     if recipe.csrf is not None:
         yield from recipe.csrf.steps
@@ -97,6 +93,9 @@ _BUILT_IN = ", ".join(sorted(BUILT_IN))
 
 
 def _check_pattern(text: str) -> None:
+    # Late: who has no recipe is spared the memory.
+    import re2
+
     options = re2.Options()
     options.log_errors = False
     try:

@@ -55,4 +55,4 @@ def test_nothing_is_held_back_and_nothing_is_ours_alone() -> None:
 @pytest.mark.parametrize("body", [None, b"", b'{"code": 401}'])
 def test_the_head_says_it_all(status: int, fields: Fields, reading: Reading, body: bytes | None) -> None:
     """A 401 alone is about the credential; how often and how soon again is the policy's affair; a body says nothing."""
-    assert BEARER.read(status, fields, body, 784111777.0) == reading
+    assert BEARER.read(REQUEST, status, fields, body, 784111777.0) == reading

@@ -14,7 +14,7 @@ from sidecar.auth.recipes.templates import Unset, as_jwt, render
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
-from sidecar.settings.recipe import Match, Source
+from sidecar.settings.recipe_matches import Match, Source
 from sidecar.settings.template import Field, parse
 from tests.canary import canary
 
@@ -125,8 +125,8 @@ def test_json_is_looked_into_by_pointers(body: bytes, pointer: str, found: list[
     assert Document(body).json(pointer) == found
 
 
-SOAP = b"""<?xml version="1.0"?><e:Envelope xmlns:e="urn:e"><e:Body><e:Fault><faultcode>sf:INVALID_SESSION_ID</faultcode>
-</e:Fault></e:Body></e:Envelope>"""
+SOAP = b"""<?xml version="1.0"?><e:Envelope xmlns:e="urn:e"><e:Body><e:Fault>
+<faultcode>sf:INVALID_SESSION_ID</faultcode></e:Fault></e:Body></e:Envelope>"""
 
 
 @pytest.mark.parametrize(

@@ -3,32 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.auth.dialect import Dialect, HoldBack, Read
+from sidecar.auth.dialect import Dialect
 from sidecar.auth.grant import Values
 from sidecar.auth.recipes.bound import JAR, Bound, as_values, known
-from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.editing import edit_of
 from sidecar.auth.recipes.jar import from_text, shown, taken, to_text, value_in
-from sidecar.auth.recipes.login import dead_of
-from sidecar.auth.recipes.matches import Message, any_of, glob, url_of
+from sidecar.auth.recipes.matches import any_of, glob
+from sidecar.auth.recipes.outgoing import basic
+from sidecar.auth.recipes.reading import holder_of, reader_of, request_message
 from sidecar.auth.recipes.shims import lent, shim_of
-from sidecar.auth.recipes.sources import number
-from sidecar.auth.recipes.steps import basic
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
-from sidecar.policy.classify import classify_unauthorized, retry_after
 from sidecar.policy.headers import StripSet, normal_name, strip_set
-from sidecar.policy.message import Fields, Request, value_of
-from sidecar.policy.reading import CSRF, FINE, Quota, Reading, Sign
+from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
 from sidecar.settings import Strip
 from sidecar.settings.recipe import Recipe, Send
-
-_ERRORS = 400
-_UNAUTHORIZED = 401
-_NO_BODY = frozenset({204, 304})
-_EVENTS = b"text/event-stream"
-_UNKNOWN_RESET = 300.0
-"""Seconds after which a used up quota is asked for again whose reset nobody tells."""
 
 
 def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) -> Dialect:
@@ -42,7 +31,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
     names = _header_names(recipe, sends, lookup)
     jar = any(send.cookies == "jar" for send in sends)
     excluded = [glob(path, lookup) for path in recipe.exclude]
-    looks, read = _reader(bound)
+    looks, read = reader_of(bound)
     rolls = jar or any(source.cookie for sources in _gets(recipe) for source in sources)
     always = looks or rolls or recipe.quota is not None
     also, never = any_of(recipe.retry.also, lookup), any_of(recipe.retry.never, lookup)
@@ -57,7 +46,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
         strips=_strips(recipe, strip, sends, names, jar=jar),
         dress=_dresser(bound),
         read=read,
-        hold_back=_holder(recipe) if looks else (lambda *_: 0) if always else None,
+        hold_back=holder_of(recipe) if looks else (lambda *_: 0) if always else None,
         peek_seconds=recipe.peek.wait,
         ours=_ours(names, jar=jar),
         roll=_roller(bound) if rolls else None,
@@ -67,18 +56,6 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
         excludes=_excluder(excluded) if excluded else None,
         repeats=repeats if recipe.retry.also or recipe.retry.never else None,
         session=bool(recipe.login.steps),
-    )
-
-
-def request_message(bound: Bound, request: Request, target: bytes, body: bytes | None) -> Message:
-    """Return a client's request as matches look at it, with its target at the upstream."""
-    path, _, query = target.decode("latin-1").partition("?")
-    return Message(
-        fields=request.fields,
-        document=Document(body),
-        method=request.method.decode("latin-1").upper(),
-        url=url_of(bound.origin.scheme, bound.origin.authority, path),
-        query=query,
     )
 
 
@@ -162,76 +139,6 @@ def _dresser(bound: Bound) -> Callable[[Values, Request, bytes], Fields]:
         return tuple(found)
 
     return dress
-
-
-def _reader(bound: Bound) -> tuple[bool, Read]:
-    """Return whether bodies are to be looked at, and what reads an answer."""
-    recipe, lookup = bound.recipe, bound.lookup()
-    dead = any_of(dead_of(recipe.login), lookup)
-    lapsed = any_of(dead_of(recipe.csrf), lookup) if recipe.csrf else any_of((), lookup)
-    fatal = any_of(recipe.login.fatal if not recipe.login.steps else (), lookup)
-    quota = recipe.quota
-    exhausted = any_of(quota.exhausted if quota else (), lookup)
-    throttles = [(any_of(throttle.when, lookup), throttle) for throttle in recipe.throttle]
-    bearer = recipe.login.oauth2 is not None and recipe.login.dead is None
-
-    def read(request: Request, status: int, fields: Fields, body: bytes | None, now: float) -> Reading:
-        asked = request_message(bound, request, request.target, None)
-        message = Message(fields=fields, document=Document(body), status=status, request=asked)
-        if bearer and status == _UNAUTHORIZED and (sign := classify_unauthorized(fields)) is not Sign.EXPIRED:
-            return Reading(sign, retry_after(fields, now))
-        if dead.holds(message, lookup):
-            return Reading(Sign.EXPIRED)
-        if lapsed.holds(message, lookup):
-            return Reading(Sign.EXPIRED, part=CSRF)
-        if fatal.holds(message, lookup):
-            return Reading(Sign.REJECTED)
-        told = _quota(recipe, message)
-        if exhausted.holds(message, lookup):
-            wait = told.reset - now if told and told.reset else retry_after(fields, now)
-            return Reading(Sign.EXHAUSTED, wait if wait and wait > 0 else _UNKNOWN_RESET, quota=told)
-        for matching, throttle in throttles:
-            if matching.holds(message, lookup):
-                asked_for = number(throttle.wait, message) if throttle.wait else retry_after(fields, now)
-                return Reading(Sign.THROTTLED, min(asked_for or 1.0, throttle.max_), quota=told)
-        if status < _ERRORS:
-            return FINE if told is None else Reading(Sign.FINE, quota=told)
-        return Reading(Sign.FINE, retry_after(fields, now), quota=told)
-
-    matchings = (dead, lapsed, fatal, exhausted, *(matching for matching, _ in throttles))
-    return any(matching.looks for matching in matchings), read
-
-
-def _quota(recipe: Recipe, message: Message) -> Quota | None:
-    quota = recipe.quota
-    if quota is None:
-        return None
-    limit, remaining = number(quota.limit, message), number(quota.remaining, message)
-    if remaining is None and limit is not None and (used := number(quota.used, message)) is not None:
-        remaining = max(0.0, limit - used)
-    if remaining is None and limit is None:
-        return None
-    return Quota(remaining=remaining, limit=limit, reset=_reset(recipe, message), exhausts=bool(quota.exhausted))
-
-
-def _reset(recipe: Recipe, message: Message) -> float | None:
-    return number(recipe.quota.reset, message) if recipe.quota else None
-
-
-def _holder(recipe: Recipe) -> HoldBack:
-    types = tuple(name.encode() for name in recipe.peek.types)
-    longest = recipe.peek.max_
-
-    def hold_back(request: Request, status: int, fields: Fields) -> int:
-        if request.method == b"HEAD" or status in _NO_BODY:
-            return 0
-        kind = (value_of(fields, b"content-type") or b"").partition(b";")[0].lower()
-        if kind == _EVENTS or not (status >= _ERRORS or any(name in kind for name in types)):
-            return 0
-        length = value_of(fields, b"content-length") or b""
-        return 0 if length.isdigit() and int(length) > longest else longest
-
-    return hold_back
 
 
 def _roller(bound: Bound) -> Callable[[Values, Request, Fields], Values | None]:

@@ -16,8 +16,9 @@ from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.secret import Secret
-from sidecar.settings.recipe import Match, Shim
 from sidecar.settings.recipe import Reply as ReplyOf
+from sidecar.settings.recipe import Shim
+from sidecar.settings.recipe_matches import Match
 from sidecar.settings.template import REQUEST, names_in
 
 _LONGEST = 64 << 10

@@ -1,18 +1,18 @@
 """The steps of a login over the network: one after another, with one cookie jar, to no origin that is not named."""
 
-import json
 import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from sidecar.auth.recipes.bound import Bound, plain
 from sidecar.auth.recipes.documents import MAX_BODY, Document
 from sidecar.auth.recipes.jar import Jar, shown, taken, value_in
 from sidecar.auth.recipes.matches import Matching, Message, any_of
+from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
 from sidecar.auth.recipes.sources import find, number
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
 from sidecar.auth.token_endpoint import cause_of
@@ -21,7 +21,6 @@ from sidecar.policy.classify import retry_after
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields
 from sidecar.policy.routing import parse_base_url
-from sidecar.secret import Secret
 from sidecar.settings.recipe import Send, Step
 
 if TYPE_CHECKING:
@@ -50,14 +49,6 @@ def course_of(step: Step, bound: Bound) -> Course:
     lookup = bound.lookup()
     pauses = tuple(any_of(pause.when, lookup) for pause in step.pause)
     return Course(step, any_of(step.ok, lookup), any_of(step.fatal, lookup), pauses)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    method: str
-    url: str
-    headers: dict[str, str]
-    body: bytes
 
 
 class Walk:
@@ -140,7 +131,7 @@ class Walk:
 
     async def _answer(self, step: Step, shows: Sequence[Send], lookup: Lookup) -> Message:
         try:
-            sent = _sent(step, shows, lookup)
+            sent = outgoing_of(step, shows, lookup)
         except Unset:
             raise IssuerUnavailable(f"{self._who}: {step.request}: a value that it needs was never found") from None
         answer = await self._send(sent)
@@ -152,11 +143,11 @@ class Walk:
             if answer.status in _AS_GET and method not in ("GET", "HEAD"):
                 method, body = "GET", b""
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
-            sent = _Sent(method, urljoin(sent.url, location), headers, body)
+            sent = Outgoing(method, urljoin(sent.url, location), headers, body)
             answer = await self._send(sent)
         return answer
 
-    async def _send(self, sent: _Sent) -> Message:
+    async def _send(self, sent: Outgoing) -> Message:
         import httpx
 
         origin, path, query = self._allowed(sent.url)
@@ -218,48 +209,6 @@ class Walk:
             )
         where = f"{origin.scheme}://{origin.authority}"
         return where, quote(parts.path or "/", safe=_ASCII), quote(parts.query, safe=_ASCII)
-
-
-def _sent(step: Step, shows: Sequence[Send], lookup: Lookup) -> _Sent:
-    method, _, template = step.request.partition(" ")
-    url = text(render(template.strip(), lookup))
-    headers: dict[str, str] = {}
-    for send in shows:
-        if send.methods is None or method.upper() in send.methods:
-            if send.basic is not None:
-                headers["Authorization"] = basic(*(text(render(part, lookup)) for part in send.basic))
-            headers |= {name: text(value) for name, value in render(send.headers, lookup).items()}
-            if parameters := render(send.query, lookup):
-                url += ("&" if "?" in url else "?") + urlencode({name: text(each) for name, each in parameters.items()})
-    headers |= {name: text(value) for name, value in render(step.headers, lookup).items()}
-    body = b""
-    if step.basic is not None:
-        headers["Authorization"] = basic(*(text(render(part, lookup)) for part in step.basic))
-    if step.json_ is not None:
-        body = json.dumps(_plain(render(step.json_, lookup))).encode()
-        headers = {"Content-Type": "application/json"} | headers
-    elif step.form is not None:
-        body = urlencode({name: text(value) for name, value in render(step.form, lookup).items()}).encode()
-        headers = {"Content-Type": "application/x-www-form-urlencoded"} | headers
-    elif step.text is not None:
-        body = text(render(step.text, lookup)).encode()
-        headers = {"Content-Type": "text/plain; charset=utf-8"} | headers
-    return _Sent(method.upper(), url, headers, body)
-
-
-def basic(user: str, password: str) -> str:
-    """Return the value of an Authorization field for HTTP Basic (RFC 7617), in UTF-8."""
-    from base64 import b64encode
-
-    return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value.reveal() if isinstance(value, Secret) else value
 
 
 async def _read(response: "httpx.Response") -> bytes:
