@@ -39,8 +39,8 @@ class Reason(StrEnum):
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
     SEAT_TAKEN = "seat_taken"
-    CIRCUIT_OPEN = "circuit_open"
     QUOTA_EXHAUSTED = "quota_exhausted"
+    CIRCUIT_OPEN = "circuit_open"
     UPSTREAM_PAUSED = "upstream_paused"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
