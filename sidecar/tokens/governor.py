@@ -13,7 +13,10 @@ from sidecar.tokens.token import Token
 
 
 class Governor:
-    """Watches over the logins of the account of the upstream *name*; *seat* None: it has any number of sessions."""
+    """Watches over the logins of the account of the upstream *name*; *seat* None: it has any number of sessions.
+
+    `told`: that its session is taken again and again, and nothing since.
+    """
 
     def __init__(self, name: str, seat: Seat | None, holding: Holding, clock: Clock, emit: Emit) -> None:
         self._name = name
@@ -21,7 +24,7 @@ class Governor:
         self._holding = holding
         self._clock = clock
         self._emit = emit
-        self._told = False
+        self.told = False
 
     def left(self) -> float:
         """Return the seconds until a login may be, by what is known here; 0.0: now."""
@@ -46,12 +49,12 @@ class Governor:
         return taken
 
     def lived(self, token: Token) -> None:
-        """Take note that *token* is alive: one that is old enough is nobody else's any more; cheap."""
+        """Take note that *token* is alive: one that is old enough is nobody else's any more; of use while `told`."""
         held = self._holding.held
-        if not self._told or self._seat is None or held is None or not held.token.same_login(token):
+        if self._seat is None or held is None or not held.token.same_login(token):
             return
         if held.now(self._clock) - token.issued_at >= self._seat.within:
-            self._told = False
+            self.told = False
             detail = f"no other login has taken the session of the account of {self._name} again"
             self._emit(SeatContested(upstream=self._name, taken=0, wait=0.0, detail=detail))
 
@@ -60,7 +63,7 @@ class Governor:
             f"another login keeps ending the only session that the account of {self._name} may have:"
             f" {taken} in a row, each soon after it began; give this sidecar an account of its own"
         )
-        if not self._told:
-            self._told = True
+        if not self.told:
+            self.told = True
             self._emit(SeatContested(upstream=self._name, taken=taken, wait=math.ceil(wait), detail=detail))
         return SeatTaken(detail, retry_after=wait)

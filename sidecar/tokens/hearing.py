@@ -44,7 +44,8 @@ class Hearing:
             self._reject(token)
         elif sign is not Sign.EXPIRED or part == CSRF:
             self._verdicts.accepted(token, self._clock.monotonic(), own=own)
-            self._governor.lived(token)
+            if self._governor.told:
+                self._governor.lived(token)
             if token.idle is not None and token.login == self._holding.login:
                 self._use.note(token.idle)
         elif again:

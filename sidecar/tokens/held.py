@@ -95,7 +95,8 @@ class Memory:
 
     def lasts(self) -> bool:
         """Tell whether there is a token whose time is not yet over."""
-        return self.held is not None and self.held.lasts(self._clock) and not self.lapsed
+        held = self.held
+        return held is not None and held.lasts(self._clock) and (held.token.idle is None or not self.lapsed)
 
     def usable(self) -> Token | None:
         """Return the token if it can be handed out now."""
@@ -103,9 +104,10 @@ class Memory:
 
     def fresh(self) -> bool:
         """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
-        if self.held is None or self.refused or self.lapsed:
+        held = self.held
+        if held is None or held.until_due(self._clock) <= 0 or self._refused == held.token.login:
             return False
-        return self.held.until_due(self._clock) > 0
+        return held.token.idle is None or not self.lapsed
 
     def newer_than(self, used: Token) -> Token | None:
         """Return the token if it can be handed out and is a newer one than *used*."""

@@ -610,3 +610,22 @@ async def test_a_bearer_token_is_not_logged_out(rig: Rig) -> None:
     broker = await rig.started()
     await broker.revoke()
     assert rig.issuer.released == []
+
+
+async def test_a_session_that_is_over_is_not_logged_out(rig: Rig) -> None:
+    """There is nothing to end; it is dropped all the same."""
+    broker = await session(rig, idle=IDLE)
+    await rig.clock.advance(IDLE)
+    await broker.logout()
+    assert rig.issuer.released == []
+    assert (await rig.stored()).revoked
+
+
+async def test_a_session_whose_values_rolled_is_replaced_when_it_dies(rig: Rig) -> None:
+    """It is refused as its login, whatever has become of its values."""
+    broker = await session(rig)
+    rolls(broker, bare(broker.current()), "=jar", "one")
+    await settle()
+    token = bare(broker.current())
+    assert (await dies(rig, broker)).login > token.login
+    assert len(rig.issuer.calls) == 2
