@@ -3,162 +3,49 @@
 Where a key is named like a method of the models, its attribute has a `_` behind it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar.settings.base import Model
+from sidecar.settings.layers import Layer, Life, Pause, Send, SetJson, Step, StepOrLine, Variable, one_body
+from sidecar.settings.messages import Match, Matches, Pattern, RequestMatch, Scalar, Source, Sources, Template, Value
+from sidecar.settings.syntax import RequestLine
 from sidecar.settings.values import Duration, Size
 
-
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-Template = Any
-"""Text with `{name|filter}` in it, or any YAML value with such texts inside."""
-
-
-class Pattern(Model):
-    """A pattern in RE2 syntax, searched for."""
-
-    regex: str
-
-
-Scalar = str | int | float | bool | None
-Value = Pattern | Scalar | tuple[Pattern | Scalar, ...]
-"""What something must be: equal to the literal, to any of them, or matching the pattern."""
-
-
-class Match(Model):
-    """What a message is: all of the keys hold. Of a request, or of an answer and the request that it answers."""
-
-    method: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    path: str | None = None
-    query: dict[str, Value] = Field(default={})
-    header: dict[str, Value] = Field(default={})
-    form: dict[str, Value] = Field(default={})
-    json_: dict[str, Value] = Field(default={}, alias="json")
-    xml: dict[str, Value] = Field(default={})
-    body: str | None = None
-    status: Annotated[tuple[int | str, ...], BeforeValidator(_several)] = ()
-    type: str | None = None
-    location: str | None = None
-    request: "Match | None" = None
-    not_: "Match | None" = Field(default=None, alias="not")
-
-
-def _short(value: Any) -> Any:
-    """Return the mapping that `PUT|POST GLOB` is short for."""
-    if not isinstance(value, str):
-        return value
-    methods, space, path = value.partition(" ")
-    if not space:
-        raise ValueError("expected a mapping, or METHOD and a path such as PUT|POST {base}/logout")
-    return {"method": methods.split("|"), "path": path}
-
-
-RequestMatch = Annotated[Match, BeforeValidator(_short)]
-Matches = Annotated[tuple[RequestMatch, ...], BeforeValidator(_several)]
-"""Any of them holds; empty: none does."""
-
-
-class Source(Model):
-    """Where a value is; with none of the five places, `else` alone gives it."""
-
-    json_: str | None = Field(default=None, alias="json")
-    xml: str | None = None
-    header: str | None = None
-    cookie: str | None = None
-    body: str | None = None
-    regex: str | None = None
-    unit: Literal["ms", "s", "m"] = "s"
-    time: str | None = None
-    else_: Template = Field(default=None, alias="else")
-
-
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_several)]
-"""Tried in order."""
-
-
-class Variable(Model):
-    """What `credential` accepts under a name."""
-
-    secret: bool = False
-    optional: bool = False
-    type: Literal["str", "int", "bool"] = "str"
-    default: str | int | bool | None = None
-
-
-class Pause(Model):
-    """No attempt before, when an answer of a step is so: *for_* a duration, or what *wait* says in seconds."""
-
-    when: Matches
-    for_: Duration | None = Field(default=None, alias="for")
-    wait: Sources = ()
-
-
-def _request_only(value: Any) -> Any:
-    return {"request": value} if isinstance(value, str) else value
-
-
-class Step(Model):
-    """One request of a login, a refetch or a logout."""
-
-    request: str
-    headers: dict[str, str] = Field(default={})
-    basic: tuple[str, str] | None = None
-    json_: Template = Field(default=None, alias="json")
-    form: dict[str, Template] | None = None
-    text: str | None = None
-    follow: Annotated[int, Field(ge=0, le=20)] = 0
-    set: dict[str, Template] = Field(default={})
-    unless: str | None = None
-    optional: bool = False
-    ok: Matches = (Match(status=("2xx",)),)
-    get: dict[str, Sources] = Field(default={})
-    pause: tuple[Pause, ...] = ()
-    fatal: Matches = ()
-
-
-StepOrLine = Annotated[Step, BeforeValidator(_request_only)]
-
-
-class SetJson(Model):
-    """Values that are put into the JSON body of requests that match."""
-
-    match: Matches
-    set: dict[str, Template]
-
-
-class Send(Model):
-    """What a request carries; what is named here is taken out of the client's request first."""
-
-    headers: dict[str, str] = Field(default={})
-    basic: tuple[str, str] | None = None
-    cookies: Literal["none", "jar"] = "none"
-    query: dict[str, str] = Field(default={})
-    json_: SetJson | None = Field(default=None, alias="json")
-    methods: tuple[str, ...] | None = None
-
-
-class Life(Model):
-    """How long: *idle* slides with each use, *max_* counts from birth; a duration, or a template of one."""
-
-    idle: Duration | str | None = None
-    max_: Duration | str | None = Field(default=None, alias="max")
-
-
-class Layer(Model):
-    """A session or token, and what it lives by. *dead* None: 401, for a layer with steps or `oauth2`."""
-
-    steps: tuple[Step, ...] = ()
-    oauth2: dict[str, Template] | None = None
-    ok: Matches | None = None
-    send: Send = Send()
-    life: Life = Life()
-    dead: Matches | None = None
-    fatal: Matches = ()
+__all__ = [
+    "Fact",
+    "Facts",
+    "JournalReads",
+    "Layer",
+    "Life",
+    "Match",
+    "Matches",
+    "Pattern",
+    "Pause",
+    "Peek",
+    "Quota",
+    "Recipe",
+    "RecipeKeepalive",
+    "RecipeSessions",
+    "RepeatMore",
+    "Reply",
+    "RequestMatch",
+    "Scalar",
+    "Send",
+    "SetJson",
+    "Shim",
+    "Source",
+    "Sources",
+    "Step",
+    "StepOrLine",
+    "Stolen",
+    "StripMore",
+    "Template",
+    "Throttle",
+    "Value",
+    "Variable",
+]
 
 
 class Reply(Model):
@@ -171,12 +58,23 @@ class Reply(Model):
     json_: Template = Field(default=None, alias="json")
     text: str | None = None
 
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        one_body(self.json_, self.text)
+        return self
+
 
 class Shim(Model):
     """A login or logout of the client's that is answered here."""
 
     match: RequestMatch
     reply: Reply = Reply()
+
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if self.match.path is None:
+            raise ValueError("match: expected a path, which is the login or logout that is answered here")
+        return self
 
 
 class StripMore(Model):
@@ -238,11 +136,16 @@ class RepeatMore(Model):
 class RecipeKeepalive(Model):
     """A request that keeps a session alive."""
 
-    request: str
+    request: RequestLine
     headers: dict[str, str] = Field(default={})
     json_: Template = Field(default=None, alias="json")
     form: dict[str, Template] | None = None
     every: Duration = 0.0
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        one_body(self.json_, self.form)
+        return self
 
 
 class JournalReads(Model):
@@ -288,3 +191,5 @@ class Recipe(Model):
     logout: StepOrLine | None = None
     journal: JournalReads = JournalReads()
     facts: Facts = Facts()
+    ask: tuple[str, ...] = ()
+    myths: tuple[str, ...] = ()
