@@ -65,3 +65,21 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         elif value is not None:
             result[key] = value
     return result
+
+
+def preset_data(name: str) -> dict[str, Any]:
+    """Return a shipped recipe as plain data; ValueError as `preset_text`."""
+    data: dict[str, Any] = parse(preset_text(name))
+    return data
+
+
+def starting(recipe: Recipe) -> dict[str, Any]:
+    """Return a configuration for a shipped recipe that `check` accepts: secrets are files, the rest examples."""
+    credential: dict[str, Any] = {}
+    for name, variable in recipe.vars.items():
+        if variable.secret:
+            credential[name] = {"file": f"/run/secrets/{recipe.id}-{name.replace('_', '-')}"}
+        elif variable.example is not None:
+            credential[name] = variable.example
+    base = {} if recipe.base else {"base_url": f"https://{recipe.id}.example.com"}
+    return {"upstreams": {recipe.id.replace("-", "_"): {**base, "preset": recipe.id, "credential": credential}}}
