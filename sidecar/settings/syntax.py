@@ -56,7 +56,7 @@ def _pointer(text: str) -> str:
 def _xml_path(text: str) -> str:
     try:
         ET.Element("x").findall(text)
-    except (SyntaxError, KeyError, ValueError):
+    except (SyntaxError, KeyError, ValueError, TypeError, IndexError):  # its parser stumbles over some
         raise ValueError("expected a path that ElementTree knows, such as .//sessionId") from None
     return text
 
