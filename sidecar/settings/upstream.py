@@ -15,7 +15,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
 
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.base import Model
@@ -48,7 +47,7 @@ class RecipeSchema:
     """What editors are told of a recipe: a whole one, or what differs from the one it extends."""
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Return the schema."""
         extending = {"type": "object", "required": ["extends"], "properties": {"extends": {"enum": [*PRESETS]}}}
         return {"anyOf": [handler(Recipe.__pydantic_core_schema__), extending, {"type": "null"}]}
@@ -113,7 +112,7 @@ class Upstream(Model):
             return value  # what is wrong there is told
         recipe = _system(info.data["preset"], info.data["recipe"])
         if not value and (recipe is None or recipe.base is None):
-            raise PydanticCustomError("missing", "missing")
+            raise ValueError("missing; expected a value")
         return value or str(recipe and recipe.base)
 
     @cached_property
