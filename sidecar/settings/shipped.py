@@ -1,6 +1,7 @@
 """The recipes that come with the product, and how one of an operator's own extends another."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +21,12 @@ def preset_text(name: str) -> str:
     if name not in PRESETS:
         raise ValueError(f"unknown; expected one of {', '.join(PRESETS)}")
     return (files("sidecar.settings") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@cache
+def preset(name: str) -> Recipe:
+    """Return a shipped recipe; ValueError as `preset_text`."""
+    return resolved({"extends": name})
 
 
 def resolved(data: Mapping[str, Any]) -> Recipe:

@@ -24,6 +24,7 @@ from sidecar.settings.oauth2 import OAuth2
 from sidecar.settings.recipe import Recipe
 from sidecar.settings.secrets import SecretReference
 from sidecar.settings.shipped import PRESETS, preset_text, resolved
+from sidecar.settings.shipped import preset as shipped
 from sidecar.settings.traffic import Breaker, Keepalive, Links, Renew, Replay, Retry, Sessions, Strip, Timeouts, Tls
 
 __all__ = [
@@ -55,7 +56,7 @@ class RecipeSchema:
 
 def _system(preset: str | None, recipe: Mapping[str, Any] | None) -> Recipe | None:
     if preset is not None:
-        return resolved({"extends": preset})
+        return shipped(preset)
     return None if recipe is None else resolved(recipe)
 
 
