@@ -1,74 +1,72 @@
 """`auth-sidecar presets`."""
 
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from sidecar.cli.options import JsonOption
 from sidecar.errors import ConfigurationError
-from sidecar.settings import Recipe
-from sidecar.settings.presets import preset_data, preset_names, preset_text
-
-_PROVENANCE = {
-    "documented": "stands in the vendor's documents",
-    "vendor_code": "seen in the vendor's code",
-    "client_code": "seen in code of working clients",
-    "inferred": "inferred; try it",
-}
-_EXAMPLES = {"int": 123, "bool": True, "str": "..."}
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one; default: list all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the built-in systems; with NAME its recipe, who says so, a ready configuration, and what to ask for.
+    """List the recipes that come with the product, or show one, who says so, and a configuration to begin with.
 
     Example: auth-sidecar presets arena
     """
+    from sidecar.settings.shipped import PRESETS, preset_text, resolved
+
     if name is None:
-        titles = {each: preset_data(each)["title"] for each in preset_names()}
-        print(json.dumps(titles, indent=2) if as_json else "\n".join(f"{each:12} {titles[each]}" for each in titles))
+        titles = {each: resolved({"extends": each}).title for each in PRESETS}
+        print(json.dumps(titles, indent=2) if as_json else "\n".join(f"{id_:12} {titles[id_]}" for id_ in titles))
         return
     try:
-        recipe = Recipe.model_validate(preset_data(name))
+        text = preset_text(name)
     except ValueError as error:
-        raise ConfigurationError(f"presets: {error}") from None
+        raise ConfigurationError(f"preset {name}: {error}") from None
+    shown = _shown(name)
     if as_json:
-        print(json.dumps(preset_data(name), indent=2))
+        print(json.dumps(shown, indent=2))
         return
-    print("\n".join(_lines(name, recipe)))
+    print(f"# {shown['title']}\n\n{text}")
+    for heading, key in (("Who says so", "facts"), ("Ask the administrator for", "ask"), ("Not so", "myths")):
+        if shown[key]:
+            print(f"# {heading}:")
+            print("\n".join(f"#   {line}" for line in shown[key]), end="\n\n")
+    print(f"# A configuration to begin with:\n{_yaml(shown['configuration'])}", end="")
 
 
-def _lines(name: str, recipe: Recipe) -> Iterator[str]:
-    yield f"{name}: {recipe.title}"
-    yield "\n# The recipe\n"
-    yield preset_text(name).rstrip()
-    yield "\n# Who says so\n"
-    for kind, words in _PROVENANCE.items():
-        for fact in getattr(recipe.facts, kind):
-            yield f"- {fact}: {words}"
-    yield "\n# A configuration\n"
-    yield configuration(name, recipe)
-    yield "\n# What to ask the administrator for\n"
-    yield from (f"- {wish}" for wish in recipe.ask)
+def _shown(name: str) -> dict[str, Any]:
+    from sidecar.settings.shipped import preset_data, resolved, starting
+
+    recipe = resolved({"extends": name})
+    said = {
+        "documented by the vendor": recipe.facts.documented,
+        "seen in vendor code": recipe.facts.vendor_code,
+        "seen in client code": recipe.facts.client_code,
+        "inferred": recipe.facts.inferred,
+    }
+    return {
+        "title": recipe.title,
+        "recipe": preset_data(name),
+        "facts": [f"{fact} ({source})" for source, found in said.items() for fact in found],
+        "ask": list(recipe.ask),
+        "myths": list(recipe.myths),
+        "configuration": starting(recipe),
+    }
 
 
-def configuration(name: str, recipe: Recipe) -> str:
-    """Return a configuration with the preset *name* that is accepted as it stands; secrets are files."""
-    credential: dict[str, Any] = {}
-    for variable, wanted in recipe.vars.items():
-        if wanted.secret:
-            credential[variable] = {"file": f"/run/secrets/{name}-{variable}"}
-        elif wanted.default is None and not wanted.optional:
-            credential[variable] = _EXAMPLES[wanted.type]
-    shown = ", ".join(f"{key}: {_value(value)}" for key, value in credential.items())
-    upstream = name.replace("-", "_")
-    base = recipe.base or "https://plm.example.com"
-    return f"upstreams:\n  {upstream}:\n    base_url: {base}\n    preset: {name}\n    credential: {{{shown}}}"
+def _yaml(data: Any) -> str:
+    from io import StringIO
 
+    from ruamel.yaml import YAML
 
-def _value(value: Any) -> str:
-    return f"{{file: {value['file']}}}" if isinstance(value, dict) else json.dumps(value)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = StringIO()
+    yaml.dump(data, stream)
+    return stream.getvalue()

@@ -69,7 +69,9 @@ class Rounds:
             if isinstance(outcome, Answer) and token is not None:
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
                     reading = await self._read(errand, outcome, token)
-                destination.broker.heard(token, reading.sign, again=token is renewed, own=errand.own)
+                destination.broker.heard(
+                    token, reading.sign, reading.part, again=token is renewed, own=errand.own
+                )
                 if outcome.status < _ERRORS and reading.sign is Sign.FINE:
                     tally.passed()
                     return Told.THIS, None
@@ -154,7 +156,9 @@ class Rounds:
                 body = await peek(answer, limit, dialect.peek_seconds)
         reading = dialect.read(asked, answer.status, answer.fields, body, self._clock.now())
         roll = dialect.roll
-        if roll is not None and value_of(answer.fields, b"set-cookie") is not None:
+        # The cookies of an answer that ends the session are those of nobody's.
+        alive = reading.sign is not Sign.EXPIRED or reading.part != LOGIN
+        if roll is not None and alive and value_of(answer.fields, b"set-cookie") is not None:
             destination.broker.roll(token, lambda values: roll(values, asked, answer.fields))
         if reading.quota is not None:
             destination.admission.learn(reading.quota, self._clock.now())

@@ -3,100 +3,49 @@
 Where a key is named like a method of the models, its attribute has a `_` behind it.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar.settings.base import Model
-from sidecar.settings.recipe_check import check
-from sidecar.settings.recipe_matches import Match, Matches, RequestMatch, Sources, Template
+from sidecar.settings.layers import Layer, Life, Pause, Send, SetJson, Step, StepOrLine, Variable, one_body
+from sidecar.settings.messages import Match, Matches, Pattern, RequestMatch, Scalar, Source, Sources, Template, Value
+from sidecar.settings.syntax import RequestLine
 from sidecar.settings.values import Duration, Size
 
-
-class Variable(Model):
-    """What `credential` accepts under a name."""
-
-    secret: bool = False
-    optional: bool = False
-    type: Literal["str", "int", "bool"] = "str"
-    default: str | int | bool | None = None
-
-
-class Pause(Model):
-    """No attempt before, when an answer of a step is so: *for_* a duration, or what *wait* says in seconds."""
-
-    when: Matches
-    for_: Duration | None = Field(default=None, alias="for")
-    wait: Sources = ()
-
-    @model_validator(mode="after")
-    def _one_time(self) -> Self:
-        if (self.for_ is None) == (not self.wait):
-            raise ValueError("expected one of for and wait")
-        return self
-
-
-def _request_only(value: Any) -> Any:
-    return {"request": value} if isinstance(value, str) else value
-
-
-class Step(Model):
-    """One request of a login, a refetch or a logout."""
-
-    request: str
-    headers: dict[str, str] = Field(default={})
-    basic: tuple[str, str] | None = None
-    json_: Template = Field(default=None, alias="json")
-    form: dict[str, Template] | None = None
-    text: str | None = None
-    follow: Annotated[int, Field(ge=0, le=20)] = 0
-    set: dict[str, Template] = Field(default={})
-    unless: str | None = None
-    optional: bool = False
-    ok: Matches = (Match(status=("2xx",)),)
-    get: dict[str, Sources] = Field(default={})
-    pause: tuple[Pause, ...] = ()
-    fatal: Matches = ()
-
-
-StepOrLine = Annotated[Step, BeforeValidator(_request_only)]
-
-
-class SetJson(Model):
-    """Values that are put into the JSON body of requests that match."""
-
-    match: Matches
-    set: dict[str, Template]
-
-
-class Send(Model):
-    """What a request carries; what is named here is taken out of the client's request first."""
-
-    headers: dict[str, str] = Field(default={})
-    basic: tuple[str, str] | None = None
-    cookies: Literal["none", "jar"] = "none"
-    query: dict[str, str] = Field(default={})
-    json_: SetJson | None = Field(default=None, alias="json")
-    methods: tuple[str, ...] | None = None
-
-
-class Life(Model):
-    """How long: *idle* slides with each use, *max_* counts from birth; a duration, or a template of one."""
-
-    idle: Duration | str | None = None
-    max_: Duration | str | None = Field(default=None, alias="max")
-
-
-class Layer(Model):
-    """A session or token, and what it lives by. *dead* None: 401, for a layer with steps or `oauth2`."""
-
-    steps: tuple[Step, ...] = ()
-    oauth2: dict[str, Template] | None = None
-    ok: Matches | None = None
-    send: Send = Send()
-    life: Life = Life()
-    dead: Matches | None = None
-    fatal: Matches = ()
+__all__ = [
+    "Fact",
+    "Facts",
+    "JournalReads",
+    "Layer",
+    "Life",
+    "Match",
+    "Matches",
+    "Pattern",
+    "Pause",
+    "Peek",
+    "Quota",
+    "Recipe",
+    "RecipeKeepalive",
+    "RecipeSessions",
+    "RepeatMore",
+    "Reply",
+    "RequestMatch",
+    "Scalar",
+    "Send",
+    "SetJson",
+    "Shim",
+    "Source",
+    "Sources",
+    "Step",
+    "StepOrLine",
+    "Stolen",
+    "StripMore",
+    "Template",
+    "Throttle",
+    "Value",
+    "Variable",
+]
 
 
 class Reply(Model):
@@ -109,12 +58,23 @@ class Reply(Model):
     json_: Template = Field(default=None, alias="json")
     text: str | None = None
 
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        one_body(self.json_, self.text)
+        return self
+
 
 class Shim(Model):
     """A login or logout of the client's that is answered here."""
 
     match: RequestMatch
     reply: Reply = Reply()
+
+    @model_validator(mode="after")
+    def _where(self) -> Self:
+        if self.match.path is None:
+            raise ValueError("match: expected a path, which is the login or logout that is answered here")
+        return self
 
 
 class StripMore(Model):
@@ -176,11 +136,16 @@ class RepeatMore(Model):
 class RecipeKeepalive(Model):
     """A request that keeps a session alive."""
 
-    request: str
+    request: RequestLine
     headers: dict[str, str] = Field(default={})
     json_: Template = Field(default=None, alias="json")
     form: dict[str, Template] | None = None
     every: Duration = 0.0
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Self:
+        one_body(self.json_, self.form)
+        return self
 
 
 class JournalReads(Model):
@@ -202,10 +167,7 @@ class Facts(Model):
 
 
 class Recipe(Model):
-    """How one system logs in, shows its session, tells of its death, and what else it wants.
-
-    *ask*: what to ask its administrator for.
-    """
+    """How one system logs in, shows its session, tells of its death, and what else it asks for."""
 
     recipe: Literal[1] = 1
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -230,8 +192,4 @@ class Recipe(Model):
     journal: JournalReads = JournalReads()
     facts: Facts = Facts()
     ask: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _means_something(self) -> Self:
-        check(self)
-        return self
+    myths: tuple[str, ...] = ()

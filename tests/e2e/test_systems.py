@@ -368,7 +368,7 @@ async def test_a_used_up_quota_is_asked_for_once(tmp_path: Path, redis_server: S
             assert at.system.counters["over_quota"] <= 1
             assert 0 < int(ends[-1].headers["Retry-After"]) <= 3700
             until_ = time.monotonic() + PATIENCE
-            while (answer := await clients[1].get(f"{at.base}/items")).json().get("reason") != "quota_exhausted":
+            while (await clients[1].get(f"{at.base}/items")).json().get("reason") != "quota_exhausted":
                 assert time.monotonic() < until_
             assert at.system.counters["over_quota"] <= 2
             async with httpx.AsyncClient(trust_env=False) as operator:

@@ -366,7 +366,13 @@ def test_imported_libraries_are_the_declared_ones() -> None:
     """What is imported is a dependency of our own, not by luck one of somebody else's; none is there for nothing."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in project["dependencies"]}
-    names = {"jwt": "pyjwt", "re2": "google-re2", "OpenSSL": "pyopenssl", "ruamel": "ruamel-yaml", "prometheus_client": "prometheus-client"}
+    names = {
+        "jwt": "pyjwt",
+        "re2": "google-re2",
+        "OpenSSL": "pyopenssl",
+        "ruamel": "ruamel-yaml",
+        "prometheus_client": "prometheus-client",
+    }
     imported = {names.get(name, name) for module in MODULES for name in third_party(module)}
     assert imported == declared
 

@@ -17,7 +17,7 @@ from sidecar.events import Event, StoreTrouble
 from sidecar.observe import log
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, HOP, HOP_BY_HOP, READABLE, VIA, normal_name
 from sidecar.policy.mirror import ANSWER_FIELDS, FORWARDED, OF_THE_BYTES, REQUEST_FIELDS
-from sidecar.settings import Recipe, SecretReference, Settings, load
+from sidecar.settings import SecretReference, Settings, load
 from tests.canary import canary
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def key_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every key path of *model*; a name in a mapping of models is NAME, a secret is one key."""
     for name, field in model.model_fields.items():
         found = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-        inner = next((part for part in found if part not in (SecretReference, Recipe)), None)
+        inner = next((part for part in found if part is not SecretReference), None)
         if inner is None:
             yield prefix + name
         else:
@@ -130,20 +130,15 @@ def test_documented_examples_are_accepted() -> None:
     example["upstreams"]["plm"]["oauth2"] |= {"username": "sync", "client_auth": "private_key_jwt"}
     example["listen"] = {"auth": {"username": "app", "password": secret}}
     example["store"] = {"url": "redis://redis", "keys": [secret]}
-    system: dict[str, Any] = copy.deepcopy(EXAMPLE)
-    del system["upstreams"]["plm"]["oauth2"]
-    given = {"email": "svc@example.com", "password": secret}
-    system["upstreams"]["plm"] |= {"preset": "arena", "credential": given}
     rows = [row.split("`") for row in key_rows(CONFIGURATION)]
+    arena: dict[str, Any] = {"email": "svc@example.com", "password": secret}
     for cells in rows:
-        key = cells[1].removeprefix("upstreams.NAME.")
+        plm = dict(example["upstreams"]["plm"])
+        key = cells[1].rpartition(".")[2]
         if key in ("preset", "recipe", "credential"):
-            if key == "recipe":
-                del system["upstreams"]["plm"]["preset"]
-            with_key(system, cells[1], cells[-2])
-            system["upstreams"]["plm"].setdefault("preset", "arena")
-        else:
-            with_key(example, cells[1], cells[-2])
+            del plm["oauth2"]
+            plm |= {"credential": arena} | ({"preset": "arena"} if key == "credential" else {})
+        with_key({**example, "upstreams": {"plm": plm}}, cells[1], cells[-2])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -30,14 +30,13 @@ from sidecar.events import (
     Trouble,
     WorkerReplaced,
 )
-from sidecar.exchange.rounds import _NOT_RENEWED
 from sidecar.exchange.tally import _REFUSES_NOTHING, Tally, measured
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.series import METRICS
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
 from sidecar.policy.attempt import Attempt
-from sidecar.policy.decide import Backoff, Pass, Renew, Told
+from sidecar.policy.decide import NOT_RENEWED, Backoff, Pass, Renew, Told
 from sidecar.policy.reading import Sign
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +304,7 @@ def test_words_of_the_decision_are_those_of_the_page() -> None:
 
     listed = set(re.findall(r"`(\w+)`", page))
     assert len(functions) == 2
-    assert words - {"connect", "failure"} - _REFUSES_NOTHING | {_NOT_RENEWED} == listed
+    assert words - {"connect", "failure"} - _REFUSES_NOTHING | {NOT_RENEWED} == listed
     assert _REFUSES_NOTHING <= words
 
 

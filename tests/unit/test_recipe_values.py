@@ -14,7 +14,7 @@ from sidecar.auth.recipes.templates import Unset, as_jwt, render
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
-from sidecar.settings.recipe_matches import Match, Source
+from sidecar.settings.recipe import Match, Source
 from sidecar.settings.template import Field, parse
 from tests.canary import canary
 
@@ -79,7 +79,7 @@ def test_a_template_without_a_value_is_no_empty_text() -> None:
 @pytest.mark.parametrize("text", ["{", "}", "{a", "a}", "{a|rot13}", "{a b}", "{}", "{a{b}}", "{a|}"])
 def test_what_is_no_template_is_refused(text: str) -> None:
     """A brace without a name, an unknown filter: told when the recipe is read, not at night."""
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=r"without its|is no name|unknown filter"):
         parse(text)
 
 
@@ -204,7 +204,6 @@ JSON = ((b"Content-Type", b"application/json; charset=utf-8"),)
         ({"request": {"method": "POST"}}, answer(method="POST"), True),
         ({"request": {"method": "POST"}}, answer(), False),
         ({"method": ["POST", "PUT"]}, answer(method="GET"), False),
-        ({}, answer(), True),
         ({"body": "."}, answer(), False),
     ],
 )

@@ -114,10 +114,10 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
     assert sorted(upstream["retry"].pop("methods")) == ["GET", "HEAD", "OPTIONS", "PUT"]
     assert sorted(upstream["retry"].pop("unapplied")) == [421, 425, 429]
     assert upstream == {
-        "base_url": "https://plm.example.com/api",
         "preset": None,
         "recipe": None,
         "credential": {},
+        "base_url": "https://plm.example.com/api",
         "insecure_http": False,
         "listen": None,
         "renew": {"margin": "20%", "min_interval": 60.0, "check_every": 300.0, "timeout": 10.0, "startup": "required"},
@@ -445,10 +445,9 @@ ERRORS = [
     (f"{PLM}.read_only=maybe", f"{PLM}.read_only: Input should be a valid boolean, unable to interpret input"),
     ("upstreams={}", "upstreams: expected at least one, such as plm: {base_url: ..., oauth2: {...}}"),
     ("upstreams=1", "upstreams: Input should be a valid dictionary"),
-    (f"{PLM}=1", f"{PLM}: expected a mapping of base_url, insecure_http, listen, oauth2, preset, recipe, credential, renew"),
-    ("upstreams.Plm={}", "upstreams.Plm: expected one of oauth2: {token_url, client_id, ...}, preset: NAME and recipe"),
-    ("upstreams.Plm={base_url: https://x}", "upstreams.Plm: expected one of oauth2: {token_url, client_id, ...}, preset"),
-    ("upstreams.Plm={oauth2: {token_url: 'https://x', client_id: a, client_auth: none}}", "upstreams.Plm: base_url: missing"),
+    (f"{PLM}=1", f"{PLM}: expected a mapping of preset, recipe, credential, base_url, insecure_http"),
+    ("upstreams.Plm={}", "upstreams.Plm.base_url: missing; expected a value"),
+    ("upstreams.Plm={base_url: https://x}", "upstreams.Plm: expected exactly one of oauth2, preset and recipe"),
 ]
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.auth.grant import Values
-from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.errors import ConfigurationError
 from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
 from sidecar.settings import Recipe, SecretReference
-from sidecar.settings.template import names_in
 
 JAR = "=jar"
 """The name among the values of a credential under which its cookies are."""

@@ -10,11 +10,10 @@ from sidecar.auth.grant import Values
 from sidecar.auth.recipes.bound import Bound, known, plain
 from sidecar.auth.recipes.documents import Document, set_at
 from sidecar.auth.recipes.matches import Message, any_of, url_of
-from sidecar.auth.recipes.templates import Lookup, Unset, as_jwt, render, text
+from sidecar.auth.recipes.templates import Lookup, Unset, as_jwt, names_in, render, text
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Request, value_of
 from sidecar.settings.recipe import SetJson
-from sidecar.settings.template import names_in
 
 _TEXTS = re.compile(rb"^(text/|application/(.*\+)?(json|xml|x-www-form-urlencoded|soap))", re.IGNORECASE)
 _MOST = 64 << 20

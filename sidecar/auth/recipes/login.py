@@ -18,8 +18,7 @@ from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable
 from sidecar.secret import Secret
 from sidecar.settings import Tls, prime
-from sidecar.settings.recipe import Layer
-from sidecar.settings.recipe_matches import Match
+from sidecar.settings.recipe import Layer, Match
 from sidecar.settings.values import parse_duration
 
 _IN_A_ROW = 2

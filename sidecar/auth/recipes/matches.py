@@ -11,7 +11,7 @@ from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.templates import Lookup, Unset, render
 from sidecar.policy.headers import normal_name
 from sidecar.policy.message import Fields
-from sidecar.settings.recipe_matches import Match, Pattern, Value
+from sidecar.settings.recipe import Match, Pattern, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,14 @@ from sidecar.auth.grant import Values
 from sidecar.auth.recipes.bound import Bound, known, plain
 from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.matches import Matching, Message, compile_match
-from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.secret import Secret
+from sidecar.settings.recipe import Match, Shim
 from sidecar.settings.recipe import Reply as ReplyOf
-from sidecar.settings.recipe import Shim
-from sidecar.settings.recipe_matches import Match
-from sidecar.settings.template import REQUEST, names_in
+from sidecar.settings.template import REQUEST
 
 _LONGEST = 64 << 10
 

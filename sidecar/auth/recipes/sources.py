@@ -6,7 +6,7 @@ from typing import Any
 
 from sidecar.auth.recipes.matches import Message, pattern
 from sidecar.auth.recipes.templates import Lookup, Unset, render
-from sidecar.settings.recipe_matches import Source
+from sidecar.settings.recipe import Source
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 from sidecar.secret import Secret
-from sidecar.settings.template import Field, parse
+from sidecar.settings.template import Field, fields, parse
 
 _FAR = 4102444800  # 2100-01-01
 
@@ -34,6 +34,19 @@ def render(value: Any, lookup: Lookup) -> Any:
     if isinstance(value, list | tuple):
         return [each for item in value for _, each in _member("", item, lookup)]
     return value
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """Yield the names that the templates in *value* use, in mappings and lists too, keys included."""
+    if isinstance(value, str):
+        yield from (field.name for field in fields(value))
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from names_in(key)
+            yield from names_in(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from names_in(each)
 
 
 def text(value: Any) -> str:

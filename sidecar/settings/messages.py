@@ -1,16 +1,23 @@
-"""What a recipe may say of messages: what one is, and where a value is in it."""
+"""What recipes say of messages: how one is recognised, and where a value is in it (docs/recipes.md).
+
+Where a key is named like a method of the models, its attribute has a `_` behind it.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from sidecar.settings.base import Model
-
-
-def several(value: Any) -> Any:
-    """Return what may stand alone as the only one of several."""
-    return value if isinstance(value, list | tuple) else (value,)
-
+from sidecar.settings.syntax import (
+    Capture,
+    Pointer,
+    Re2,
+    Status,
+    TimeFormat,
+    XmlPath,
+    request_line,
+    several,
+)
 
 Template = Any
 """Text with `{name|filter}` in it, or any YAML value with such texts inside."""
@@ -19,7 +26,7 @@ Template = Any
 class Pattern(Model):
     """A pattern in RE2 syntax, searched for."""
 
-    regex: str
+    regex: Re2
 
 
 Scalar = str | int | float | bool | None
@@ -35,24 +42,28 @@ class Match(Model):
     query: dict[str, Value] = Field(default={})
     header: dict[str, Value] = Field(default={})
     form: dict[str, Value] = Field(default={})
-    json_: dict[str, Value] = Field(default={}, alias="json")
-    xml: dict[str, Value] = Field(default={})
-    body: str | None = None
-    status: Annotated[tuple[int | str, ...], BeforeValidator(several)] = ()
+    json_: dict[Pointer, Value] = Field(default={}, alias="json")
+    xml: dict[XmlPath, Value] = Field(default={})
+    body: Re2 | None = None
+    status: Annotated[tuple[Status, ...], BeforeValidator(several)] = ()
     type: str | None = None
     location: str | None = None
     request: "Match | None" = None
     not_: "Match | None" = Field(default=None, alias="not")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("expected at least one key; a match of nothing would hold for everything")
+        return self
 
 
 def _short(value: Any) -> Any:
     """Return the mapping that `PUT|POST GLOB` is short for."""
     if not isinstance(value, str):
         return value
-    methods, space, path = value.partition(" ")
-    if not space:
-        raise ValueError("expected a mapping, or METHOD and a path such as PUT|POST {base}/logout")
-    return {"method": methods.split("|"), "path": path}
+    methods, path = request_line(value)
+    return {"method": methods, "path": path}
 
 
 RequestMatch = Annotated[Match, BeforeValidator(_short)]
@@ -61,23 +72,23 @@ Matches = Annotated[tuple[RequestMatch, ...], BeforeValidator(several)]
 
 
 class Source(Model):
-    """Where a value is: in one place; with none of the five, `else` alone gives it."""
+    """Where a value is; with none of the five places, `else` alone gives it."""
 
-    json_: str | None = Field(default=None, alias="json")
-    xml: str | None = None
+    json_: Pointer | None = Field(default=None, alias="json")
+    xml: XmlPath | None = None
     header: str | None = None
     cookie: str | None = None
-    body: str | None = None
-    regex: str | None = None
+    body: Capture | None = None
+    regex: Capture | None = None
     unit: Literal["ms", "s", "m"] = "s"
-    time: str | None = None
+    time: TimeFormat | None = None
     else_: Template = Field(default=None, alias="else")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = (self.json_, self.xml, self.header, self.cookie, self.body)
-        if sum(place is not None for place in places) > 1 or (not any(places) and self.else_ is None):
-            raise ValueError("expected one of json, xml, header, cookie and body, or else alone")
+        places = [place for place in (self.json_, self.xml, self.header, self.cookie, self.body) if place is not None]
+        if len(places) > 1 or not (places or "else_" in self.model_fields_set):
+            raise ValueError("expected exactly one of json, xml, header, cookie and body, or else alone")
         return self
 
 
