@@ -33,10 +33,10 @@ class SystemSwitches:
     """What can be changed while it runs; seconds.
 
     *idle* and *longest*: how long a session lives without use, and at all. *per_user*: a second login ends the first
-    session. *quota*: calls that are left, None: no end. *early*: so many requests with a dead session are answered
-    before their bodies are read. *odd_status*: what a dead session is told with, None: what is usual.
-    *dies_after*: the numbers of calls after which every session is ended. *login_delay*: before a login is answered. *login_faults*: statuses of the next logins. *rolls*: each answer sets
-    the session's cookie anew.
+    session. *quota*: calls that are left, None: no end. *early*: a request with a dead session is answered before its
+    body is read. *odd_status*: what a dead session is told with, None: what is usual. *dies_after*: the numbers of
+    calls after which every session is ended. *login_delay*: before a login is answered. *login_faults*: statuses of the
+    next logins. *rolls*: each answer sets the session's cookie anew. *gateway*: where a system has one, else plain.
     """
 
     idle: float = 5400.0

@@ -24,8 +24,8 @@ Rest = Callable[[float], Awaitable[None]]
 class Admission:
     """The gates of the upstream *name*, for all its requests in this process.
 
-    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap. *patience*:
-    seconds that a request waits for its turn. *longest*: seconds that it waits in pauses, all in all.
+    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap.
+    *patience*: seconds that a request waits for its turn. *longest*: seconds that it waits in pauses, all in all.
     """
 
     def __init__(

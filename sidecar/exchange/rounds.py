@@ -69,9 +69,7 @@ class Rounds:
             if isinstance(outcome, Answer) and token is not None:
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
                     reading = await self._read(errand, outcome, token)
-                destination.broker.heard(
-                    token, reading.sign, reading.part, again=token is renewed, own=errand.own
-                )
+                destination.broker.heard(token, reading.sign, reading.part, again=token is renewed, own=errand.own)
                 if outcome.status < _ERRORS and reading.sign is Sign.FINE:
                     tally.passed()
                     return Told.THIS, None

@@ -297,13 +297,15 @@ def test_metrics_page_is_the_code() -> None:
 def test_words_of_the_decision_are_those_of_the_page() -> None:
     """Each reason to pass an outcome on either refuses a retry, and stands in the page, or does not."""
     tree = ast.parse(Path(str(decide.__file__)).read_text(encoding="utf-8"))
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("_next", "_again")]
+    functions = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("_next", "_again", "_renew")
+    ]
     texts = [each.value for node in functions for each in ast.walk(node) if isinstance(each, ast.Constant)]
     words = {text for text in texts if isinstance(text, str) and re.fullmatch("[a-z_]+", text)}
     page = (ROOT / "docs/debugging.md").read_text(encoding="utf-8").partition("\n| `refused` | ")[2].partition("\n")[0]
 
     listed = set(re.findall(r"`(\w+)`", page))
-    assert len(functions) == 2
+    assert len(functions) == 3
     assert words - {"connect", "failure"} - _REFUSES_NOTHING | {NOT_RENEWED} == listed
     assert _REFUSES_NOTHING <= words
 

@@ -86,6 +86,7 @@ def _reset(recipe: Recipe, message: Message) -> float | None:
 
 
 def holder_of(recipe: Recipe) -> HoldBack:
+    """Return what tells which answers are held back for a look, by `peek`."""
     types = tuple(name.encode() for name in recipe.peek.types)
     longest = recipe.peek.max_
 
