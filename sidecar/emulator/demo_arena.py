@@ -26,7 +26,8 @@ def call(method: str, url: str, payload: object, session: str) -> dict[str, obje
     headers = {"Content-Type": "application/json", **({"arena_session_id": session} if session else {})}
     request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310  the operator's URL
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-        return json.loads(answer.read() or b"{}")
+        told: dict[str, object] = json.loads(answer.read() or b"{}")
+        return told
 
 
 def main(base_url: str, seconds: float) -> int:

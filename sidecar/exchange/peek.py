@@ -4,8 +4,6 @@ from sidecar.exchange.answer import Answer
 from sidecar.policy.coding import decoded
 from sidecar.policy.message import Fields, value_of
 
-_MOST = 1 << 20
-
 
 async def peek(answer: Answer, limit: int, seconds: float) -> bytes | None:
     """Return the whole body, decoded; waits *seconds* at most for it.
@@ -19,7 +17,7 @@ async def peek(answer: Answer, limit: int, seconds: float) -> bytes | None:
     held = await answer.peek(limit + 1, seconds)
     if held is None or len(held) > limit:
         return None
-    return decoded(held, fields, _MOST)
+    return decoded(held, fields, limit)
 
 
 def _for_a_file(fields: Fields) -> bool:

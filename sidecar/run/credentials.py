@@ -51,20 +51,16 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What one or several upstreams show: its *identity*, and their *systems* by name."""
+    """What one or several upstreams show: its *identity*, their *systems* by name, and the *issuer* of the first."""
 
     identity: str
     systems: Mapping[str, System]
+    issuer: Issuer
 
     @property
     def names(self) -> tuple[str, ...]:
         """The upstreams that have it."""
         return tuple(self.systems)
-
-    @property
-    def issuer(self) -> Issuer:
-        """Where it is obtained, by the first of them."""
-        return next(iter(self.systems.values())).issuer
 
 
 def credentials(
@@ -83,7 +79,7 @@ def credentials(
         if known:
             _check_same(next(iter(known)), name, settings.upstreams)
         known[name] = system
-    return [Credential(identity, systems) for identity, systems in found.items()]
+    return [Credential(identity, systems, next(iter(systems.values())).issuer) for identity, systems in found.items()]
 
 
 def identifying(settings: Settings) -> list[SecretReference]:
@@ -147,7 +143,7 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared) -> B
     said = oauth2 is not None and "lifetime" in oauth2.model_fields_set
     return Broker(
         name,
-        system.issuer,
+        credential.issuer,
         shared.store,
         shared.keys,
         upstream.renew,

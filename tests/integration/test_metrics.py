@@ -62,7 +62,7 @@ for line in sys.stdin:
         threading.Thread(target=forever, daemon=True).start()
     elif name == "stand":
         expires_in, flying = map(float, values)
-        upstreams["plm"] = SimpleNamespace(expires_at=clock.now() + expires_in, lifetime=100.0)
+        upstreams["plm"] = SimpleNamespace(expires_at=clock.now() + expires_in, lifetime=100.0, state="valid")
         in_flight["plm"] = int(flying)
         metrics.publish()
     elif name == "later":

@@ -43,6 +43,14 @@ class Bound:
         for name, reference in self.secrets.items():
             self._read[name] = _usable(reference.read(), f"upstreams.{self.name}.credential.{name}")
 
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for a plain value that would make another line of what it is put into."""
+        for name, value in self.credential.items():
+            if isinstance(value, str) and not value.isprintable():
+                raise ConfigurationError(
+                    f"upstreams.{self.name}.credential.{name}: control characters; expected one line"
+                )
+
     def lookup(self, more: Lookup | None = None) -> Lookup:
         """Return what gives the values of names: the built-in ones, the credential's, and what *more* knows."""
 
@@ -80,10 +88,17 @@ class Bound:
             "origin": [self.origin.scheme, self.origin.host, self.origin.port],
             "credential": self.public(),
         }
-        if not any(name in self.recipe.vars and not self.recipe.vars[name].secret for name in self.credential):
+        if not self._names_somebody():
             secrets = {name: reference.read().reveal() for name, reference in self.secrets.items()}
             parts["secrets"] = hashlib.sha256(json.dumps(secrets, sort_keys=True).encode()).hexdigest()
         return json.dumps(parts, sort_keys=True)
+
+    def _names_somebody(self) -> bool:
+        """Tell whether a value that the recipe wants, and that is no secret, says whose the credential is."""
+        return any(
+            not variable.secret and variable.default is None and name in self.credential
+            for name, variable in self.recipe.vars.items()
+        )
 
     def fingerprint(self, salt: str) -> str:
         """Return what changes with any of the values; a secret that cannot be read is a value of its own."""

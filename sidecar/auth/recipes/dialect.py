@@ -112,6 +112,7 @@ def _dresser(bound: Bound) -> Callable[[Values, Request, bytes], Fields]:
     layers = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
     bearer = recipe.login.oauth2 is not None
     secure = bound.origin.scheme == "https"
+    jar = any(send.cookies == "jar" for send in layers)
 
     def dress(values: Values, request: Request, target: bytes) -> Fields:
         found: list[tuple[bytes, bytes]] = []
@@ -127,7 +128,7 @@ def _dresser(bound: Bound) -> Callable[[Values, Request, bytes], Fields]:
                 found.append((b"Authorization", basic(*pair).encode()))
             for name, value in render(send.headers, lookup).items():
                 found.append((name.encode(), text(value).encode()))
-        if JAR in values:
+        if jar and JAR in values:
             path = target.decode("latin-1")
             if cookies := shown(from_text(values[JAR].reveal()), bound.origin.host, path, secure=secure):
                 found.append((b"Cookie", cookies.encode()))

@@ -6,16 +6,17 @@ They last until the server ends them: what dies of age alone is told by the answ
 import json
 import re
 from dataclasses import astuple, dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from sidecar.policy.message import Fields
+from sidecar.policy.message import Fields, value_of
 
 _MOST = 50
 _LONGEST = 4096
 _WHOLE = 24 << 10
 _SET = frozenset({b"set-cookie"})
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
-_EPOCH_LIKE = 2001
+_LONG_AGO = 978307200.0  # 2001-01-01
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,20 @@ def taken(jar: Jar, host: str, path: str, fields: Fields) -> Jar:
 
     What breaks the rules is left out, and so is what a browser would not keep for its size; 50 are kept at most.
     """
+    now = _moment((value_of(fields, b"date") or b"").decode("latin-1"))
     cookies = {(each.name, each.domain, each.path): each for each in jar}
     for name, value in fields:
-        if name.lower() not in _SET or (set_now := _parsed(value.decode("utf-8", "replace"), host, path)) is None:
+        if name.lower() not in _SET or (set_now := _parsed(value.decode("utf-8", "replace"), host, path, now)) is None:
             continue
         cookie, ended = set_now
         key = (cookie.name, cookie.domain, cookie.path)
-        if ended:
-            cookies.pop(key, None)
-        else:
+        cookies.pop(key, None)  # so that the newest stands last
+        if not ended:
             cookies[key] = cookie
     kept = tuple(cookies.values())[-_MOST:]
-    return kept if len(to_text(kept)) <= _WHOLE else jar
+    while len(to_text(kept)) > _WHOLE:
+        kept = kept[1:]
+    return kept
 
 
 def shown(jar: Jar, host: str, path: str, *, secure: bool) -> str:
@@ -74,7 +77,7 @@ def value_in(jar: Jar, name: str) -> str | None:
     return next((each.value for each in reversed(jar) if each.name == name), None)
 
 
-def _parsed(line: str, host: str, path: str) -> tuple[Cookie, bool] | None:
+def _parsed(line: str, host: str, path: str, now: float | None) -> tuple[Cookie, bool] | None:
     pair, *attributes = line.split(";")
     name, equals, value = pair.partition("=")
     name, value = name.strip(), value.strip()
@@ -92,19 +95,24 @@ def _parsed(line: str, host: str, path: str) -> tuple[Cookie, bool] | None:
     if not where.startswith("/"):
         where = path.partition("?")[0].rpartition("/")[0] or "/"
     cookie = Cookie(name, value, domain or host, not domain, where, "secure" in found)
-    return cookie, _ended(found)
+    return cookie, _ended(found, now)
 
 
-def _ended(attributes: dict[str, str]) -> bool:
+def _ended(attributes: dict[str, str], now: float | None) -> bool:
+    """Tell whether a cookie is ended by its age, or by a date before *now*, the answer's own; None: it has none."""
     if age := attributes.get("max-age"):
         return age.startswith("-") or age.strip("0") == ""
-    if expires := attributes.get("expires"):
-        try:
-            # Who ends a cookie names a moment long past; any other age is the server's own affair.
-            return parsedate_to_datetime(expires.replace("-", " ")).year < _EPOCH_LIKE
-        except (ValueError, TypeError, IndexError):
-            return False
-    return False
+    moment = _moment(attributes.get("expires", "").replace("-", " "))
+    # Any other age is the server's own affair: it says when the session is over.
+    return moment is not None and moment <= (_LONG_AGO if now is None else now)
+
+
+def _moment(text: str) -> float | None:
+    try:
+        when = parsedate_to_datetime(text)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _is_address(host: str) -> bool:

@@ -4,6 +4,7 @@ import json
 from urllib.parse import urlencode, urlsplit
 
 from sidecar.auth.recipes.bound import Bound
+from sidecar.auth.recipes.outgoing import opened
 from sidecar.auth.recipes.templates import render, text
 from sidecar.policy.idleness import Use
 
@@ -22,7 +23,7 @@ def use_of(bound: Bound) -> Use | None:
     fields = [(name.encode(), text(value).encode()) for name, value in render(wanted.headers, lookup).items()]
     body = b""
     if wanted.json_ is not None:
-        body, kind = json.dumps(render(wanted.json_, lookup)).encode(), b"application/json"
+        body, kind = json.dumps(opened(render(wanted.json_, lookup))).encode(), b"application/json"
     elif wanted.form is not None:
         body = urlencode({name: text(value) for name, value in render(wanted.form, lookup).items()}).encode()
         kind = b"application/x-www-form-urlencoded"

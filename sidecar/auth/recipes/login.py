@@ -11,7 +11,7 @@ from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.auth.recipes.bound import JAR, STATELESS, Bound, as_values, known
 from sidecar.auth.recipes.jar import Jar, from_text, to_text
 from sidecar.auth.recipes.matches import any_of
-from sidecar.auth.recipes.steps import Walk, course_of
+from sidecar.auth.recipes.steps import Unreached, Walk, course_of
 from sidecar.auth.recipes.templates import Unset, render, text
 from sidecar.auth.tls import Contexts
 from sidecar.clock import Clock
@@ -22,6 +22,8 @@ from sidecar.settings.recipe import Layer, Match
 from sidecar.settings.values import parse_duration
 
 _IN_A_ROW = 2
+_SHARE = 0.3
+"""Of the time for a login, for what follows it."""
 _PAUSE = 300.0
 """Seconds without an attempt after several that nobody understood: who insists gets an account locked."""
 
@@ -80,13 +82,13 @@ class RecipeIssuer:
             return self._grant(STATELESS, {}, self._clock.now())
         try:
             async with self._walk(seconds) as walk:
-                grant = await (self._log_in(walk) if values is None else self._refetch(walk, values))
+                grant = await (self._log_in(walk, seconds * _SHARE) if values is None else self._refetch(walk, values))
         except CredentialRejected:
             for reference in self._bound.secrets.values():
                 reference.doubt()
             raise
         except IssuerUnavailable as error:
-            if values is None and error.retry_after is None:
+            if values is None and error.retry_after is None and not isinstance(error, Unreached):
                 self._failures += 1
                 if self._failures >= _IN_A_ROW and self._bound.secrets:
                     error.retry_after = _PAUSE
@@ -109,19 +111,21 @@ class RecipeIssuer:
     async def _walk(self, seconds: float) -> Any:
         context: ssl.SSLContext = await self._contexts.of(self._tls)
         try:
-            async with asyncio.timeout(seconds), Walk(self._bound, context, self._who) as walk:
+            async with asyncio.timeout(seconds), Walk(self._bound, context, self._who, self._clock.now) as walk:
                 yield walk
         except TimeoutError:
             raise BrokenOff(f"{self._who} gave no complete answer within {seconds:.3g} s; see renew.timeout") from None
 
-    async def _log_in(self, walk: Walk) -> Grant:
+    async def _log_in(self, walk: Walk, seconds: float) -> Grant:
+        """Take the steps; *seconds*: what the second part may take, less than is left for all."""
         requested_at = self._clock.now()
         for course in self._login:
             await walk.take(course)
         # Before what follows: its failure leaves the session as good as it is.
-        with contextlib.suppress(IssuerUnavailable, CredentialRejected):
-            for course in self._csrf:
-                await walk.take(course, shows=self._shows[:1])
+        with contextlib.suppress(IssuerUnavailable, CredentialRejected, TimeoutError):
+            async with asyncio.timeout(seconds):
+                for course in self._csrf:
+                    await walk.take(course, shows=self._shows[:1])
         expires_in = walk.variables.pop("expires_in", None)
         return self._grant(_values(walk), {"expires_in": expires_in} | walk.variables, requested_at)
 

@@ -106,7 +106,11 @@ def compile_match(match: Match, lookup: Lookup) -> Matching:
     if match.not_ is not None:
         against = compile_match(match.not_, lookup)
         looks = looks or against.looks
-        tests.append(lambda message, names: not against.holds(message, names))
+        # What was not looked at is not known to be otherwise.
+        unseen = against.looks
+        tests.append(
+            lambda message, names: not (unseen and message.document.data is None) and not against.holds(message, names)
+        )
     return Matching(lambda message, names: all(test(message, names) for test in tests), looks)
 
 

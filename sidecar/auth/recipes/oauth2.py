@@ -20,13 +20,19 @@ def oauth2_settings(bound: Bound) -> OAuth2:
             value = render(template, _places(bound))
         except Unset:
             continue
-        found[name] = {key: text(each) for key, each in value.items()} if name == "extra" else value
+        found[name] = {key: _shown(bound, each) for key, each in value.items()} if name == "extra" else value
     try:
         return OAuth2.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(map(str, ("login", "oauth2", *first["loc"])))
         raise ConfigurationError(f"upstreams.{bound.name}: recipe {bound.recipe.id}, {key}: {first['msg']}") from None
+
+
+def _shown(bound: Bound, value: Any) -> str:
+    if isinstance(value, SecretReference):
+        raise ConfigurationError(f"upstreams.{bound.name}: recipe {bound.recipe.id}, login.oauth2.extra holds a secret")
+    return text(value)
 
 
 def _places(bound: Bound) -> Any:

@@ -39,7 +39,7 @@ def outgoing_of(step: Step, shows: Sequence[Send], lookup: Lookup) -> Outgoing:
     if step.basic is not None:
         headers["Authorization"] = basic(*(text(render(part, lookup)) for part in step.basic))
     if step.json_ is not None:
-        body = json.dumps(_plain(render(step.json_, lookup))).encode()
+        body = json.dumps(opened(render(step.json_, lookup))).encode()
         headers = {"Content-Type": "application/json"} | headers
     elif step.form is not None:
         body = urlencode({name: text(value) for name, value in render(step.form, lookup).items()}).encode()
@@ -55,9 +55,10 @@ def basic(user: str, password: str) -> str:
     return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
 
 
-def _plain(value: Any) -> Any:
+def opened(value: Any) -> Any:
+    """Return *value* with the texts of secrets in it, for what goes to the system."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: opened(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [opened(each) for each in value]
     return value.reveal() if isinstance(value, Secret) else value

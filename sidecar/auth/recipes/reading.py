@@ -9,12 +9,15 @@ from sidecar.auth.recipes.sources import number
 from sidecar.policy.classify import classify_unauthorized, retry_after
 from sidecar.policy.message import Fields, Request, value_of
 from sidecar.policy.reading import CSRF, FINE, Quota, Reading, Sign
+from sidecar.settings.recipe import Quota as QuotaOf
 from sidecar.settings.recipe import Recipe
 
 _ERRORS = 400
 _UNAUTHORIZED = 401
 _NO_BODY = frozenset({204, 304})
 _EVENTS = b"text/event-stream"
+_LONGEST = 2 * 86400.0
+"""Seconds: no allowance is for longer."""
 _UNKNOWN_RESET = 300.0
 """Seconds after which a used up quota is asked for again whose reset nobody tells."""
 
@@ -53,7 +56,7 @@ def reader_of(bound: Bound) -> tuple[bool, Read]:
             return Reading(Sign.EXPIRED, part=CSRF)
         if fatal.holds(message, lookup):
             return Reading(Sign.REJECTED)
-        told = _quota(recipe, message)
+        told = _quota(recipe, message, now)
         if exhausted.holds(message, lookup):
             wait = told.reset - now if told and told.reset else retry_after(fields, now)
             return Reading(Sign.EXHAUSTED, wait if wait and wait > 0 else _UNKNOWN_RESET, quota=told)
@@ -69,7 +72,7 @@ def reader_of(bound: Bound) -> tuple[bool, Read]:
     return any(matching.looks for matching in matchings), read
 
 
-def _quota(recipe: Recipe, message: Message) -> Quota | None:
+def _quota(recipe: Recipe, message: Message, now: float) -> Quota | None:
     quota = recipe.quota
     if quota is None:
         return None
@@ -78,11 +81,15 @@ def _quota(recipe: Recipe, message: Message) -> Quota | None:
         remaining = max(0.0, limit - used)
     if remaining is None and limit is None:
         return None
-    return Quota(remaining=remaining, limit=limit, reset=_reset(recipe, message), exhausts=bool(quota.exhausted))
+    return Quota(remaining=remaining, limit=limit, reset=_reset(quota, message, now), exhausts=bool(quota.exhausted))
 
 
-def _reset(recipe: Recipe, message: Message) -> float | None:
-    return number(recipe.quota.reset, message) if recipe.quota else None
+def _reset(quota: QuotaOf, message: Message, now: float) -> float | None:
+    """Return when the allowance is reset, wall time: sources with a format of time give that, others seconds."""
+    for source in quota.reset:
+        if (found := number([source], message)) is not None:
+            return min(found if source.time is not None else now + found, now + _LONGEST)
+    return None
 
 
 def holder_of(recipe: Recipe) -> HoldBack:

@@ -1,14 +1,16 @@
 """A client's own logins and logouts, by a recipe: which requests they are, and what they are answered with."""
 
+import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from sidecar.auth.dialect import Local, Reply
 from sidecar.auth.dialect import Shim as Shims
 from sidecar.auth.grant import Values
-from sidecar.auth.recipes.bound import Bound, known, plain
+from sidecar.auth.recipes.bound import Bound, known
 from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.matches import Matching, Message, compile_match
 from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
@@ -46,7 +48,7 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
             Local(
                 obtains=obtains,
                 matches=_by_body(request, url, whole, lookup) if whole.looks else None,
-                reply=reply,
+                reply=partial(reply, fields=request.fields),
             )
             for head, whole, (obtains, reply) in compiled
             if head.holds(message, lookup)
@@ -57,7 +59,10 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
 
 def _head(match: Match) -> Match:
     """Return what of *match* the head of a request tells."""
-    return match.model_copy(update={"form": {}, "json_": {}, "xml": {}, "body": None, "not_": None})
+    against = match.not_
+    if against is not None and (against.form or against.json_ or against.xml or against.body is not None):
+        against = None
+    return match.model_copy(update={"form": {}, "json_": {}, "xml": {}, "body": None, "not_": against})
 
 
 def _message(request: Request, url: str, body: bytes | None) -> Message:
@@ -103,7 +108,12 @@ def _local(bound: Bound, shim: Shim, placeholders: tuple[str, ...]) -> tuple[boo
                 raise Unset
             return known(values)(name)
 
-        return _reply(reply, bound.lookup(look))
+        def public(name: str) -> Any:
+            if isinstance(found := bound.lookup(look)(name), Secret):
+                raise Unset  # a client is never told one
+            return found
+
+        return _reply(reply, public)
 
     return bool(used & (extracted | {"placeholder"})), answer
 
@@ -117,9 +127,10 @@ def _reply(reply: ReplyOf, lookup: Lookup) -> Reply:
     body = b""
     fields: list[tuple[bytes, bytes]] = []
     if reply.json_ is not None:
-        body = json.dumps(_open(render(reply.json_, lookup))).encode()
+        body = json.dumps(render(reply.json_, lookup)).encode()
     elif reply.text is not None:
-        body = text(render(reply.text, lookup)).encode()
+        with contextlib.suppress(Unset):
+            body = text(render(reply.text, lookup)).encode()
     if reply.json_ is not None or reply.text is not None:
         fields.append((b"Content-Type", reply.type.encode()))
     for name, value in render(reply.headers, lookup).items():
@@ -127,15 +138,6 @@ def _reply(reply: ReplyOf, lookup: Lookup) -> Reply:
     for name, value in render(reply.cookies, lookup).items():
         fields.append((b"Set-Cookie", f"{name}={text(value)}; Path=/".encode()))
     return Reply(reply.status, tuple(fields), body)
-
-
-def _open(value: Any) -> Any:
-    """Return *value* without secrets in it: a client is never told one."""
-    if isinstance(value, dict):
-        return {name: _open(each) for name, each in value.items() if not isinstance(each, Secret)}
-    if isinstance(value, list):
-        return [_open(each) for each in value if not isinstance(each, Secret)]
-    return plain(value)
 
 
 def _origin(match: Match, bound: Bound) -> Origin | None:

@@ -1,5 +1,6 @@
 """Where a value is in an answer: sources tried in order, what was found cut out and converted."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -29,11 +30,12 @@ def find(sources: Sequence[Source], message: Message | None, cookie: Cookie, loo
 
 
 def number(sources: Sequence[Source], message: Message) -> float | None:
-    """Return what *sources* give as a number, None if it is none, or not there."""
+    """Return what *sources* give as a number, None if it is none, endless, or not there."""
     try:
-        return float(find(sources, message, lambda _: None, _nothing))
-    except (Unset, TypeError, ValueError):
+        found = float(find(sources, message, lambda _: None, _nothing))
+    except (Unset, TypeError, ValueError, OverflowError):
         return None
+    return found if math.isfinite(found) else None
 
 
 def _nothing(_: str) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +31,8 @@ _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _AS_GET = frozenset({301, 302, 303})
 _BUSY = frozenset({429, 503})
+_PAUSE = 60.0
+"""Seconds, when the answer that asks for a pause does not say how long."""
 _WORD = re.compile(r"[\w. -]{1,60}")
 
 
@@ -51,13 +53,18 @@ def course_of(step: Step, bound: Bound) -> Course:
     return Course(step, any_of(step.ok, lookup), any_of(step.fatal, lookup), pauses)
 
 
+class Unreached(IssuerUnavailable):
+    """Nothing was sent: no account counts that as an attempt."""
+
+
 class Walk:
     """One login under way: `variables` and `jar` grow with each step; a context that gives its connections back."""
 
-    def __init__(self, bound: Bound, context: ssl.SSLContext, who: str) -> None:
+    def __init__(self, bound: Bound, context: ssl.SSLContext, who: str, now: Callable[[], float]) -> None:
         self._bound = bound
         self._context = context
         self._who = who
+        self._now = now
         self._client: httpx.AsyncClient
         self.variables: dict[str, Any] = {}
         self.jar: Jar = ()
@@ -95,7 +102,7 @@ class Walk:
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
                 wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
-                raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or 60.0)
+                raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or _PAUSE)
         if course.fatal.holds(answer, lookup):
             raise CredentialRejected("", f"{where}: the credential is refused{_said(answer)}", locks=True)
         if dead is not None and dead.holds(answer, lookup):
@@ -105,7 +112,7 @@ class Walk:
         elif step.optional:
             self._get(step, None, lookup)
         else:
-            wait = retry_after(answer.fields, 0.0) if answer.status in _BUSY else None
+            wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
             raise IssuerUnavailable(f"{where}, which is not what a login is answered with", retry_after=wait)
 
     def _known(self, name: str) -> Any:
@@ -170,7 +177,7 @@ class Walk:
                 fields: Fields = tuple(response.headers.raw)
                 body = await _read(response)
         except httpx.ConnectError as error:
-            failure = IssuerUnavailable(f"{who}: cannot be reached: {cause_of(error)}")
+            failure = Unreached(f"{who}: cannot be reached: {cause_of(error)}")
         except (httpx.HTTPError, OSError) as error:
             failure = BrokenOff(f"{who}: broke off before its answer was complete: {cause_of(error)}")
         else:

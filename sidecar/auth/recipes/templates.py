@@ -53,6 +53,8 @@ def text(value: Any) -> str:
     """Return *value* as it stands in a text: JSON's spelling for what is no text."""
     if isinstance(value, Secret):
         return value.reveal()
+    if not isinstance(value, str | int | float | bool | dict | list | None):
+        raise Unset  # the place of a secret, which is none
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
