@@ -63,9 +63,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpx": ("sidecar/auth/", "sidecar/cli/", "sidecar/run/"),
     "mitmproxy": ("sidecar/proxy/", "addons/"),
     "prometheus_client": ("sidecar/observe/metrics.py",),
-    "random": ("sidecar/clock.py", "sidecar/emulator/"),
+    "random": ("sidecar/clock.py", "sidecar/emulator/demo_script.py"),
     "redis": ("sidecar/tokens/redis/client.py",),
-    "time": ("sidecar/clock.py", "sidecar/emulator/"),
+    "time": ("sidecar/clock.py", "sidecar/emulator/demo_"),
 }
 
 PURE = frozenset({"idna"})
