@@ -4,7 +4,7 @@ Light to import, for commands that serve nothing.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +79,20 @@ def credentials(
         if known:
             _check_same(next(iter(known)), name, settings.upstreams)
         known[name] = system
+    _check_logins(found.values())
     return [Credential(identity, systems, next(iter(systems.values())).issuer) for identity, systems in found.items()]
+
+
+def _check_logins(credentials_: Iterable[Mapping[str, System]]) -> None:
+    seen: dict[str, str] = {}
+    for systems in credentials_:
+        for name, system in systems.items():
+            for login in system.logins:
+                if (other := seen.setdefault(login, name)) != name and other not in systems:
+                    raise ConfigurationError(
+                        f"upstreams.{name} and upstreams.{other} both answer the same login of their clients,"
+                        f" {login.partition(' ')[0]}; expected form, json or header in shim.match to tell them apart"
+                    )
 
 
 def identifying(settings: Settings) -> list[SecretReference]:

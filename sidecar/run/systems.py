@@ -17,13 +17,15 @@ from sidecar.tokens.protocols import Issuer
 class System:
     """How one upstream is logged in to, and spoken with.
 
-    *speak*: from the placeholders that stand for the credential on the client's side to the dialect. *use*: the request
-    that keeps its session alive, as the recipe has it, None: none. *oauth2*: what the issuer is a token endpoint by,
-    None: it is a login.
+    *speak*: from the placeholders that stand for the credential on the client's side to the dialect. *logins*: the
+    requests of clients that are answered here at other origins, a text each, the same for the same ones. *use*: the
+    request that keeps its session alive, as the recipe has it, None: none. *oauth2*: what the issuer is a token
+    endpoint by, None: it is a login.
     """
 
     issuer: Issuer
     speak: Callable[[Sequence[str]], Dialect]
+    logins: frozenset[str]
     use: Use | None
     oauth2: OAuth2 | None
 
@@ -36,7 +38,9 @@ def system_of(name: str, upstream: Upstream, clock: Clock, contexts: Contexts | 
     if (oauth2 := upstream.oauth2) is None:
         raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
     issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts)
-    return System(issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), use=None, oauth2=oauth2)
+    return System(
+        issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), logins=frozenset(), use=None, oauth2=oauth2
+    )
 
 
 def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, contexts: Contexts | None) -> System:
@@ -46,6 +50,7 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     from sidecar.auth.recipes.keepalive import use_of
     from sidecar.auth.recipes.login import RecipeIssuer
     from sidecar.auth.recipes.oauth2 import oauth2_settings
+    from sidecar.auth.recipes.shims import logins_of
 
     bound = Bound(name, recipe, upstream.credential, upstream.origin)
     oauth2 = oauth2_settings(bound) if recipe.login.oauth2 is not None else None
@@ -57,6 +62,7 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     return System(
         issuer=issuer,
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),
+        logins=logins_of(bound),
         use=use_of(bound),
         oauth2=oauth2,
     )

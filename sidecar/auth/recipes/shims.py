@@ -34,6 +34,16 @@ def lent(bound: Bound) -> tuple[Origin, ...]:
     return tuple(found)
 
 
+def logins_of(bound: Bound) -> frozenset[str]:
+    """Return, as a text each, the logins that are answered here at other origins; the same for the same requests."""
+    found = set()
+    for shim in bound.recipe.shim:
+        if shim.match.path is not None and _origin(shim.match, bound) is not None:
+            place = text(render(shim.match.path.replace("*", ""), bound.lookup()))
+            found.add(f"{place} {shim.match.model_dump_json(exclude={'path'}, exclude_defaults=True)}")
+    return frozenset(found)
+
+
 def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
     """Return what finds the logins among a client's requests; the first of *placeholders* is given out."""
     lookup = bound.lookup()
