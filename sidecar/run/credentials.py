@@ -19,6 +19,7 @@ from sidecar.run.systems import System, system_of
 from sidecar.settings import SecretReference, Settings, Upstream
 from sidecar.tokens.broker import Broker
 from sidecar.tokens.former import former_identity
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.store import TokenStore
@@ -153,11 +154,13 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared) -> B
     seat = None
     if recipe is not None and recipe.sessions.per_account == "one":
         seat = Seat(recipe.sessions.stolen.within, recipe.sessions.stolen.rounds)
+    # A session that holds from one address alone is of no use to instances elsewhere.
+    own = recipe is not None and recipe.sessions.bound == "address"
     said = oauth2 is not None and "lifetime" in oauth2.model_fields_set
     return Broker(
         name,
         credential.issuer,
-        shared.store,
+        MemoryStore(shared.clock) if own else shared.store,
         shared.keys,
         upstream.renew,
         owner=shared.owner,

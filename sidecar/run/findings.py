@@ -33,19 +33,30 @@ class Findings:
         elif event.outcome == "passed" and event.status < _ERRORS:
             self._costs.pop(event.upstream, None)
 
+    def quotas(self) -> dict[str, tuple[float | None, float | None]]:
+        """Return, by upstream, what is left of its allowance, and the end of one that is used up; None: unknown, none."""
+        return {
+            name: (each.admission.quota_remaining, self._quota_until(each))
+            for name, each in self._destinations().items()
+        }
+
+    def _quota_until(self, destination: Destination) -> float | None:
+        left = destination.admission.quota_left(self._clock.monotonic())
+        return self._clock.now() + left if left > 0 else None
+
     def now(self) -> list[dict[str, Any]]:
         """Return what is wrong, as plain data; empty in calm."""
         standings = tuple(self._standing(name, each) for name, each in self._destinations().items())
         return [asdict(finding) for finding in diagnose(standings, self._clock.now())]
 
     def _standing(self, name: str, destination: Destination) -> Standing:
-        status, left = destination.broker.status(), destination.admission.quota_left(self._clock.monotonic())
+        status = destination.broker.status()
         failed = status.last if status.last and status.last.result != "ok" else None
         return Standing(
             upstream=name,
             state=status.state,
             failure=failed.detail if failed else "",
             failed_at=failed.time if failed else None,
-            quota_until=self._clock.now() + left if left > 0 else None,
+            quota_until=self._quota_until(destination),
             costs=self._costs.get(name, _NONE),
         )

@@ -54,7 +54,7 @@ def make_source(app: Serving, metrics: Metrics, findings: Findings, inherited: I
 
     return Source(
         status=lambda: (
-            status(app.brokers, app.addresses, __version__, metrics.breakers())
+            status(app.brokers, app.addresses, __version__, metrics.breakers(), findings.quotas())
             | {"reload_refused": app.refused or None, "findings": findings.now()}
         ),
         problems=lambda: (

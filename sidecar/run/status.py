@@ -39,12 +39,20 @@ def status(
     addresses: Mapping[str, str],
     version: str,
     breakers: Mapping[str, str] | None = None,
+    quotas: Mapping[str, tuple[float | None, float | None]] | None = None,
 ) -> dict[str, Any]:
-    """Return the whole status as plain data; *breakers*: the states of those that ever opened, None: of no interest."""
+    """Return the whole status as plain data.
+
+    *breakers*: the states of those that ever opened, None: of no interest. *quotas*: what is left of an allowance, and
+    the end of one that is used up, wall time; None for what is not known.
+    """
     upstreams = {name: upstream_status(broker) for name, broker in brokers.items()}
     if breakers is not None:
         for name, each in upstreams.items():
             each["breaker"] = breakers.get(name, "closed")
+    for name, (remaining, until) in (quotas or {}).items():
+        if name in upstreams:
+            upstreams[name]["quota"] = {"remaining": remaining, "exhausted_until": until}
     return {"version": version, "addresses": dict(addresses), "upstreams": upstreams}
 
 

@@ -373,7 +373,10 @@ async def test_a_used_up_quota_is_asked_for_once(tmp_path: Path, redis_server: S
             assert at.system.counters["over_quota"] <= 2
             async with httpx.AsyncClient(trust_env=False) as operator:
                 metrics = (await operator.get(f"http://{addresses[0]['admin']}/metrics")).text
+                page = (await operator.get(f"http://{addresses[0]['admin']}/status")).json()
             assert 'auth_sidecar_quota_remaining{upstream="plm"} 0.0' in metrics
+            assert page["upstreams"]["plm"]["quota"]["remaining"] == 0
+            assert page["upstreams"]["plm"]["quota"]["exhausted_until"] > time.time()
 
 
 async def test_an_expiry_in_a_200_never_reaches_the_script(tmp_path: Path) -> None:
