@@ -145,10 +145,12 @@ class Exchange:
         body.keep(LONGEST, 0)
         for name, origin in lent:
             destination, url = self._destinations[name], _url(origin, request.target)
+            tally.upstream = name
+            self._in_flight[name] += 1
             if await answered(request, url, body, client, destination, tally, self._clock.monotonic):
-                tally.upstream = name
-                self._in_flight[name] += 1
                 return True
+            tally.upstream = ""
+            self._in_flight[name] -= 1
         return False
 
     async def _pass_on(

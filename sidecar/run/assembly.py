@@ -129,8 +129,9 @@ async def assemble(
                 context = contexts[upstream.tls]
                 made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
                 if around.dispatch is not None:
-                    noted = dataclasses.replace(made_now.dialect, dress=around.mask.noting(made_now.dialect.dress))
-                    made_now = dataclasses.replace(made_now, dialect=noted)
+                    dialect = made_now.dialect
+                    dress = around.mask.noting(dialect.dress, dialect.strips.headers)
+                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(dialect, dress=dress))
                 destinations[name] = made_now
                 if (use := use_of(upstream, credential.systems[name])) is not None:
                     uses[name] = use

@@ -34,7 +34,7 @@ class Findings:
             self._costs.pop(event.upstream, None)
 
     def quotas(self) -> dict[str, tuple[float | None, float | None]]:
-        """Return, by upstream, what is left of its allowance, and the end of one that is used up; None: unknown, none."""
+        """Return, by upstream, what is left of its allowance, and the end of one that is used up; None: unknown."""
         return {
             name: (each.admission.quota_remaining, self._quota_until(each))
             for name, each in self._destinations().items()

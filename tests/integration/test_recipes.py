@@ -12,9 +12,11 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
+from mitmproxy.proxy import commands
 from ruamel.yaml import YAML
 
-from tests.canary import canary
+from tests import rig as rigs
+from tests.canary import WORD, canary
 from tests.rig import Rig, sidecar
 from tests.waiting import until
 
@@ -275,3 +277,25 @@ async def test_many_at_once_make_one_login(tmp_path: Path) -> None:
         assert all(f"<row>{number}</row>" in answer.text for number, answer in enumerate(answers))
         assert vendor.seen == {"login": 2, "POST": 30}
         assert sorted(map(int, vendor.bodies)) == list(range(30))
+
+
+async def test_addons_see_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vendor may say the session back in any body: in flows stars stand for it, in the answer it stays."""
+    flows: list[Any] = []
+
+    async def look(hook: commands.StartHook) -> None:
+        flows.append(hook.args()[0])
+
+    async def echo(vendor: Vendor, request: web.BaseRequest) -> web.Response:
+        if request.path == "/auth":
+            return await kiln(vendor, request)
+        return _xml(f"<said>{request.query.get('sid')}</said>")
+
+    monkeypatch.setattr(rigs, "dispatch", look)
+    async with served(echo) as vendor, sidecar(settings(vendor, KILN, tmp_path)) as rig:
+        async with client(rig, "proxy", vendor) as at:
+            assert canary("session-1") in (await at.get("/rows")).text
+    shown = [flow for flow in flows if getattr(flow, "response", None)]
+    assert shown
+    for flow in shown:
+        assert WORD not in f"{flow.request.url}{flow.request.headers}{flow.response.headers}{flow.response.text}"
