@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -262,6 +263,42 @@ async def test_a_plain_403_is_no_death(tmp_path: Path) -> None:
             answer = await at.post("/rows", json={"row": 1})
             assert (answer.status_code, answer.json()) == (403, {"why": "nonce"})
             assert (vendor.seen["forbidden"], vendor.seen["login"], vendor.seen["POST"]) == (1, 1, 0)
+
+
+async def tally(vendor: Vendor, request: web.BaseRequest) -> web.Response:
+    """Answer as the tutorial of docs/recipes.md has captured it."""
+    given = json.loads(await request.read() or b"{}")
+    if request.path == "/api/session":
+        session = vendor.log_in(given.get("name"), given.get("word"))
+        if session is None:
+            return web.json_response({"error": {"code": "BAD_LOGIN"}}, status=403)
+        return web.json_response({"ticket": session, "ttl": 1800})
+    if request.headers.get("X-Ticket") not in vendor.alive:
+        return web.json_response({"error": {"code": "NO_SESSION"}})
+    vendor.seen[request.method] += 1
+    return web.json_response({"parts": []})
+
+
+async def test_the_recipe_of_the_tutorial_works(tmp_path: Path) -> None:
+    """What a reader builds in half an hour serves a script over the death of its session, and a wrong password."""
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    text = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "tally" in block)
+    written = YAML(typ="safe", pure=True).load(text)["upstreams"]["tally"]
+    async with served(tally) as vendor:
+        data = settings(vendor, KILN, tmp_path)
+        for word, statuses in ((OURS["password"], [200, 200]), (canary("wrong"), [502, 502])):
+            credential = {"name": OURS["user"], "word": {"value": word}}
+            odd = written | {"base_url": f"{vendor.url}/api", "insecure_http": True, "credential": credential}
+            data["upstreams"] = {"odd": odd}
+            data["state_dir"] = str(tmp_path / word)
+            async with sidecar(data) as rig, client(rig, "proxy", vendor) as at:
+                told = await at.post("/api/session", json={"name": "theirs", "word": "old"})
+                assert told.status_code == statuses[0]
+                vendor.kill()
+                answer = await at.get("/api/parts", headers={"X-Ticket": told.json().get("ticket", "")})
+                assert answer.status_code == statuses[1]
+                assert (answer.json() == {"parts": []}) is (statuses[1] == 200)
+        assert vendor.seen == {"login": 3, "GET": 1}
 
 
 async def test_many_at_once_make_one_login(tmp_path: Path) -> None:
