@@ -229,7 +229,7 @@ class Port(OAuth2Issuer):
     def __init__(self, settings: OAuth2, authority: Authority, owner: str, user: str, clock: VirtualClock) -> None:
         super().__init__(settings, tls=Tls(), clock=clock, contexts=_NoTls())
         self._authority = authority
-        self._owner = owner
+        self.owner = owner
         self._wall = clock
         self._presented: str | None = None
         self.user = user
@@ -255,7 +255,7 @@ class Port(OAuth2Issuer):
         given = next((value.reveal() for name, value in form if name == "refresh_token"), None)  # type: ignore[union-attr]
         self._presented = given
         try:
-            return await self._authority.call(self._owner, self.user, given, self._wall.now())
+            return await self._authority.call(self.owner, self.user, given, self._wall.now())
         except BrokenOff:
             self._note_lost()
             raise

@@ -665,7 +665,8 @@ class World:
         """Nobody logs in who has not the lease, nor while the session in the record lives."""
         name = owner.partition(".")[0]
         parts = [part for part in self.instances[name].each if part.port.user == user] if name in self.instances else []
-        for part in parts:
+        # What an earlier configuration has begun is another credential's, and goes by its own key.
+        for part in (part for part in parts if part.port.owner == owner):
             if self.lost_data or part.port.anew is not Anew.EVICTS:
                 continue
             over, holder = self.leases().get(part.key, (0.0, ""))
