@@ -90,7 +90,8 @@ async def send(rig: Rig, line: bytes, body: bytes = b"", *fields: bytes, port: s
     head = b"".join(b"%b\r\n" % each for each in (b"Host: localhost", *fields))
     close = b"" if more else b"Connection: close\r\n"
     return await raw(
-        rig.port(port), b"%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b%b" % (line, head, close, len(body), body, more)
+        rig.port(port),
+        b"%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b%b" % (line, head, close, len(body), body, more),
     )
 
 

@@ -63,7 +63,7 @@ class Local:
 
     *obtains*: the credential is to be there first. *matches* None: it is one whatever its body says; else from the body
     to whether it is. *reply*: from the values, those held now if it *obtains*, else empty, the address under which the
-    client sees the base URL, and the request's body without its content coding.
+    client sees the base URL, and the request's body.
     """
 
     obtains: bool

@@ -172,4 +172,3 @@ class Exchange:
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
-

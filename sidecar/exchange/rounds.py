@@ -67,9 +67,10 @@ class Rounds:
         while True:
             outcome = brought.last = await self._attempt(errand, token, fresh=fresh)
             reading = FINE
-            if isinstance(outcome, Answer) and token is None:
-                reading = Reading(Sign.FINE, retry_after(outcome.fields, self._clock.now()))
-            elif isinstance(outcome, Answer) and token is not None:
+            if token is None:
+                if isinstance(outcome, Answer):
+                    reading = Reading(Sign.FINE, retry_after(outcome.fields, self._clock.now()))
+            elif isinstance(outcome, Answer):
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
                     reading = await self._read(errand, outcome, token)
                 destination.broker.heard(token, reading.sign, reading.part, again=token is renewed, own=errand.own)

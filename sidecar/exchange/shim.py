@@ -7,7 +7,6 @@ from sidecar.auth.dialect import Local, Shim
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.destination import Client, Destination
 from sidecar.exchange.tally import Tally
-from sidecar.policy.coding import decoded
 from sidecar.policy.message import Request, value_of
 from sidecar.policy.paths import as_served
 from sidecar.policy.routing import Origin
@@ -23,17 +22,15 @@ _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 async def find(
     shim: Shim, request: Request, origin: Origin, target: bytes, body: RequestBody
 ) -> tuple[Local, bytes] | None:
-    """Return the login or logout that *request*, for *target* at *origin*, is, and its body, content codings undone.
+    """Return the login or logout that *request*, for *target* at *origin*, is, and its body, empty if it is too long.
 
-    None, with nothing lost of the body, if it is none. A body that is too long, or that we cannot read, is empty.
+    None, with nothing lost of the body, if it is none.
     """
     path = as_served(target.partition(b"?")[0]).decode("utf-8", "replace")
     for local in shim(request, f"{origin.scheme}://{origin.authority}{path}"):
         whole = await body.gather(_LONGEST)
-        if local.matches is None:
-            return local, decoded(whole or b"", request.fields, _LONGEST) or b""
-        if whole is not None and local.matches(whole):
-            return local, decoded(whole, request.fields, _LONGEST) or b""
+        if local.matches is None or (whole is not None and local.matches(whole)):
+            return local, whole or b""
     return None
 
 

@@ -49,7 +49,9 @@ def done(rig: Rig) -> list[RequestDone]:
 
 
 @pytest.mark.usefixtures("both_modes")
-@pytest.mark.parametrize("path", [b"/login", b"//login", b"/./login", b"/x/../login", b"/login;v=1", b"/%6cogin", b"/login?a=1"])
+@pytest.mark.parametrize(
+    "path", [b"/login", b"//login", b"/./login", b"/x/../login", b"/login;v=1", b"/%6cogin", b"/login?a=1"]
+)
 async def test_a_login_is_answered_whatever_its_spelling(tmp_path: Path, path: bytes) -> None:
     """What a server would take for the login is one: passed on it would end everybody's session."""
     async with desk(tmp_path) as (rig, says):
@@ -193,7 +195,7 @@ async def test_two_upstreams_lend_one_origin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [2, 70_000, 3_000_000])
 async def test_beside_its_logins_a_lent_origin_is_passed_through_for_commands(tmp_path: Path, size: int) -> None:
-    """As every host is under `exec`: what was read of it to see what it is arrives too, with the script's own credential."""
+    """As every host is under `exec`, with the script's credential: all that was read to see what it is arrives too."""
     says = Desk()
     async with recorder(says) as record, recorder(says) as other:
         recipe = lending(other.port, json={"/do": "login"})
@@ -222,5 +224,3 @@ async def test_a_large_login_that_needs_no_look_is_answered(tmp_path: Path) -> N
         told = await send(rig, b"POST /login", b"x" * 3_000_000)
         assert status_of(told) == 200
         assert says.asked == []
-
-

@@ -103,8 +103,8 @@ def _local(bound: Bound, shim: Shim, placeholders: tuple[str, ...]) -> tuple[boo
     }
     used = set(_names(reply))
 
-    def answer(values: Values, address: str, body: bytes) -> Reply:
-        document = Document(body)
+    def answer(values: Values, address: str, body: bytes, fields: Fields = ()) -> Reply:
+        document = Document(decoded(body, fields, _LONGEST))
 
         def look(name: str) -> Any:
             if name == "placeholder":
