@@ -137,8 +137,11 @@ class Answer:
         """Let *size* bytes of the body come into memory, in *seconds* at most; the rest comes out of `read`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.waiting < size and await self._more(patience):
-                    pass
+                while self.waiting < size:
+                    if self._source is not None:
+                        self._source.resume()  # more may be wanted than a connection holds by itself
+                    if not await self._more(patience):
+                        return
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -5,11 +5,11 @@ route, then the rounds (admission -> token -> inject -> attempt -> read -> decid
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from urllib.parse import unquote_to_bytes
 
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
+from sidecar.exchange import shim
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import ClientGone, ClientStalled, RequestBody
 from sidecar.exchange.destination import Client, Destination
@@ -18,12 +18,12 @@ from sidecar.exchange.own_answers import FAULT, send_own
 from sidecar.exchange.passthrough import Passthrough
 from sidecar.exchange.relay import relay
 from sidecar.exchange.rounds import Rounds
-from sidecar.exchange.shim import LONGEST, answered
 from sidecar.exchange.tally import Tally, measured
 from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
 from sidecar.policy.headers import StripSet
+from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
@@ -102,23 +102,21 @@ class Exchange:
         if request.upstream is None and (lent := self.routes.lent(request.host, request.port)):
             if await self._shimmed(request, body, client, tally, lent):
                 return
-            if not self._beside.takes(request.host):
+            if not self._beside.takes(request.host) and not self.routes.serves(normal_host(request.host), request.port):
                 raise Refusal(Reason.NO_ROUTE, "only logins of an upstream's clients are answered for this host")
         if request.upstream is None and self._beside.takes(request.host):
             check_method(request)
             await self._beside.forward(request, body, client, tally, self._hop)
             return
         way = self.routes.find(request)
-        tally.upstream = way.upstream
-        self._in_flight[way.upstream] += 1
-        destination = self._destinations[way.upstream]
+        destination = self._enter(way.upstream, tally)
         dialect = destination.dialect
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
         if dialect.shim is not None:
             check_method(request)
-            url = _url(way.origin, way.target)
-            if await answered(request, url, body, client, destination, tally, self._clock.monotonic):
+            if found := await shim.find(dialect.shim, request, way.origin, way.target, body):
+                await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
                 return
         check_method(request, read_only=destination.read_only)
         tally.endpoint = endpoint_of(way.target)
@@ -142,16 +140,21 @@ class Exchange:
     ) -> bool:
         """Answer a login at an origin that upstreams lend; False when it is none of any of them."""
         check_method(request)
-        body.keep(LONGEST, 0)
         for name, origin in lent:
-            destination, url = self._destinations[name], _url(origin, request.target)
-            tally.upstream = name
-            self._in_flight[name] += 1
-            if await answered(request, url, body, client, destination, tally, self._clock.monotonic):
+            destination = self._destinations[name]
+            body.patience = client.patience = destination.idle_timeout
+            look = destination.dialect.shim
+            if look and (found := await shim.find(look, request, origin, request.target, body)):
+                self._enter(name, tally)
+                await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
                 return True
-            tally.upstream = ""
-            self._in_flight[name] -= 1
         return False
+
+    def _enter(self, upstream: str, tally: Tally) -> Destination:
+        """Note that the request of *tally* is one for *upstream*, once."""
+        tally.upstream = upstream
+        self._in_flight[upstream] += 1
+        return self._destinations[upstream]
 
     async def _pass_on(
         self, answer: Answer, ours: StripSet | None, names: Mirror | None, client: Client, tally: Tally
@@ -169,9 +172,3 @@ class Exchange:
             return
         tally.status, tally.begun = refusal.status or REASONS[refusal.reason].status, True
         await send_own(client, refusal)
-
-
-def _url(origin: Origin, target: bytes) -> str:
-    """Return what *target* means at *origin*, without its query, as the paths of matches are compared with it."""
-    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace")
-    return f"{origin.scheme}://{origin.authority}{path}"

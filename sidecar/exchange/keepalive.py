@@ -17,6 +17,8 @@ from sidecar.policy.message import Request
 from sidecar.policy.routing import Route
 
 _FIELDS = ((b"Accept", b"*/*"), (b"User-Agent", b"auth-sidecar/%b" % __version__.encode()))
+_EMPTY = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE"})
+"""Methods by which a server expects no body: no length is told of none (RFC 9110 section 8.6)."""
 
 
 async def keep_alive(name: str, use: Use, destination: Destination, rounds: Rounds, clock: Clock, emit: Emit) -> None:
@@ -61,13 +63,14 @@ async def _send(errand: Errand, rounds: Rounds) -> str:
 
 def _errand(name: str, use: Use, destination: Destination, clock: Clock) -> Errand:
     origin = destination.pool.origin
+    length = ((b"Content-Length", b"%d" % len(use.body)),) if use.body or use.method not in _EMPTY else ()
     request = Request(
         method=use.method,
         scheme=origin.scheme,
         host=origin.host,
         port=origin.port,
         target=use.target,
-        fields=(*_FIELDS, *use.fields),
+        fields=(*_FIELDS, *use.fields, *length),
         length=len(use.body),
         upstream=name,
     )

@@ -8,8 +8,8 @@ from sidecar.policy.message import Fields, value_of
 async def peek(answer: Answer, limit: int, seconds: float) -> bytes | None:
     """Return the whole body, decoded; waits *seconds* at most for it.
 
-    None for one of more than *limit* bytes, or that did not come in time, is meant for a file (RFC 6266), broke off, or
-    is in a coding that we cannot read.
+    None for one of more than *limit* bytes, coded or decoded, for one that did not come in time, is meant for a file
+    (RFC 6266), broke off, or is in a coding that we cannot read.
     """
     fields = answer.fields
     if _for_a_file(fields):
@@ -17,7 +17,8 @@ async def peek(answer: Answer, limit: int, seconds: float) -> bytes | None:
     held = await answer.peek(limit + 1, seconds)
     if held is None or len(held) > limit:
         return None
-    return decoded(held, fields, limit)
+    plain = decoded(held, fields, limit + 1)
+    return None if plain is None or len(plain) > limit else plain
 
 
 def _for_a_file(fields: Fields) -> bool:

@@ -14,6 +14,7 @@ from sidecar.exchange.errand import Errand
 from sidecar.exchange.peek import peek
 from sidecar.policy import headers
 from sidecar.policy.attempt import Attempt
+from sidecar.policy.classify import retry_after
 from sidecar.policy.decide import NOT_RENEWED, STALE, Backoff, Pass, Renew, Told, decide, pauses, stop
 from sidecar.policy.message import value_of
 from sidecar.policy.reading import FINE, LOGIN, Reading, Sign
@@ -66,7 +67,10 @@ class Rounds:
         while True:
             outcome = brought.last = await self._attempt(errand, token, fresh=fresh)
             reading = FINE
-            if isinstance(outcome, Answer) and token is not None:
+            if token is None:
+                if isinstance(outcome, Answer):
+                    reading = Reading(Sign.FINE, retry_after(outcome.fields, self._clock.now()))
+            elif isinstance(outcome, Answer):
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
                     reading = await self._read(errand, outcome, token)
                 destination.broker.heard(token, reading.sign, reading.part, again=token is renewed, own=errand.own)

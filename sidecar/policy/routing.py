@@ -123,12 +123,12 @@ class Routes:
 
         Some clients send CONNECT for `http://` as well, so port 80 belongs to an upstream on 443.
         """
+        return (host, port) in self._lent or self.serves(host, port)
+
+    def serves(self, host: str, port: int) -> bool:
+        """Tell the same where no login is meant."""
         upgraded = port == _HTTP and ("https", host, _HTTPS) in self._roots
-        return (
-            upgraded
-            or (host, port) in self._lent
-            or any((scheme, host, port) in self._roots for scheme in DEFAULT_PORTS)
-        )
+        return upgraded or any((scheme, host, port) in self._roots for scheme in DEFAULT_PORTS)
 
     def find(self, request: Request) -> Route:
         """Return the route of *request*; Refusal `no_route` when it has none or its path leaves the base path.

@@ -451,7 +451,7 @@ async def test_a_label_that_lies_is_survived(tokens: TokenServer, tmp_path: Path
 
 
 async def test_a_bomb_costs_no_more_than_the_bound(tokens: TokenServer, tmp_path: Path) -> None:
-    """Of what a few bytes become only as much is made as is looked at; the bytes go out."""
+    """What becomes more than is looked at is not looked at: a beginning could say what the whole does not."""
     bomb, looked = gzip.compress(b" " * (2 << 20)), []
     assert len(bomb) < LIMIT
 
@@ -464,7 +464,7 @@ async def test_a_bomb_costs_no_more_than_the_bound(tokens: TokenServer, tmp_path
             speak(rig, read=read)
             told = await send(rig)
 
-    assert looked == [b" " * LIMIT]
+    assert looked == [None]
     assert told.partition(b"\r\n\r\n")[2] == bomb
 
 

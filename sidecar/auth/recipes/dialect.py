@@ -6,6 +6,7 @@ from typing import Any
 from sidecar.auth.dialect import Dialect
 from sidecar.auth.grant import Values
 from sidecar.auth.recipes.bound import JAR, Bound, as_values, known
+from sidecar.auth.recipes.documents import MAX_BODY
 from sidecar.auth.recipes.editing import edit_of
 from sidecar.auth.recipes.jar import from_text, shown, taken, to_text, value_in
 from sidecar.auth.recipes.matches import any_of, glob
@@ -13,6 +14,7 @@ from sidecar.auth.recipes.outgoing import basic
 from sidecar.auth.recipes.reading import holder_of, reader_of, request_message
 from sidecar.auth.recipes.shims import lent, shim_of
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.policy.coding import decoded
 from sidecar.policy.headers import StripSet, normal_name, strip_set
 from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
@@ -37,7 +39,8 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
     also, never = any_of(recipe.retry.also, lookup), any_of(recipe.retry.never, lookup)
 
     def repeats(request: Request, body: bytes | None) -> bool | None:
-        message = request_message(bound, request, request.target, body)
+        plain = None if body is None else decoded(body, request.fields, MAX_BODY)
+        message = request_message(bound, request, request.target, plain)
         if never.holds(message, lookup):
             return False
         return True if also.holds(message, lookup) else None
