@@ -10,6 +10,10 @@ Values = Mapping[str, Secret]
 """What a credential consists of, by name; of a recipe's each is JSON text, the cookie jar among them."""
 
 
+JAR = "=jar"
+"""The name under which a credential has its cookies: JSON, a list for each, name and value first."""
+
+
 class Anew(StrEnum):
     """What it costs to obtain a credential from what is configured alone.
 

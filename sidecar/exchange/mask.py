@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
 from sidecar.auth.dialect import Dress
-from sidecar.auth.grant import Values
+from sidecar.auth.grant import JAR, Values
 from sidecar.policy.headers import normal_name
 from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
@@ -30,7 +30,7 @@ class Mask:
 
         def dressed(values: Values, request: Request, target: bytes) -> Fields:
             fields = dress(values, request, target)
-            words = [Secret(word) for secret in values.values() for word in _texts(secret.reveal())]
+            words = [Secret(word) for name, secret in values.items() for word in _texts(name, secret.reveal())]
             for name, value in fields:
                 if name.lower() == b"cookie" or normal_name(name) in names:
                     words += [Secret(word) for word in re.split(r"[\s;=,]+", value.decode("latin-1"))]
@@ -53,14 +53,19 @@ class Mask:
         return lambda data: _starred(self(data), own)
 
 
-def _texts(value: str) -> list[str]:
-    """Return the texts in a value of a credential: itself, or those in the JSON that a recipe's values are."""
+def _texts(name: str, value: str) -> list[str]:
+    """Return the texts in a value of a credential: itself, or those in the JSON that a recipe's values are.
+
+    Of a cookie that is its value: its name and path are no secrets.
+    """
     if not value.startswith(('"', "[", "{")):
         return [value]
     try:
         left, found = [json.loads(value)], []
     except ValueError:
         return [value]
+    if name == JAR:
+        left = [cookie[1] for cookie in left[0]]
     while left:
         part = left.pop()
         if isinstance(part, str):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sidecar.auth.grant import Anew, Grant
-from sidecar.auth.recipes.bound import JAR, Bound
+from sidecar.auth.grant import JAR, Anew, Grant
+from sidecar.auth.recipes.bound import Bound
 from sidecar.auth.recipes.login import RecipeIssuer
 from sidecar.auth.recipes.oauth2 import oauth2_settings
 from sidecar.clock import SystemClock

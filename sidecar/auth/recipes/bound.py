@@ -14,8 +14,6 @@ from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
 from sidecar.settings import Recipe, SecretReference
 
-JAR = "=jar"
-"""The name among the values of a credential under which its cookies are."""
 STATELESS = {"=": Secret("true")}
 """The values of a credential that is nothing but what is configured."""
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sidecar.auth.dialect import Dialect
-from sidecar.auth.grant import Values
-from sidecar.auth.recipes.bound import JAR, Bound, as_values, known
+from sidecar.auth.grant import JAR, Values
+from sidecar.auth.recipes.bound import Bound, as_values, known
 from sidecar.auth.recipes.documents import MAX_BODY
 from sidecar.auth.recipes.editing import edit_of
 from sidecar.auth.recipes.jar import from_text, shown, taken, to_text, value_in

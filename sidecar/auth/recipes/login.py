@@ -7,8 +7,8 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.auth.grant import Anew, Grant, Values
-from sidecar.auth.recipes.bound import JAR, STATELESS, Bound, as_values, known
+from sidecar.auth.grant import JAR, Anew, Grant, Values
+from sidecar.auth.recipes.bound import STATELESS, Bound, as_values, known
 from sidecar.auth.recipes.jar import Jar, from_text, to_text
 from sidecar.auth.recipes.matches import any_of
 from sidecar.auth.recipes.steps import Unreached, Walk, course_of
