@@ -7,6 +7,8 @@
     │   ├── CredentialRejected  it refused the credential: asked again after a long pause, if at all
     │   └── IssuerUnavailable   weather: it could not be reached, or said 5xx or 429; asked again soon
     │       ├── BrokenOff       it may have acted: no whole answer came
+    │       ├── Lapsed          the session in which a part of the credential was to be obtained is dead
+    │       ├── SeatTaken       another login keeps taking the account's only session
     │       ├── Misplaced       nothing answers there as an issuer does; asked again after a while
     │       └── Unusable        it granted what cannot be used; asked again after minutes
     ├── UpstreamFailure         the upstream gave no answer, or broke off
@@ -36,6 +38,8 @@ class Reason(StrEnum):
     PROXY_AUTH_REQUIRED = "proxy_auth_required"
     CREDENTIAL_REJECTED = "credential_rejected"
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105  a name, not a token
+    SEAT_TAKEN = "seat_taken"
+    QUOTA_EXHAUSTED = "quota_exhausted"
     CIRCUIT_OPEN = "circuit_open"
     UPSTREAM_PAUSED = "upstream_paused"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
@@ -64,6 +68,8 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.PROXY_AUTH_REQUIRED: ReasonFacts(407, "Proxy authentication required", "http_request_denied"),
     Reason.CREDENTIAL_REJECTED: ReasonFacts(502, "Credential rejected by the issuer", "proxy_configuration_error"),
     Reason.TOKEN_UNAVAILABLE: ReasonFacts(503, "No token available", "proxy_internal_error"),
+    Reason.SEAT_TAKEN: ReasonFacts(503, "Session taken by another login", "destination_unavailable"),
+    Reason.QUOTA_EXHAUSTED: ReasonFacts(503, "Quota used up", "destination_unavailable"),
     Reason.CIRCUIT_OPEN: ReasonFacts(503, "Upstream in trouble", "destination_unavailable"),
     Reason.UPSTREAM_PAUSED: ReasonFacts(503, "Upstream asked for a pause", "destination_unavailable"),
     Reason.UPSTREAM_UNREACHABLE: ReasonFacts(502, "Upstream unreachable", "destination_unavailable"),
@@ -136,6 +142,14 @@ class IssuerUnavailable(IssuerError):
 
 class BrokenOff(IssuerUnavailable):
     """The request was sent and no whole answer came: whether the issuer acted on it is unknown."""
+
+
+class Lapsed(IssuerUnavailable):
+    """The session in which a part of the credential was to be obtained is dead: all of it is to be obtained."""
+
+
+class SeatTaken(IssuerUnavailable):
+    """Another login keeps taking the account's only session: no login for `retry_after` seconds."""
 
 
 class Misplaced(IssuerUnavailable):

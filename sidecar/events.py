@@ -169,6 +169,19 @@ class IdleLimit:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatContested:
+    """Another login keeps taking the only session of an account, or has left it alone; told at each change.
+
+    *taken*: so many sessions in a row, each soon after it was obtained; 0: it is over. *wait*: seconds without a login.
+    """
+
+    upstream: str
+    taken: int
+    wait: float
+    detail: str
+
+
 Event = (
     Ready
     | Renewal
@@ -182,5 +195,6 @@ Event = (
     | WorkerReplaced
     | ForcedRenewals
     | IdleLimit
+    | SeatContested
 )
 Emit = Callable[[Event], None]

@@ -6,6 +6,13 @@ from enum import StrEnum
 
 from sidecar.secret import Secret
 
+Values = Mapping[str, Secret]
+"""What a credential consists of, by name; of a recipe's each is JSON text, the cookie jar among them."""
+
+
+JAR = "=jar"
+"""The name under which a credential has its cookies: JSON, a list for each, name and value first."""
+
 
 class Anew(StrEnum):
     """What it costs to obtain a credential from what is configured alone.
@@ -24,16 +31,18 @@ class Grant:
 
     *values*: what is shown to the upstream; for OAuth `access_token` alone. *kept*: what only the next obtain may use:
     a refresh token, None when none was issued: keep the old one (RFC 6749 section 6). *lifetime*: seconds, counted from
-    *requested_at*, the wall time just before the request was sent. *source*: what said so: expires_in, jwt, header or
-    configured. *how*: the OAuth grant that gave it. *scope* None: the issuer did not name it, so that it is the one
-    *asked* for; None where none was.
+    *requested_at*, the wall time just before the request was sent; math.inf: until an upstream says that it is over.
+    *idle*: seconds without use after which it is over, None: however long it is not used. *source*: what said so:
+    expires_in, jwt, header, configured or recipe. *how*: the OAuth grant that gave it, or login. *scope* None: the
+    issuer did not name it, so that it is the one *asked* for; None where none was.
     """
 
-    values: Mapping[str, Secret]
+    values: Values
     kept: Secret | None
     requested_at: float
     lifetime: float
     source: str
     how: str
-    scope: str | None
-    asked: str | None
+    scope: str | None = None
+    asked: str | None = None
+    idle: float | None = None

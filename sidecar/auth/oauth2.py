@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sidecar.auth.client_auth import prove, read_secret, sign
-from sidecar.auth.grant import Anew, Grant
+from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.auth.lifetimes import claims_of, issuer_time
 from sidecar.auth.tls import Contexts, read_pem
 from sidecar.auth.token_answer import read_grant
@@ -57,7 +57,7 @@ class OAuth2Issuer:
         """What it costs to obtain a token from what is configured alone."""
         return Anew.ONCE if self._settings.grant == "refresh_token" else Anew.FREE
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:  # noqa: ARG002
         """Return a new token, by the refresh token *kept* if one is given, else by the configured grant alone.
 
         Raises CredentialRejected, IssuerUnavailable (BrokenOff when it may have acted all the same, also after
@@ -70,6 +70,9 @@ class OAuth2Issuer:
             for reference in self._secrets:
                 reference.doubt()
             raise
+
+    async def release(self, values: Values, seconds: float) -> None:
+        """Do nothing: a token lapses by itself (RFC 7009 is not spoken)."""
 
     async def prime(self) -> None:
         """Run the programs that secrets come from, where that is due, so that whoever reads one waits for none."""

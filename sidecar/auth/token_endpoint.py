@@ -85,9 +85,9 @@ async def post(
         ) as response:
             return await _read(response)
     except httpx.ConnectError as error:
-        failure = IssuerUnavailable(f"{who} cannot be reached: {_cause(error)}")
+        failure = IssuerUnavailable(f"{who} cannot be reached: {cause_of(error)}")
     except (httpx.HTTPError, OSError) as error:  # a TLS error after the handshake comes as a bare ssl.SSLError
-        failure = BrokenOff(f"{who} broke off before its answer was complete: {_cause(error)}")
+        failure = BrokenOff(f"{who} broke off before its answer was complete: {cause_of(error)}")
     raise failure  # out here, so that nothing that knows the request hangs on to it
 
 
@@ -104,7 +104,7 @@ async def _read(response: "httpx.Response") -> Answer:
     return Answer(status=status, fields=fields, body=body)
 
 
-def _cause(error: BaseException | None) -> str:
+def cause_of(error: BaseException | None) -> str:
     """Say in a few words what is at the root of *error*; only texts of the system and of OpenSSL, never of a peer."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):

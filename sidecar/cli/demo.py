@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sidecar.errors import SidecarError
+from sidecar.cli.demo_systems import SYSTEMS, play
+from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event, Renewal, RequestDone
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _SCOPE = "supplier_mgmt offline_access"
 def demo(
     seconds: Annotated[float, typer.Option(metavar="SECONDS", help="How long the script runs.")] = 20.0,
     lifetime: Annotated[float, typer.Option(metavar="SECONDS", help="How long a token lives.")] = 5.0,
+    system: Annotated[
+        str | None, typer.Option(metavar="PRESET", help=f"Another system's: {' or '.join(SYSTEMS)}.")
+    ] = None,
 ) -> None:
     """Run a script that knows nothing of tokens through several of their lives; exit 0 if it saw no failure.
 
@@ -34,6 +38,11 @@ def demo(
 
     Example: auth-sidecar demo --seconds 60
     """
+    if system is not None:
+        if system not in SYSTEMS:
+            raise ConfigurationError(f"--system {system}: expected one of {', '.join(SYSTEMS)}")
+        play(system, seconds)
+        return
     from rich.console import Console
     from rich.table import Table
 

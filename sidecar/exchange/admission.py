@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal
 from sidecar.events import BreakerChanged, Emit
-from sidecar.exchange.pause import SharedPause
 from sidecar.exchange.tally import Tally
 from sidecar.exchange.turns import Turns
 from sidecar.policy.breaker import Breaker, State
 from sidecar.policy.budget import Budget
 from sidecar.policy.decide import spread
+from sidecar.policy.reading import Quota
+from sidecar.tokens.moment import SharedMoment
 
 Rest = Callable[[float], Awaitable[None]]
 """Waits so many seconds; raises Refusal when the sidecar stops meanwhile."""
@@ -23,8 +24,8 @@ Rest = Callable[[float], Awaitable[None]]
 class Admission:
     """The gates of the upstream *name*, for all its requests in this process.
 
-    *turns* None: there is no cap. *patience*: seconds that a request waits for its turn. *longest*: seconds that it
-    waits in pauses, all in all.
+    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap.
+    *patience*: seconds that a request waits for its turn. *longest*: seconds that it waits in pauses, all in all.
     """
 
     def __init__(
@@ -33,7 +34,8 @@ class Admission:
         *,
         budget: Budget,
         breaker: Breaker,
-        pause: SharedPause,
+        pause: SharedMoment,
+        quota: SharedMoment | None = None,
         turns: Turns | None,
         patience: float,
         longest: float,
@@ -43,6 +45,8 @@ class Admission:
         self.budget = budget
         self.breaker = breaker
         self.pause = pause
+        self.quota = quota
+        self.quota_remaining: float | None = None
         self._name = name
         self._turns = turns
         self._patience = patience
@@ -63,12 +67,13 @@ class Admission:
     async def wait(self, tally: Tally, rest: Rest) -> None:
         """Wait until the request of *tally* may go on, with a turn if there is a cap.
 
-        Raises Refusal: circuit_open at once; upstream_paused at once when the pause would be too long;
+        Raises Refusal: quota_exhausted and circuit_open at once; upstream_paused when the pause would be too long;
         too_many_connections when its turn did not come; and what *rest* raises.
         """
         began = self._clock.monotonic()
         limit = began + self._longest - tally.paused
         while not self.free(now := self._clock.monotonic(), tally):
+            self._refuse_if_used_up(now)
             self._refuse_if_open(now, tally)
             if (left := self.pause.until - now) > 0:
                 if self.pause.until >= limit:
@@ -123,6 +128,29 @@ class Admission:
             tally.in_turn = False
             self._turns.give_back()
 
+    def learn(self, quota: Quota, now: float) -> None:
+        """Take note of what an answer said of the allowance; *now* is wall time."""
+        if quota.remaining is not None:
+            self.quota_remaining = quota.remaining
+        if quota.exhausts and quota.remaining == 0 and quota.reset is not None and quota.reset > now:
+            self.use_up(quota.reset - now)
+
+    def use_up(self, seconds: float) -> None:
+        """Send nothing for so long, on any instance: the allowance is used up."""
+        self.quota_remaining = 0.0
+        if self.quota is not None:
+            self.quota.extend(seconds)
+
+    def quota_left(self, now: float) -> float:
+        """Return the seconds until the used up allowance is reset, not above 0 where it is not used up."""
+        return 0.0 if self.quota is None else self.quota.until - now
+
+    async def aclose(self) -> None:
+        """End what is under way; twice does no harm."""
+        await self.pause.aclose()
+        if self.quota is not None:
+            await self.quota.aclose()
+
     def retire(self) -> None:
         """Say that the breaker is closed, and then no more of it: another one takes its place, and begins anew."""
         self._retired = True
@@ -133,9 +161,20 @@ class Admission:
         pause = self.pause
         if now >= pause.look_at:
             pause.look()
+        if self.quota is not None:
+            if now >= self.quota.look_at:
+                self.quota.look()
+            if now < self.quota.until:
+                return True
         if not self.breaker.closed and now < self.breaker.not_before(tally.endpoint):
             return True
         return now < pause.until
+
+    def _refuse_if_used_up(self, now: float) -> None:
+        """Raise Refusal while the allowance is used up: each further call may count."""
+        if self.quota is not None and (left := self.quota.until - now) > 0:
+            detail = "the quota of this upstream is used up; nothing is sent there before it is reset"
+            raise Refusal(Reason.QUOTA_EXHAUSTED, detail, retry_after=math.ceil(left))
 
     def _refuse_if_open(self, now: float, tally: Tally) -> None:
         """Raise Refusal while nothing may go because of the breaker; a probe that must wait out a pause is not due."""

@@ -100,14 +100,16 @@ class Answer:
         self._source.stop_upload()
         await self._gather(_SETTLE_LIMIT, math.inf)
 
-    async def peek(self, size: int) -> bytes | None:
-        """Wait a second at most for *size* bytes of the body or its end, and return what is here of them.
+    async def peek(self, size: int, seconds: float) -> bytes | None:
+        """Wait *seconds* at most for *size* bytes of the body or its end; return all of it, or the first *size* bytes.
 
-        All of it stays here for `read`. None when the body broke off.
+        All of it stays here for `read`. None when the body broke off, or was not all here in time.
         """
         if self.waiting < size:
-            await self._gather(size, self._patience())
-        return None if self._failure is not None else b"".join(self._parts)[:size]
+            await self._gather(size, self._patience(), seconds)
+        if self._failure is not None or (self.waiting < size and not self._ended):
+            return None
+        return b"".join(self._parts)[:size]
 
     def close(self) -> None:
         """Give the connection up; after the end of the body nothing happens."""
@@ -131,12 +133,15 @@ class Answer:
         self._source = None
         self._wake()
 
-    async def _gather(self, size: int, patience: float) -> None:
-        """Let *size* bytes of the body come into memory, in a second at most; the rest comes out of `read`."""
+    async def _gather(self, size: int, patience: float, seconds: float = _GATHER_SECONDS) -> None:
+        """Let *size* bytes of the body come into memory, in *seconds* at most; the rest comes out of `read`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GATHER_SECONDS):
-                while self.waiting < size and await self._more(patience):
-                    pass
+            async with asyncio.timeout(seconds):
+                while self.waiting < size:
+                    if self._source is not None:
+                        self._source.resume()  # more may be wanted than a connection holds by itself
+                    if not await self._more(patience):
+                        return
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -52,6 +52,7 @@ class RequestBody:
         self._room = asyncio.Event()
         self._room.set()
         self._discarding = False
+        self._gathering = False
 
     def keep(self, memory: int, spool: int) -> None:
         """Keep up to *memory* bytes in memory and *spool* more on disk; call it before the body is read.
@@ -121,6 +122,22 @@ class RequestBody:
             self._keep(self._take())
         return bytes(self._memory)
 
+    async def gather(self, most: int) -> bytes | None:
+        """Return the body once all of it is here, None if it is longer than *most*; it can be sent as before.
+
+        What is read for that is kept in memory, whatever `keep` says: it must not be lost. Raises as `chunks` does.
+        """
+        if not self.replayable or max(self.length or 0, self._kept) > most:
+            return None
+        self.kept_whole = self._gathering = True
+        try:
+            async for _ in self.chunks():
+                if self._kept > most:
+                    return None
+            return bytes(self._memory)
+        finally:
+            self._gathering = False
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body from its first byte, kept part first, then as it comes in.
 
@@ -182,7 +199,9 @@ class RequestBody:
         if not self.kept_whole:
             return
         self._kept += len(data)
-        if self._kept > self._limit:
+        if self._gathering:
+            self._memory += data
+        elif self._kept > self._limit:
             self._forget()
         elif self._kept <= self._memory_limit:
             self._memory += data

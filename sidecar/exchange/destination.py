@@ -6,7 +6,7 @@ from typing import Protocol
 from sidecar.auth.dialect import Dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.upstream import Pool
-from sidecar.policy.decide import RetryPolicy
+from sidecar.policy.attempt import RetryPolicy
 from sidecar.policy.message import Fields
 from sidecar.policy.mirror import LinkPolicy
 from sidecar.tokens.broker import Broker

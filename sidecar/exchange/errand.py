@@ -1,6 +1,6 @@
 """A request on its way to its upstream: what travels together past the gates and through the rounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.destination import Destination
@@ -11,7 +11,10 @@ from sidecar.policy.routing import Route
 
 @dataclass(slots=True)
 class Errand:
-    """One request for one upstream: a client's, or our *own*, which is no use of the credential."""
+    """One request for one upstream: a client's, or our *own*, which is no use of the credential.
+
+    *bare*: it carries no credential, and nothing is looked for in its answers.
+    """
 
     request: Request
     way: Route
@@ -19,3 +22,12 @@ class Errand:
     body: RequestBody
     tally: Tally
     own: bool = False
+    bare: bool = False
+    _asked: Request | None = None
+
+    @property
+    def asked(self) -> Request:
+        """The request with its target at the upstream, as a dialect looks at it."""
+        if self._asked is None:
+            self._asked = replace(self.request, target=self.way.target)
+        return self._asked

@@ -4,11 +4,12 @@ route, then the rounds (admission -> token -> inject -> attempt -> read -> decid
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
 from sidecar.events import Emit, Trouble
+from sidecar.exchange import shim
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.body import ClientGone, ClientStalled, RequestBody
 from sidecar.exchange.destination import Client, Destination
@@ -22,10 +23,11 @@ from sidecar.policy import headers
 from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
 from sidecar.policy.headers import StripSet
+from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
-from sidecar.policy.routing import Routes
+from sidecar.policy.routing import Origin, Routes
 
 
 class Exchange:
@@ -48,7 +50,10 @@ class Exchange:
         self._destinations = destinations
         self._beside = beside
         self._hop = identity.encode()
-        self.routes = Routes({name: destination.pool.origin for name, destination in destinations.items()})
+        self.routes = Routes(
+            {name: destination.pool.origin for name, destination in destinations.items()},
+            {name: destination.dialect.lends for name, destination in destinations.items()},
+        )
         self._clock = clock
         self._emit = emit
         self.rounds = Rounds(self._hop, clock)
@@ -94,25 +99,62 @@ class Exchange:
     async def _forward(self, request: Request, body: RequestBody, client: Client, tally: Tally) -> None:
         if headers.passed_before(request.fields, self._hop):
             raise Refusal(Reason.NO_ROUTE, "this request has already passed through this sidecar: a loop")
+        if request.upstream is None and (lent := self.routes.lent(request.host, request.port)):
+            if await self._shimmed(request, body, client, tally, lent):
+                return
+            if not self._beside.takes(request.host) and not self.routes.serves(normal_host(request.host), request.port):
+                raise Refusal(Reason.NO_ROUTE, "only logins of an upstream's clients are answered for this host")
         if request.upstream is None and self._beside.takes(request.host):
             check_method(request)
             await self._beside.forward(request, body, client, tally, self._hop)
             return
         way = self.routes.find(request)
-        tally.upstream = way.upstream
-        self._in_flight[way.upstream] += 1
-        destination = self._destinations[way.upstream]
-        check_method(request, read_only=destination.read_only)
+        destination = self._enter(way.upstream, tally)
+        dialect = destination.dialect
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
+        if dialect.shim is not None:
+            check_method(request)
+            if found := await shim.find(dialect.shim, request, way.origin, way.target, body):
+                await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
+                return
+        check_method(request, read_only=destination.read_only)
         tally.endpoint = endpoint_of(way.target)
         if (names := mirror(request, way.origin, destination.links)) is not None:
             request = names.outward()
-        answer = await self.rounds.run(Errand(request, way, destination, body, tally))
+        errand = Errand(request, way, destination, body, tally)
+        errand.bare = dialect.excludes is not None and dialect.excludes(way.target)
+        answer = await self.rounds.run(errand)
         try:
-            await self._pass_on(answer, destination.dialect.ours, names, client, tally)
+            await self._pass_on(answer, dialect.ours, names, client, tally)
         finally:
             answer.close()
+
+    async def _shimmed(
+        self,
+        request: Request,
+        body: RequestBody,
+        client: Client,
+        tally: Tally,
+        lent: Sequence[tuple[str, Origin]],
+    ) -> bool:
+        """Answer a login at an origin that upstreams lend; False when it is none of any of them."""
+        check_method(request)
+        for name, origin in lent:
+            destination = self._destinations[name]
+            body.patience = client.patience = destination.idle_timeout
+            look = destination.dialect.shim
+            if look and (found := await shim.find(look, request, origin, request.target, body)):
+                self._enter(name, tally)
+                await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
+                return True
+        return False
+
+    def _enter(self, upstream: str, tally: Tally) -> Destination:
+        """Note that the request of *tally* is one for *upstream*, once."""
+        tally.upstream = upstream
+        self._in_flight[upstream] += 1
+        return self._destinations[upstream]
 
     async def _pass_on(
         self, answer: Answer, ours: StripSet | None, names: Mirror | None, client: Client, tally: Tally

@@ -6,46 +6,44 @@ from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.errors import Refusal
 from sidecar.events import Emit, Trouble
-from sidecar.exchange.body import RequestBody
 from sidecar.exchange.destination import Destination
+from sidecar.exchange.dressing import whole_body
 from sidecar.exchange.errand import Errand
 from sidecar.exchange.rounds import Rounds
-from sidecar.exchange.spool import Spool
 from sidecar.exchange.tally import Tally
 from sidecar.policy.breaker import endpoint_of
-from sidecar.policy.idleness import next_use
+from sidecar.policy.idleness import Use, next_use
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Route
-from sidecar.settings import Keepalive
 
 _FIELDS = ((b"Accept", b"*/*"), (b"User-Agent", b"auth-sidecar/%b" % __version__.encode()))
+_EMPTY = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE"})
+"""Methods by which a server expects no body: no length is told of none (RFC 9110 section 8.6)."""
 
 
-async def keep_alive(
-    name: str, wanted: Keepalive, destination: Destination, rounds: Rounds, clock: Clock, emit: Emit
-) -> None:
-    """Send a GET to *wanted*'s path whenever no request was made for so long, until cancelled.
+async def keep_alive(name: str, use: Use, destination: Destination, rounds: Rounds, clock: Clock, emit: Emit) -> None:
+    """Send the request *use* whenever no other was made for so long, until cancelled.
 
     It passes the gates as any request does. Only while requests were made not too long ago, and while there is a token:
     none is got for it. What is in the way is told when it begins, not each time.
     """
     verdicts, kept_at, told = destination.broker.verdicts, -math.inf, ""
     while True:
-        left = next_use(clock.monotonic(), verdicts.used_at, kept_at, wanted.every, wanted.only_if_used_within)
+        left = next_use(clock.monotonic(), verdicts.used_at, kept_at, use.every, use.within)
         if left is None or left > 0:
-            await clock.sleep(wanted.every if left is None else left)
+            await clock.sleep(use.every if left is None else left)
             continue
         kept_at = clock.monotonic()
         if destination.broker.current() is None:
             continue
-        trouble = await _use(_errand(name, wanted.path, destination, clock), rounds)
+        trouble = await _send(_errand(name, use, destination, clock), rounds)
         if trouble and trouble != told:
-            path = wanted.path.partition("?")[0]
-            emit(Trouble(where=f"keepalive of {name}", detail=f"GET {path}: {trouble}"))
+            path = use.target.removeprefix(destination.pool.origin.path).partition(b"?")[0].decode("latin-1")
+            emit(Trouble(where=f"keepalive of {name}", detail=f"{use.method.decode('latin-1')} {path}: {trouble}"))
         told = trouble
 
 
-async def _use(errand: Errand, rounds: Rounds) -> str:
+async def _send(errand: Errand, rounds: Rounds) -> str:
     """Make the request; return what is wrong, empty if nothing."""
     try:
         answer = await rounds.run(errand)
@@ -63,26 +61,18 @@ async def _use(errand: Errand, rounds: Rounds) -> str:
     return "" if 200 <= answer.status < 300 else f"answered with {answer.status}; expected 2xx"  # noqa: PLR2004
 
 
-def _errand(name: str, path: str, destination: Destination, clock: Clock) -> Errand:
+def _errand(name: str, use: Use, destination: Destination, clock: Clock) -> Errand:
     origin = destination.pool.origin
+    length = ((b"Content-Length", b"%d" % len(use.body)),) if use.body or use.method not in _EMPTY else ()
     request = Request(
-        method=b"GET",
+        method=use.method,
         scheme=origin.scheme,
         host=origin.host,
         port=origin.port,
-        target=path.encode("ascii"),
-        fields=_FIELDS,
-        length=0,
+        target=use.target,
+        fields=(*_FIELDS, *use.fields, *length),
+        length=len(use.body),
         upstream=name,
     )
-    target = origin.path + request.target
-    tally = Tally(clock.monotonic(), upstream=name, endpoint=endpoint_of(target))
-    return Errand(request, Route(name, origin, target), destination, _nothing(), tally, own=True)
-
-
-def _nothing() -> RequestBody:
-    return RequestBody(0, open_spool=_no_spool, wanted=lambda: None)
-
-
-def _no_spool() -> Spool:
-    raise OSError("a request without a body has nothing to spool")
+    tally = Tally(clock.monotonic(), upstream=name, endpoint=endpoint_of(use.target))
+    return Errand(request, Route(name, origin, use.target), destination, whole_body(use.body), tally, own=True)

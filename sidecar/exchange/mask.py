@@ -1,11 +1,14 @@
 """What hides the credentials that were put on requests, for those who look on: an upstream may send them back."""
 
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from urllib.parse import quote
 
-from sidecar.auth.dialect import Dress, Values
+from sidecar.auth.dialect import Dress
+from sidecar.auth.grant import JAR, Values
+from sidecar.policy.headers import normal_name
 from sidecar.policy.message import Fields, Request
 from sidecar.secret import Secret
 
@@ -22,12 +25,19 @@ class Mask:
     def __init__(self) -> None:
         self._presented: deque[Secret] = deque(maxlen=_CREDENTIALS)
 
-    def noting(self, dress: Dress) -> Dress:
-        """Return *dress* as it is, but that the values it is given are hidden from then on."""
+    def noting(self, dress: Dress, names: frozenset[bytes]) -> Dress:
+        """Return *dress* as it is, but that the values it is given, and fields of *names*, are hidden from then on."""
 
-        def dressed(values: Values, method: bytes, target: bytes) -> Fields:
-            self._presented.extend(secret for secret in values.values() if secret not in self._presented)
-            return dress(values, method, target)
+        def dressed(values: Values, request: Request, target: bytes) -> Fields:
+            fields = dress(values, request, target)
+            words = [Secret(word) for name, secret in values.items() for word in _texts(name, secret.reveal())]
+            for name, value in fields:
+                if name.lower() == b"cookie" or normal_name(name) in names:
+                    words += [Secret(word) for word in re.split(r"[\s;=,]+", value.decode("latin-1"))]
+            self._presented.extend(
+                secret for secret in words if len(secret.reveal()) >= _SHORTEST and secret not in self._presented
+            )
+            return fields
 
         return dressed
 
@@ -41,6 +51,28 @@ class Mask:
         """Return what hides also what *shown* lacks of *request*: the client's own, which may come back as well."""
         own = _words(request) - _words(shown)
         return lambda data: _starred(self(data), own)
+
+
+def _texts(name: str, value: str) -> list[str]:
+    """Return the texts in a value of a credential: itself, or those in the JSON that a recipe's values are.
+
+    Of a cookie that is its value: its name and path are no secrets.
+    """
+    if not value.startswith(('"', "[", "{")):
+        return [value]
+    try:
+        left, found = [json.loads(value)], []
+    except ValueError:
+        return [value]
+    if name == JAR:
+        left = [cookie[1] for cookie in left[0]]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            found.append(part)
+        elif isinstance(part, dict | list):
+            left += part.values() if isinstance(part, dict) else part
+    return found
 
 
 def _words(request: Request) -> set[bytes]:

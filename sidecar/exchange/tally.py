@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.events import RequestDone
-from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Renew, Told
+from sidecar.policy.attempt import Attempt
+from sidecar.policy.decide import Backoff, Decision, Pass, Renew, Told
 from sidecar.policy.message import Request
 from sidecar.policy.reading import REFUSED
 
@@ -19,7 +20,8 @@ class Tally:
     """The counts of one request; *started* is on the monotonic clock, *begun*: the client has the answer's head.
 
     *overhead*, *verdicts*, *unauthorized*, *visible*, *refused* and *applied* as in the event RequestDone. *endpoint*:
-    what evidence for the breaker is counted by. *paused*: seconds that it has waited in pauses. *in_turn*: it has one
+    what evidence for the breaker is counted by. *replays*: how often it was sent again with a newer token that was
+    here. *paused*: seconds that it has waited in pauses. *in_turn*: it has one
     of the turns that `sessions.max_in_flight` leaves, which is to be given back.
     """
 
@@ -29,6 +31,7 @@ class Tally:
     outcome: str = "passed"
     attempts: int = 0
     renewals: int = 0
+    replays: int = 0
     retries: int = 0
     begun: bool = False
     overhead: float | None = None
@@ -54,8 +57,9 @@ class Tally:
                 self.visible = refused and told is Told.THIS
                 self.verdicts += ("pass" if attempt.status else "fail",)
                 self.refused = "" if why in _REFUSES_NOTHING else why
-            case Renew():
-                self.renewals += 1
+            case Renew(held=held):
+                self.renewals += not held
+                self.replays += held
                 self.verdicts += ("renew",)
             case Backoff(why=why):
                 self.retries += 1

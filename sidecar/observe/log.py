@@ -22,6 +22,7 @@ from sidecar.events import (
     Renewal,
     RequestDone,
     ScopeNarrower,
+    SeatContested,
     StoreTrouble,
     Trouble,
     WorkerReplaced,
@@ -42,6 +43,7 @@ _NAMES: dict[type[Event], str] = {
     WorkerReplaced: "worker_replaced",
     ForcedRenewals: "forced_renewals",
     IdleLimit: "idle_limit",
+    SeatContested: "seat_contested",
 }
 _FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _NAMES}
 _encode = json.JSONEncoder(default=str).encode
@@ -98,7 +100,7 @@ def _plain(event: Event) -> dict[str, Any]:
 
 def _level(event: Event) -> str:
     match event:
-        case Renewal(result="ok") | Ready() | ForcedRenewals(stopped=False):
+        case Renewal(result="ok") | Ready() | ForcedRenewals(stopped=False) | SeatContested(taken=0):
             return "info"
         case Renewal(result="rejected"):
             return "error"

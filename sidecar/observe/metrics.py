@@ -5,76 +5,49 @@ Labels are bounded: names of upstreams come from the configuration, what a clien
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sidecar.clock import Clock
 from sidecar.events import BreakerChanged, Event, Renewal, RequestDone, StoreTrouble, WorkerReplaced
+from sidecar.observe.series import (
+    ATTEMPTS,
+    BREAKER_STATE,
+    COUNTED,
+    CREDENTIAL_STATE,
+    EXPIRES_IN,
+    IN_FLIGHT,
+    LIFETIME,
+    OVERHEAD,
+    QUOTA_REMAINING,
+    RENEWAL_SECONDS,
+    RENEWALS,
+    REQUEST_SECONDS,
+    REQUESTS,
+    RETRIES,
+    RETRIES_REFUSED,
+    STORE_ERRORS,
+    UNAUTHORIZED,
+    WORKERS_REPLACED,
+    Metric,
+)
 from sidecar.observe.slots import PUBLISH_SECONDS, Slot, Standing
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _OTHER = "other"
 _NO_RETRY = frozenset({"pass", "fail", "renew"})
 
+_STATES = ("rejected", "seat_taken", "none", "expired", "refused", "due", "valid")
+"""Of a credential; of several processes that counts which is in the first one."""
 _BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_OWN_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric; *labels* beside `upstream`, which all have; a histogram has *buckets*."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    meaning: str
-    buckets: tuple[float, ...] = ()
-
-
-REQUESTS = Metric(
-    "auth_sidecar_requests_total", "counter", ("method", "status", "outcome"), "Requests of clients that ended."
-)
-REQUEST_SECONDS = Metric(
-    "auth_sidecar_request_seconds", "histogram", (), "From a request's head to the end of its answer.", _SECONDS
-)
-OVERHEAD = Metric(
-    "auth_sidecar_overhead_seconds", "histogram", (), "Our own share of the time of a request.", _OWN_SECONDS
-)
-ATTEMPTS = Metric("auth_sidecar_attempts_total", "counter", ("verdict",), "Attempts at the upstream that ended.")
-RETRIES = Metric("auth_sidecar_retries_total", "counter", ("cause",), "Retries, by what caused them.")
-RETRIES_REFUSED = Metric(
-    "auth_sidecar_retries_refused_total", "counter", ("reason",), "Retries that were called for and not made."
-)
-RENEWALS = Metric("auth_sidecar_renewals_total", "counter", ("trigger", "result"), "Calls to the token endpoint.")
-RENEWAL_SECONDS = Metric(
-    "auth_sidecar_renewal_seconds", "histogram", (), "Duration of calls to the token endpoint.", _SECONDS
-)
-UNAUTHORIZED = Metric(
-    "auth_sidecar_unauthorized_total",
-    "counter",
-    ("visible",),
-    "Answers that refused the credential, and whether the client saw them.",
-)
-STORE_ERRORS = Metric("auth_sidecar_store_errors_total", "counter", ("operation",), "Failures of the token store.")
-WORKERS_REPLACED = Metric(
-    "auth_sidecar_workers_replaced_total", "counter", (), "Workers that ended unasked and were replaced."
-)
-EXPIRES_IN = Metric("auth_sidecar_token_expires_in_seconds", "gauge", (), "Until the token expires; 0 without one.")
-LIFETIME = Metric("auth_sidecar_token_lifetime_seconds", "gauge", (), "Lifetime of the token; 0 without one.")
-IN_FLIGHT = Metric("auth_sidecar_in_flight", "gauge", (), "Requests under way.")
-BREAKER_STATE = Metric("auth_sidecar_breaker_state", "gauge", (), "The breaker: 0 closed, 1 half-open, 2 open.")
-
-COUNTED = (
-    *(REQUESTS, REQUEST_SECONDS, OVERHEAD, ATTEMPTS, RETRIES, RETRIES_REFUSED),
-    *(RENEWALS, RENEWAL_SECONDS, UNAUTHORIZED, STORE_ERRORS, WORKERS_REPLACED),
-)
-METRICS = (*COUNTED, EXPIRES_IN, LIFETIME, IN_FLIGHT, BREAKER_STATE)
 
 
 class Status(Protocol):
-    """What is read of a credential's status; None without a token."""
+    """What is read of a credential's status; its times are None without a token."""
+
+    @property
+    def state(self) -> str:
+        """Where it stands, in a word."""
+        ...
 
     @property
     def expires_at(self) -> float | None:
@@ -90,8 +63,8 @@ class Status(Protocol):
 class Metrics:
     """The numbers of this process, or with a *slot* of all processes that share its folder.
 
-    *status* and *in_flight* tell of each upstream how it stands now; both return at once. One object with a slot per
-    process. Raises ConfigurationError when the slot has no room on its disk.
+    *status*, *in_flight* and *quota* tell of each upstream how it stands now, and return at once. One object with a
+    slot per process. Raises ConfigurationError when the slot has no room on its disk.
     """
 
     def __init__(
@@ -99,6 +72,7 @@ class Metrics:
         *,
         status: Callable[[], Mapping[str, Status]],
         in_flight: Callable[[], Mapping[str, int]],
+        quota: Callable[[], Mapping[str, float | None]],
         clock: Clock,
         slot: Slot | None = None,
     ) -> None:
@@ -117,6 +91,7 @@ class Metrics:
             values.ValueClass = values.MultiProcessValue(lambda: slot.number)  # type: ignore[no-untyped-call]
         self._status = status
         self._in_flight = in_flight
+        self._quota = quota
         self._clock = clock
         self._slot = slot
         self._registry = library.CollectorRegistry()
@@ -204,13 +179,15 @@ class Metrics:
         return child
 
     def _standings(self) -> dict[str, Standing]:
-        counts, breakers = self._in_flight(), self.breakers()
+        counts, breakers, quota = self._in_flight(), self.breakers(), self._quota()
         return {
             name: Standing(
                 each.expires_at,
                 each.lifetime,
                 counts.get(name, 0),
                 _BREAKER_STATES[breakers.get(name, "closed")],
+                each.state,
+                quota.get(name),
             )
             for name, each in self._status().items()
         }
@@ -224,6 +201,8 @@ class Metrics:
             self._gauge(metric.name, metric.meaning, labels=("upstream",))
             for metric in (EXPIRES_IN, LIFETIME, IN_FLIGHT, BREAKER_STATE)
         )
+        state = self._gauge(CREDENTIAL_STATE.name, CREDENTIAL_STATE.meaning, labels=("upstream", "state"))
+        remaining = self._gauge(QUOTA_REMAINING.name, QUOTA_REMAINING.meaning, labels=("upstream",))
         now = self._clock.now()
         for name in sorted({name for each in all_of for name in each}):
             standings = [each[name] for each in all_of if name in each]
@@ -232,4 +211,9 @@ class Metrics:
             lifetime.add_metric((name,), first.lifetime or 0.0)
             in_flight.add_metric((name,), sum(standing.in_flight for standing in standings))
             breaker.add_metric((name,), max(standing.breaker for standing in standings))
-        return expires, lifetime, in_flight, breaker
+            worst = next((each for each in _STATES if any(standing.state == each for standing in standings)), "none")
+            for each in _STATES:
+                state.add_metric((name, each), each == worst)
+            if known := [standing.quota for standing in standings if standing.quota is not None]:
+                remaining.add_metric((name,), min(known))
+        return expires, lifetime, in_flight, breaker, state, remaining

@@ -28,12 +28,15 @@ class Standing(NamedTuple):
     """How one process stands with one upstream.
 
     *expires_at* in wall time, None without a token, as is *lifetime*. *breaker*: 0 closed, 1 half-open, 2 open.
+    *state* of the credential. *quota*: what is left of it, None: not known.
     """
 
     expires_at: float | None
     lifetime: float | None
     in_flight: int
     breaker: int = 0
+    state: str = "none"
+    quota: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ have been applied unless that does no harm, and a client that is told something 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sidecar.policy.attempt import Attempt, RetryPolicy
 from sidecar.policy.reading import Reading, Sign
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -17,53 +18,15 @@ MISDIRECTED = frozenset({421, 425})
 STALE = "stale"
 """Why a Backoff is no retry but the pool's own affair: it counts against no budget."""
 STOPPING = "shutting_down"
+NOT_RENEWED = "not_renewed"
+"""Why the answer to a dead token is passed on when no newer one is to be had."""
+_RENEWALS, _SESSIONS, _REPLAYS = 1, 2, 3
+"""How often one request may have a token renewed, a session, and be sent again with a newer one that was here."""
 _SPREAD_SECONDS = 0.5
 _SPREAD_SHARE = 0.25
 _ERRORS = 400
 _SERVER_ERRORS = 500
 _UNAVAILABLE = 503
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """An upstream's `retry` settings; durations in seconds."""
-
-    attempts: int = 3
-    statuses: frozenset[int] = frozenset({429, 502, 503, 504})
-    methods: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS", "PUT"})
-    unapplied: frozenset[int] = frozenset({421, 425, 429})
-    base: float = 0.1
-    cap: float = 20.0
-    max_retry_after: float = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """What happened; *status* None means a failure without an answer that could be passed on.
-
-    *attempts* counts this one. *sign*: what the answer says of the credential. *sent*: a byte left on an established
-    connection. *stale*: the connection came from the pool and was closed before any byte of an answer. *timeout*: we
-    ended it. *invalid*: there was an answer. *prohibited*: we refused the address. *replayable*: the body can be sent
-    again. *keyed*: the client gave an Idempotency-Key. *conditional*: it gave a precondition. *closed*: the breaker is.
-    *budget*: a retry is left in it.
-    """
-
-    method: str
-    status: int | None
-    sign: Sign = Sign.FINE
-    sent: bool = True
-    stale: bool = False
-    timeout: bool = False
-    invalid: bool = False
-    prohibited: bool = False
-    retry_after: float | None = None
-    replayable: bool = True
-    keyed: bool = False
-    conditional: bool = False
-    attempts: int = 1
-    renewals: int = 0
-    closed: bool = True
-    budget: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +64,9 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Get a newer token, then replay."""
+    """Get a newer token, then replay; *held*: one is here already, and none is asked for."""
+
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +110,8 @@ def after(past: Past, attempt: Attempt) -> Past:
 def pauses(status: int, reading: Reading, policy: RetryPolicy) -> bool:
     """Tell whether the wait that an answer asks for is meant for all (RFC 6585 section 4, RFC 9110 section 15.6.4)."""
     wait = reading.wait
+    if reading.sign is Sign.EXHAUSTED:  # which has a gate of its own
+        return False
     if not wait or wait > policy.max_retry_after:
         return False
     if reading.sign is Sign.THROTTLED:
@@ -165,7 +132,7 @@ def _denies(status: int, sign: Sign) -> bool:
 def _told(attempt: Attempt, past: Past, stopped: str = "") -> Told:
     """Return what may be told: nothing that denies what may have been done, no answer that a later attempt undid."""
     now, status = after(past, attempt), attempt.status
-    if stopped == STOPPING and not now.unknown:
+    if not now.unknown and (stopped == STOPPING or _hidden(attempt, stopped)):
         return Told.REFUSAL
     if status is not None and not (now.unknown and _denies(status, attempt.sign)):
         return Told.THIS
@@ -176,10 +143,20 @@ def _told(attempt: Attempt, past: Past, stopped: str = "") -> Told:
     return Told.REFUSAL if stopped else Told.THIS
 
 
+def _hidden(attempt: Attempt, stopped: str) -> bool:
+    """Tell whether an answer says that a session is dead, to a client that would take it for its own.
+
+    A 401 is passed on when all was tried; not while there is a reason of ours, and never where the status says nothing.
+    """
+    if not attempt.session or attempt.sign is not Sign.EXPIRED or attempt.status is None:
+        return False
+    return attempt.status < _ERRORS or stopped not in ("", NOT_RENEWED)
+
+
 def _next(attempt: Attempt, policy: RetryPolicy, jitter: float) -> str | Renew | Backoff:
     """Return the next step, or the word why there is none."""
     safe = attempt.method in SAFE
-    wanted = attempt.keyed or attempt.method in policy.methods
+    wanted = attempt.keyed or (attempt.method in policy.methods if attempt.repeats is None else attempt.repeats)
     # Sent again after it was applied it would be told that its condition no longer holds (412).
     repeatable = wanted and (safe or not attempt.conditional)
     never = "conditional" if wanted and not repeatable else "method"
@@ -196,10 +173,8 @@ def _next(attempt: Attempt, policy: RetryPolicy, jitter: float) -> str | Renew |
             return Backoff(0.0, STALE, fresh=True)
         case None:
             return _again(attempt, policy, jitter, "failure") if repeatable else never
-        case _ if attempt.sign is Sign.EXPIRED and attempt.renewals:
-            return "renewed"
         case _ if attempt.sign is Sign.EXPIRED:
-            return Renew() if attempt.replayable else "not_replayable"
+            return _renew(attempt)
         case status if attempt.sign is Sign.THROTTLED:
             return _again(attempt, policy, jitter, str(status))
         case _ if attempt.sign is not Sign.FINE:
@@ -213,6 +188,14 @@ def _next(attempt: Attempt, policy: RetryPolicy, jitter: float) -> str | Renew |
             return _again(attempt, policy, jitter, str(status)) if repeatable else never
         case _:
             return "answer"
+
+
+def _renew(attempt: Attempt) -> str | Renew:
+    if attempt.session and attempt.newer and attempt.replays < _REPLAYS:
+        return Renew(held=True) if attempt.replayable else "not_replayable"
+    if attempt.renewals >= (_SESSIONS if attempt.session else _RENEWALS):
+        return "renewed"
+    return Renew() if attempt.replayable else "not_replayable"
 
 
 def _again(attempt: Attempt, policy: RetryPolicy, jitter: float, why: str, *, fresh: bool = False) -> str | Backoff:

@@ -5,10 +5,27 @@ Some systems end a session that is not used, long before its token's time: nothi
 
 from dataclasses import dataclass, replace
 
+from sidecar.policy.message import Fields
+
 QUIET = 30.0
 """A shorter time without use tells nothing: no system ends a session so soon."""
 
 _DEATHS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """The request that uses a token for its own sake; its *target* is the one at the upstream.
+
+    *every*: seconds without another request after which it is sent. *within*: only so long after the last one.
+    """
+
+    target: bytes
+    every: float
+    within: float
+    method: bytes = b"GET"
+    fields: Fields = ()
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

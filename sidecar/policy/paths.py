@@ -55,6 +55,21 @@ def is_plain(path: bytes) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None
 
 
+def as_served(path: bytes) -> bytes:
+    """Return *path* as most servers read it: decoded, without path parameters, empty and dot segments."""
+    if path and is_plain(path):
+        return path
+    kept: list[bytes] = []
+    segments = unquote_to_bytes(b"/".join(part.partition(b";")[0] for part in path.split(b"/")[1:])).split(b"/")
+    for segment in segments:
+        if segment == UP:
+            del kept[-1:]
+        elif segment not in (b"", b"."):
+            kept.append(segment)
+    end = b"/" if kept and segments[-1] in (b"", b".", UP) else b""
+    return b"/" + b"/".join(kept) + end
+
+
 def readings(segments: Sequence[bytes]) -> list[list[bytes]]:
     """Return for each segment the names that the most generous server finds in it, as `names` has it."""
     return [names(segment) for segment in segments]

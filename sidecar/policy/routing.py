@@ -93,7 +93,8 @@ _Read = Sequence[Sequence[bytes]]
 class Routes:
     """The upstreams by what leads to them, made once and never changed: a thousand cost a request what one does."""
 
-    def __init__(self, origins: Mapping[str, Origin]) -> None:
+    def __init__(self, origins: Mapping[str, Origin], lent: Mapping[str, Sequence[Origin]] | None = None) -> None:
+        """*lent*: by upstream, origins of others where logins of its clients go, which are answered here."""
         self._roots: dict[tuple[str, str, int], _Node] = {}
         self._bases: dict[str, _Node] = {}
         for name, origin in origins.items():
@@ -102,12 +103,30 @@ class Routes:
                 node = node.below.setdefault(segment, _Node(node, depth))
             node.base = name, origin
             self._bases[name] = node
+        self._lent: dict[tuple[str, int], list[tuple[str, Origin]]] = {}
+        for name, others in (lent or {}).items():
+            for origin in others:
+                for port in {origin.port, _HTTP if origin.port == _HTTPS else origin.port}:
+                    self._lent.setdefault((origin.host, port), []).append((name, origin))
+
+    def lent(self, host: str, port: int) -> Sequence[tuple[str, Origin]]:
+        """Return the upstreams whose clients may log in at *host*, as they spelled it, and *port*, with that origin."""
+        if not self._lent:
+            return ()
+        try:
+            return self._lent.get((normal_host(host), port), ())
+        except ValueError:
+            return ()
 
     def intercepts(self, host: str, port: int) -> bool:
         """Tell whether a request inside a CONNECT to *host*, in its normal form, can be one for an upstream.
 
         Some clients send CONNECT for `http://` as well, so port 80 belongs to an upstream on 443.
         """
+        return (host, port) in self._lent or self.serves(host, port)
+
+    def serves(self, host: str, port: int) -> bool:
+        """Tell the same where no login is meant."""
         upgraded = port == _HTTP and ("https", host, _HTTPS) in self._roots
         return upgraded or any((scheme, host, port) in self._roots for scheme in DEFAULT_PORTS)
 

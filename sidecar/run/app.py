@@ -8,6 +8,7 @@ from pathlib import Path
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.events import Drain, Emit
+from sidecar.exchange.destination import Destination
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.sockets import bind as bind_socket
 from sidecar.run.assembly import Assembly, Surroundings, assemble
@@ -43,6 +44,11 @@ class App:
     def brokers(self) -> dict[str, Broker]:
         """The brokers, by upstream."""
         return self._assembly.brokers
+
+    @property
+    def destinations(self) -> dict[str, Destination]:
+        """The upstreams, ready for use, by name."""
+        return self._assembly.destinations
 
     @property
     def addresses(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import ssl
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
 from sidecar.policy.headers import without_credentials
 from sidecar.policy.hosts import EVERY_HOST
+from sidecar.policy.idleness import Use
 from sidecar.policy.message import Request
+from sidecar.policy.routing import Origin
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_broker
-from sidecar.run.destinations import all_strips, make_destination
+from sidecar.run.destinations import all_strips, make_destination, use_of
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.settings import ListenAddress, Settings, Tls, files_of, prime
 from sidecar.tokens.broker import Broker
@@ -92,7 +94,7 @@ class Assembly:
     async def aclose(self) -> None:
         """Close brokers and pools side by side, but those that were carried over; twice does no harm."""
         ours = [each for name, each in self.destinations.items() if name not in self.kept]
-        await asyncio.gather(*(each.admission.pause.aclose() for each in ours))
+        await asyncio.gather(*(each.admission.aclose() for each in ours))
         await asyncio.gather(*(broker.aclose() for broker in _brokers(ours)))
         await asyncio.gather(*(each.pool.aclose() for each in ours))
 
@@ -109,9 +111,9 @@ async def assemble(
     owner = f"{around.shared.owner}.{number}" if number else around.shared.owner
     shared = dataclasses.replace(around.shared, owner=owner)
     destinations: dict[str, Destination] = {}
+    uses: dict[str, Use] = {}
     contexts: dict[Tls, ssl.SSLContext] = {}
-    kept = set()
-    trust = await _trust(settings, shared, before)
+    kept: set[str] = set()
     try:
         await prime(identifying(settings))
         for credential in credentials(settings, shared.clock, shared.contexts):
@@ -127,10 +129,15 @@ async def assemble(
                 context = contexts[upstream.tls]
                 made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
                 if around.dispatch is not None:
-                    noted = dataclasses.replace(made_now.dialect, dress=around.mask.noting(made_now.dialect.dress))
-                    made_now = dataclasses.replace(made_now, dialect=noted)
+                    dialect = made_now.dialect
+                    dress = around.mask.noting(dialect.dress, dialect.strips.headers)
+                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(dialect, dress=dress))
                 destinations[name] = made_now
+                if (use := use_of(upstream, credential.systems[name])) is not None:
+                    uses[name] = use
         destinations = {name: destinations[name] for name in settings.upstreams}
+        lent = {name: destination.dialect.lends for name, destination in destinations.items()}
+        trust = await _trust(settings, lent, shared, before)
         gate = proxy_gate(settings.listen)
     except BaseException:
         await _close(destinations, kept)
@@ -172,11 +179,9 @@ async def assemble(
     )
     fresh = [name for name in destinations if name not in kept]
     await _start(_brokers(destinations[name] for name in fresh))
-    for name in fresh:
-        if (wanted := settings.upstreams[name].keepalive) is not None:
-            rounds = made.proxy.exchange.rounds
-            work = keep_alive(name, wanted, destinations[name], rounds, shared.clock, shared.emit)
-            destinations[name].broker.beside(work, "keepalive")
+    for name, use in uses.items():
+        work = keep_alive(name, use, destinations[name], made.proxy.exchange.rounds, shared.clock, shared.emit)
+        destinations[name].broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
         for name, gone in before.destinations.items():
@@ -212,8 +217,11 @@ async def _start(brokers: Iterable[Broker]) -> None:
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
-async def _trust(settings: Settings, shared: Shared, before: Assembly | None) -> Trust:
+async def _trust(
+    settings: Settings, lent: Mapping[str, Iterable[Origin]], shared: Shared, before: Assembly | None
+) -> Trust:
     hosts = frozenset(upstream.origin.host for upstream in settings.upstreams.values())
+    hosts |= {origin.host for origins in lent.values() for origin in origins}
     if before is not None and hosts == before.trust.hosts:
         return before.trust
     trust = Trust(settings.state_dir / "ca", hosts, shared.clock, shared.emit)

@@ -3,21 +3,25 @@
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 
-from sidecar.auth.dialect import oauth2_dialect
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
 from sidecar.exchange.patience import Patience
-from sidecar.exchange.pause import SharedPause
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
+from sidecar.policy.attempt import RetryPolicy
 from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
-from sidecar.policy.decide import RetryPolicy
 from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet
+from sidecar.policy.idleness import Use
 from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
+from sidecar.run.systems import System
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.moment import SharedMoment
+
+_QUOTA_SECONDS = 2 * 86400.0
+"""No quota is believed to be used up for longer."""
 
 Own = Callable[[], Iterable[tuple[str, int]]]
 
@@ -49,7 +53,7 @@ def make_destination(
         broker=broker,
         admission=_admission(name, upstream, credential, shared),
         pool=pool,
-        dialect=oauth2_dialect(upstream.strip),
+        dialect=credential.systems[name].speak(shared.keys.tags(credential.identity)),
         retry=RetryPolicy(
             attempts=retry.attempts,
             statuses=frozenset(retry.statuses),
@@ -69,9 +73,18 @@ def make_destination(
     )
 
 
+def use_of(upstream: Upstream, system: System) -> Use | None:
+    """Return the request that keeps a session alive, the operator's or the recipe's; None: none does."""
+    wanted = upstream.keepalive
+    if wanted is None:
+        return system.use
+    target = upstream.origin.path + wanted.path.encode("ascii")
+    return Use(target=target, every=wanted.every, within=wanted.only_if_used_within)
+
+
 def _admission(name: str, upstream: Upstream, credential: Credential, shared: Shared) -> Admission:
     breaker, longest = upstream.breaker, upstream.retry.max_retry_after
-    pause = SharedPause(
+    pause = SharedMoment(
         name,
         # What an upstream asks of one client is not meant for others.
         f"{upstream.origin.url} {credential.identity}",
@@ -81,6 +94,19 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
         clock=shared.clock,
         emit=shared.emit,
     )
+    quota = None
+    if upstream.system is not None and upstream.system.quota is not None:
+        quota = SharedMoment(
+            name,
+            credential.identity,
+            shared.store,
+            shared.keys,
+            longest=_QUOTA_SECONDS,
+            clock=shared.clock,
+            emit=shared.emit,
+            kind="quota",
+            absurd=_QUOTA_SECONDS,
+        )
     policy = BreakerPolicy(
         failures=breaker.failures,
         min_requests=breaker.min_requests,
@@ -93,6 +119,7 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
         budget=Budget(upstream.retry.budget),
         breaker=Breaker(policy),
         pause=pause,
+        quota=quota,
         turns=Turns(cap) if cap else None,
         patience=upstream.timeout.connect,
         longest=longest,

@@ -18,10 +18,11 @@ from sidecar.run.app import App
 from sidecar.run.assembly import Surroundings
 from sidecar.run.commands import wait_for_commands
 from sidecar.run.credentials import AT_ONCE, Shared
+from sidecar.run.findings import Findings
 from sidecar.run.listeners import FREE_PORT, bind
 from sidecar.run.source import make_source
 from sidecar.run.state import MARKS, RunFile, admin_token, prepare
-from sidecar.run.stores import instance_name, keep_announcing, open_store
+from sidecar.run.stores import instance_name, keep_announcing, leave, open_store
 from sidecar.run.supervisor import Inherited
 from sidecar.settings import Settings, plain_secrets
 from sidecar.settings.names import is_local
@@ -43,8 +44,8 @@ async def running(
     *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for one
     command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed through.
     *inherited*: what a worker has from its supervisor, which is found by others in its place. On leaving, readiness
-    ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored. Raises
-    ConfigurationError before anything is served.
+    ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored; unless
+    *for_exec*, a session that no other instance uses is logged out. Raises ConfigurationError before it serves.
     """
     prepare(settings.state_dir)
     async with contextlib.AsyncExitStack() as stack:
@@ -61,13 +62,17 @@ async def running(
         metrics = Metrics(
             status=lambda: {name: broker.status() for name, broker in app.brokers.items()},
             in_flight=lambda: in_flight,
+            quota=lambda: {name: each.admission.quota_remaining for name, each in app.destinations.items()},
             clock=clock,
             slot=inherited.slot if inherited else None,
         )
 
+        findings = Findings(lambda: app.destinations, clock)
+
         def tell(event: Event) -> None:
             emit(event)
             metrics.observe(event)
+            findings.observe(event)
 
         owner, elsewhere = instance_name(), settings.store.shared
         turns = asyncio.Semaphore(0)
@@ -96,22 +101,31 @@ async def running(
         )
         local = for_exec or is_local(settings.listen.admin)
         token = admin_token(settings) if local or settings.listen.admin_token else None
-        admin = Admin(make_source(app, metrics, inherited), token, local=local)
+        admin = Admin(make_source(app, metrics, findings, inherited), token, local=local)
         stack.push_async_callback(admin.aclose)
         await app.start(settings, around)
         stack.push_async_callback(app.aclose)
         await admin.serve(admin_listener.socket)
         for _ in range(AT_ONCE):  # the ports come first
             turns.release()
-        tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
+        word = tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
         if inherited is not None:
             tasks.spawn(metrics.keep_publishing(), "metrics")
             if inherited.replaces is not None:  # told of by our supervisor already
                 metrics.observe(WorkerReplaced(number=inherited.number, code=inherited.replaces, wait=0.0))
-        stack.push_async_callback(lambda: app.drain(app.settings.grace, clock, emit))
+        stack.push_async_callback(_end, app, emit, shared, None if for_exec else word)
         if not for_exec and inherited is None:
             stack.enter_context(RunFile(settings, app.addresses))
         emit(Ready(addresses=app.addresses, version=__version__))
         for key in plain_secrets(settings):
             emit(Trouble(where=key, detail="the secret stands in the configuration; expected file or env"))
         yield app
+
+
+async def _end(app: App, emit: Emit, shared: Shared, word: "asyncio.Task[None] | None") -> None:
+    """Drain *app*; *word*: what leaves word of it, None: its sessions are others'."""
+    await app.drain(app.settings.grace, shared.clock, emit)
+    if word is not None:
+        word.cancel()
+        await asyncio.wait({word})
+        await leave(shared, app.brokers.values())

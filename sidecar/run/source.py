@@ -7,6 +7,7 @@ from typing import Protocol
 from sidecar import __version__
 from sidecar.observe.admin import Source
 from sidecar.observe.metrics import Metrics
+from sidecar.run.findings import Findings
 from sidecar.run.status import problems, status
 from sidecar.run.supervisor import Inherited
 from sidecar.settings import Settings
@@ -35,7 +36,7 @@ class Serving(Protocol):
         """Return where commands of `exec` are served."""
 
 
-def make_source(app: Serving, metrics: Metrics, inherited: Inherited | None) -> Source:
+def make_source(app: Serving, metrics: Metrics, findings: Findings, inherited: Inherited | None) -> Source:
     """Return the source of *app*; a worker speaks for all, under the process id of its supervisor."""
 
     def tell() -> None:
@@ -53,8 +54,8 @@ def make_source(app: Serving, metrics: Metrics, inherited: Inherited | None) -> 
 
     return Source(
         status=lambda: (
-            status(app.brokers, app.addresses, __version__, metrics.breakers())
-            | {"reload_refused": app.refused or None}
+            status(app.brokers, app.addresses, __version__, metrics.breakers(), findings.quotas())
+            | {"reload_refused": app.refused or None, "findings": findings.now()}
         ),
         problems=lambda: (
             {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)

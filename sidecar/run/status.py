@@ -17,9 +17,9 @@ def upstream_status(broker: Broker) -> dict[str, Any]:
         "generation": state.generation,
         "renewed_by": token.by if token else None,
         "forced_renewals": state.forced_renewals,
-        "expires_at": token.expires_at if token else None,
+        "expires_at": state.expires_at,
         "expires_in": None if state.expires_in is None else round(state.expires_in, 3),
-        "lifetime": token.lifetime if token else None,
+        "lifetime": state.lifetime,
         "scope": {"granted": token.scope, "missing": token.missing or None} if token else None,
         "sealed_with": {"key": state.sealed_with[0], "id": state.sealed_with[1]} if state.sealed_with else None,
         "last_renewal": None
@@ -39,12 +39,20 @@ def status(
     addresses: Mapping[str, str],
     version: str,
     breakers: Mapping[str, str] | None = None,
+    quotas: Mapping[str, tuple[float | None, float | None]] | None = None,
 ) -> dict[str, Any]:
-    """Return the whole status as plain data; *breakers*: the states of those that ever opened, None: of no interest."""
+    """Return the whole status as plain data.
+
+    *breakers*: the states of those that ever opened, None: of no interest. *quotas*: what is left of an allowance, and
+    the end of one that is used up, wall time; None for what is not known.
+    """
     upstreams = {name: upstream_status(broker) for name, broker in brokers.items()}
     if breakers is not None:
         for name, each in upstreams.items():
             each["breaker"] = breakers.get(name, "closed")
+    for name, (remaining, until) in (quotas or {}).items():
+        if name in upstreams:
+            upstreams[name]["quota"] = {"remaining": remaining, "exhausted_until": until}
     return {"version": version, "addresses": dict(addresses), "upstreams": upstreams}
 
 

@@ -3,6 +3,7 @@
 from sidecar.settings.load import configuration_file, default_paths, effective, load
 from sidecar.settings.model import Limits, Listen, Settings, Store
 from sidecar.settings.oauth2 import OAuth2, parse_token_url
+from sidecar.settings.recipe import Recipe
 from sidecar.settings.references import (
     check_secrets,
     commands_of_start,
@@ -34,6 +35,7 @@ __all__ = [
     "Listen",
     "ListenAddress",
     "OAuth2",
+    "Recipe",
     "Renew",
     "Replay",
     "Retry",

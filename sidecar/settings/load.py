@@ -2,25 +2,20 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
 
 from sidecar.errors import ConfigurationError
+from sidecar.settings.explain import explained
 from sidecar.settings.model import Settings
 from sidecar.settings.secrets import SecretReference
+from sidecar.settings.yaml_text import parse
 
 _PREFIX = "AUTH_SIDECAR__"
 _MAX_FILE = 1 << 20
-_MAX_VALUES = 100_000
-_MAX_DEPTH = 50
-_UNQUOTED = re.compile(r"""(?:[^"']|'[^']')*""")
-"""What a message of the YAML reader says before it quotes more than a character of the text."""
 
 
 def default_paths(environ: Mapping[str, str] = os.environ) -> list[Path]:
@@ -110,7 +105,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if len(text.encode()) > _MAX_FILE:
         raise _error(f"{path}: over 1 MiB; expected a configuration file")
     try:
-        data = _parse(text)
+        data = parse(text)
     except ValueError as error:
         raise _error(f"{path}: {error}; expected YAML") from None
     if not isinstance(data, dict):
@@ -118,44 +113,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parse(text: str) -> Any:
-    """Return the data of a YAML text; ValueError says where it is wrong, without a word of it: it may hold secrets."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # the warning would quote the text
-    try:
-        data = yaml.load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        said = _UNQUOTED.match(error.problem or "")
-        raise ValueError(f"line {line}: {said[0].strip() if said else ''}") from None
-    except Exception:  # noqa: BLE001  the reader raises KeyError, AssertionError, RecursionError and more
-        raise ValueError("it cannot be read, or is nested too deeply") from None
-    _check_size(data)
-    return data
-
-
-def _check_size(data: Any) -> None:
-    """Raise ValueError for data that is small as text and huge, or endless, once its aliases are followed."""
-    level, count = [data], 0
-    for _ in range(_MAX_DEPTH):
-        below: list[Any] = []
-        for value in level:
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            count += len(inner)
-            if count > _MAX_VALUES:
-                raise ValueError(f"it has over {_MAX_VALUES} values, with its aliases")
-            below.extend(inner)
-        level = below
-    if level:
-        raise ValueError(f"it is nested deeper than {_MAX_DEPTH}")
-
-
 def _assign(data: dict[str, Any], keys: list[str], text: str, source: str) -> None:
     """Set one value: lists, mappings, quoted text and nothing are read as YAML, all else is *text* as it stands."""
     value: Any = text
     if text.strip() in ("", "~", "null") or text.lstrip()[0] in "[{'\"":
         with contextlib.suppress(ValueError):
-            value = _parse(text)
+            value = parse(text)
     for key in keys[:-1]:
         inner = data.setdefault(key, {})
         if not isinstance(inner, dict):
@@ -175,33 +138,7 @@ def _merge(data: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def _one_line(error: ValidationError, path: Path | None) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    location, message = first["loc"], first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        known = _known_keys(location)
-        message = f"missing; expected a {f'mapping of {", ".join(known)}' if known else 'value'}"
-    if first["type"] == "model_type":
-        message = f"expected a mapping of {', '.join(_known_keys(location))}"
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        known = _known_keys(location[:-1])
-        message = f"unknown key; expected one of: {', '.join(known)}"
-        if known == list(SecretReference.model_fields):
-            location = location[:-1]  # in braces, the secret itself would be the key
-    key = ".".join(str(part) for part in location)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return ": ".join(filter(None, (str(path or "configuration"), key, message + more)))
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that the model at *location* accepts, from the JSON Schema."""
-    schema = Settings.model_json_schema()
-    node: dict[str, Any] = schema
-    for part in location:
-        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or node.get("items") or {}
-        node = next((option for option in node.get("anyOf", ()) if "$ref" in option), node)
-        if reference := node.get("$ref"):
-            node = schema["$defs"][reference.rsplit("/", 1)[-1]]
-    return list(node.get("properties", {}))
+    return ": ".join(filter(None, (str(path or "configuration"), explained(error, Settings))))
 
 
 def _error(message: str) -> ConfigurationError:

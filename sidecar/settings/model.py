@@ -134,15 +134,16 @@ class Settings(Model):
         if self.workers != 1 and self.store.url == "memory":
             raise ValueError("workers: processes cannot share store.url memory; expected sqlite or a Redis, or 1")
         for name, upstream in self.upstreams.items():
-            if upstream.oauth2.grant == "refresh_token" and self.store.url == "memory":
+            if upstream.grant == "refresh_token" and self.store.url == "memory":
                 raise ValueError(
                     f"store.url: memory forgets what the grant refresh_token gives to upstream {name}, and the first"
                     " one is presented once; expected sqlite or a Redis"
                 )
         patterns = frozenset(self.passthrough)
         for name, upstream in self.upstreams.items():
-            if pattern := matching(upstream.origin.host, patterns):
-                raise ValueError(f"passthrough: {pattern} is the host of upstream {name}; expected other hosts")
+            for host in (upstream.origin.host, *sorted(upstream.shim_hosts)):
+                if pattern := matching(host, patterns):
+                    raise ValueError(f"passthrough: {pattern} is the host of upstream {name}; expected other hosts")
         ports = [self.served["proxy"], ("listen.admin", self.listen.admin), *list(self.served.values())[1:]]
         taken: dict[object, str] = {}
         for key, address in ports:

@@ -1,141 +1,73 @@
 """The configuration of one upstream: every key, its default, and what cannot be combined."""
 
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.settings.base import Model
-from sidecar.settings.names import LocalAddress, MediaType, Method, Name, Network, TargetPath
+from sidecar.settings.given import Given, given
+from sidecar.settings.names import LocalAddress, Network
 from sidecar.settings.oauth2 import OAuth2
+from sidecar.settings.recipe import Recipe
 from sidecar.settings.secrets import SecretReference
-from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
+from sidecar.settings.shipped import PRESETS, preset_text, resolved
+from sidecar.settings.shipped import preset as shipped
+from sidecar.settings.traffic import Breaker, Keepalive, Links, Renew, Replay, Retry, Sessions, Strip, Timeouts, Tls
+
+__all__ = [
+    "Breaker",
+    "Keepalive",
+    "Links",
+    "Renew",
+    "Replay",
+    "Retry",
+    "Sessions",
+    "Strip",
+    "Timeouts",
+    "Tls",
+    "Upstream",
+]
+
+_CREDENTIAL = MappingProxyType({"type": "object", "examples": [{"password": {"file": "/run/secrets/password"}}]})
 
 
-def _one_session(value: int) -> int:
-    if value != 1:
-        raise ValueError("expected 1: this version keeps one session for each upstream")
-    return value
+class RecipeSchema:
+    """What editors are told of a recipe: a whole one, or what differs from the one it extends."""
 
-
-class Renew(Model):
-    margin: MarginValue = Margin(0.2, None)
-    min_interval: Duration = 60.0
-    check_every: Duration = 300.0
-    timeout: Annotated[Duration, Field(gt=0)] = 10.0
-    startup: Literal["required", "optional"] = "required"
-
-
-class Strip(Model):
-    headers: tuple[Name, ...] = ()
-    cookies: tuple[Name, ...] = ()
-    query: tuple[Name, ...] = ()
-    keep: tuple[Name, ...] = ()
-
-    @model_validator(mode="after")
-    def _ours_goes(self) -> Self:
-        if {"host", "content-length"} & {name.lower().replace("_", "-") for name in self.headers}:
-            raise ValueError("headers cannot name host or content-length: the message would be another one without")
-        if {"authorization", "proxy-authorization"} & {name.lower().replace("_", "-") for name in self.keep}:
-            raise ValueError("keep cannot name authorization: the sidecar sends exactly one, its own")
-        return self
-
-    @model_validator(mode="after")
-    def _kept_or_not(self) -> Self:
-        kept = {name.lower().replace("_", "-") for name in self.keep}
-        for key, names in (("headers", self.headers), ("query", self.query)):
-            if both := sorted(name for name in names if name.lower().replace("_", "-") in kept):
-                raise ValueError(f"{key} and keep both name {both[0]}; expected each name in one of them")
-        return self
-
-
-class Retry(Model):
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    statuses: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (429, 502, 503, 504)
-    methods: tuple[Method, ...] = ("GET", "HEAD", "OPTIONS", "PUT")
-    unapplied: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (421, 425, 429)
-    base: Annotated[Duration, Field(gt=0)] = 0.1
-    cap: Duration = 20.0
-    max_retry_after: Duration = 30.0
-    budget: Annotated[Share, Field(validate_default=False)] = 0.2
-
-    @model_validator(mode="after")
-    def _base_below_cap(self) -> Self:
-        if self.base > self.cap:
-            raise ValueError("base is over cap, the longest random wait; expected a base of at most cap")
-        return self
-
-
-class Timeouts(Model):
-    token: Annotated[Duration, Field(gt=0)] = 30.0
-    connect: Annotated[Duration, Field(gt=0)] = 5.0
-    first_byte: Annotated[Duration, Field(gt=0)] = 3600.0
-    idle: Annotated[Duration, Field(gt=0)] = 3600.0
-
-    @model_validator(mode="before")
     @classmethod
-    def _no_total(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "total" in data:
-            raise ValueError(
-                "total is gone: no time bounds a whole request; the wait for a credential has its own, token"
-            )
-        return data
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema."""
+        extending = {"type": "object", "required": ["extends"], "properties": {"extends": {"enum": [*PRESETS]}}}
+        return {"anyOf": [handler(Recipe.__pydantic_core_schema__), extending, {"type": "null"}]}
 
 
-class Breaker(Model):
-    failures: Annotated[Share, Field(gt=0, validate_default=False)] = 0.5
-    min_requests: Annotated[int, Field(ge=1)] = 20
-    window: Annotated[Duration, Field(gt=0)] = 10.0
-    open_for: Annotated[Duration, Field(gt=0)] = 15.0
-    unauthorized: Annotated[int, Field(ge=1)] = 5
-
-
-class Sessions(Model):
-    pool: Annotated[int, AfterValidator(_one_session)] = 1
-    max_in_flight: Annotated[int, Field(ge=0)] = 0
-
-
-class Keepalive(Model):
-    path: TargetPath
-    every: Annotated[Duration, Field(gt=0)] = 600.0
-    only_if_used_within: Annotated[Duration, Field(gt=0)] = 3600.0
-
-    @model_validator(mode="after")
-    def _comes_in_time(self) -> Self:
-        if self.every >= self.only_if_used_within:
-            raise ValueError("every is not below only_if_used_within, so that none would be sent; expected less")
-        return self
-
-
-class Replay(Model):
-    memory: Size = 1 << 20
-    spool: Size = 256 << 20
-
-
-class Links(Model):
-    forwarded: bool = False
-    rewrite: tuple[MediaType, ...] = ()
-
-
-class Tls(Model):
-    ca: Path | None = None
-    client_cert: Path | None = None
-    client_key: SecretReference | None = None
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if (self.client_cert is None) != (self.client_key is None):
-            raise ValueError("client_cert and client_key go together")
-        return self
+def _system(preset: str | None, recipe: Mapping[str, Any] | None) -> Recipe | None:
+    if preset is not None:
+        return shipped(preset)
+    return None if recipe is None else resolved(recipe)
 
 
 class Upstream(Model):
-    base_url: str
+    preset: Annotated[str | None, WithJsonSchema({"enum": [*PRESETS, None]})] = None
+    recipe: Annotated[dict[str, Any] | None, RecipeSchema] = None
+    credential: Annotated[dict[str, Any], WithJsonSchema(dict(_CREDENTIAL))] = Field(default={})
+    base_url: Annotated[str, Field(validate_default=True)] = ""
     insecure_http: bool = False
     listen: LocalAddress | None = None
-    oauth2: OAuth2
+    oauth2: OAuth2 | None = None
     renew: Renew = Renew()
     strip: Strip = Strip()
     retry: Retry = Retry()
@@ -150,6 +82,68 @@ class Upstream(Model):
     via: bool = False
     links: Links = Links()
 
+    @field_validator("preset")
+    @classmethod
+    def _shipped(cls, value: str | None) -> str | None:
+        if value is not None:
+            preset_text(value)
+        return value
+
+    @field_validator("recipe")
+    @classmethod
+    def _readable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            resolved(value)
+        return value
+
+    @field_validator("credential")
+    @classmethod
+    def _given(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Given]:
+        recipe = _system(info.data.get("preset"), info.data.get("recipe"))
+        if recipe is not None:
+            return given(recipe, value)
+        if value and {"preset", "recipe"} <= info.data.keys():
+            raise ValueError("is what preset or recipe asks for; expected one of them beside it")
+        return {}
+
+    @field_validator("base_url")
+    @classmethod
+    def _default_base(cls, value: str, info: ValidationInfo) -> str:
+        if not {"preset", "recipe"} <= info.data.keys():
+            return value  # what is wrong there is told
+        recipe = _system(info.data["preset"], info.data["recipe"])
+        if not value and (recipe is None or recipe.base is None):
+            raise ValueError("missing; expected a value")
+        return value or str(recipe and recipe.base)
+
+    @cached_property
+    def system(self) -> Recipe | None:
+        """The recipe of `preset` or `recipe`, whole; None with `oauth2`."""
+        return _system(self.preset, self.recipe)
+
+    @property
+    def grant(self) -> str | None:
+        """The OAuth 2.0 grant; None for a session."""
+        if self.oauth2 is not None:
+            return self.oauth2.grant
+        oauth2 = self.system.login.oauth2 if self.system is not None else None
+        return None if oauth2 is None else str(oauth2.get("grant", "client_credentials"))
+
+    def plain(self, text: str) -> str:
+        """Return *text* with what `credential` and the defaults of the recipe give its templates, secrets never."""
+        known = {name: variable.default for name, variable in (self.system.vars if self.system else {}).items()}
+        known |= {name: value for name, value in self.credential.items() if not isinstance(value, SecretReference)}
+        for name, value in known.items():
+            text = text if value is None else text.replace(f"{{{name}}}", str(value))
+        return text
+
+    @property
+    def shim_hosts(self) -> frozenset[str]:
+        """Hosts besides that of `base_url` whose logins are answered here, as far as the configuration tells."""
+        paths = [self.plain(shim.match.path or "") for shim in (self.system.shim if self.system else ())]
+        urls = [path for path in paths if "://" in path and "{" not in path]
+        return frozenset(filter(None, (urlsplit(url).hostname for url in urls)))
+
     @cached_property
     def origin(self) -> Origin:
         """The base URL, parsed."""
@@ -157,17 +151,27 @@ class Upstream(Model):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        if sum(way is not None for way in (self.oauth2, self.preset, self.recipe)) != 1:
+            raise ValueError("expected exactly one of oauth2, preset and recipe")
         try:
-            origins = (("base_url", self.origin), ("oauth2.token_url", self.oauth2.origin))
+            clear = [("base_url", self.origin.scheme)]
+            if self.oauth2 is not None:
+                clear.append(("oauth2.token_url", self.oauth2.origin.scheme))
         except ValueError as error:
             raise ValueError(f"base_url: {error}") from None
-        for key, origin in origins:
-            if origin.scheme == "http" and not self.insecure_http:
+        if self.system is not None:
+            clear += [("trust", self.plain(url).partition("://")[0]) for url in self.system.trust]
+            token_url = str((self.system.login.oauth2 or {}).get("token_url", ""))
+            clear.append(("login.oauth2.token_url", self.plain(token_url).partition("://")[0]))
+        for key, scheme in clear:
+            if scheme == "http" and not self.insecure_http:
                 raise ValueError(
                     f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"
                 )
         if self.links != Links() and self.listen is None:
             raise ValueError("links needs listen: it is about answers of the reverse port")
-        if self.oauth2.client_auth == "tls_client_auth" and self.tls.client_cert is None:
+        oauth2 = self.system.login.oauth2 if self.system is not None else None
+        client_auth = self.oauth2.client_auth if self.oauth2 is not None else (oauth2 or {}).get("client_auth")
+        if client_auth == "tls_client_auth" and self.tls.client_cert is None:
             raise ValueError("client_auth tls_client_auth needs tls.client_cert and tls.client_key")
         return self

@@ -5,27 +5,35 @@ each to its own deadline; nobody's leaving ends it.
 """
 
 import asyncio
-import math
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sidecar.auth.grant import Anew
 from sidecar.clock import Clock
-from sidecar.errors import IssuerUnavailable, Reason, Refusal
+from sidecar.errors import Lapsed
 from sidecar.events import Emit
-from sidecar.policy.reading import Sign
+from sidecar.policy.reading import CSRF, LOGIN, Sign
+from sidecar.policy.seat import Seat
 from sidecar.settings import Renew
+from sidecar.tokens.acts import Acts
+from sidecar.tokens.governor import Governor
+from sidecar.tokens.hearing import Hearing
 from sidecar.tokens.holding import Holding
+from sidecar.tokens.idle import LastUse
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.marker import Marker
 from sidecar.tokens.obtaining import Obtaining
+from sidecar.tokens.parts import Parts
 from sidecar.tokens.protocols import BrokerStatus, Issuer, LastRenewal
 from sidecar.tokens.refused import Refused
 from sidecar.tokens.renewal import Renewing
+from sidecar.tokens.rolls import Change, Rolls
 from sidecar.tokens.seal import Keys
 from sidecar.tokens.sealed import SealedRecord
-from sidecar.tokens.store import TokenStore
+from sidecar.tokens.store import TokenStore, store_key
+from sidecar.tokens.supply import Supply
 from sidecar.tokens.timer import keep_fresh
 from sidecar.tokens.token import Token
 from sidecar.tokens.verdicts import Verdicts
@@ -46,7 +54,8 @@ class Broker:
     *unauthorized*: so many renewed tokens refused in a row stop forced renewals. *turns*: what the first renewal and
     looks at the store wait for, unless somebody needs them; None: nothing. *former*: the credential's name in the
     release before. *marks*: the directory where it is noted which first refresh tokens were presented; None: nowhere.
-    `verdicts`: what upstreams say.
+    *session*: what is refused helps nobody any more, so that another is obtained whenever that may be. *seat*: the
+    account has one session only; None: any number. `verdicts`: what upstreams say; `session`: as given.
     """
 
     def __init__(
@@ -66,49 +75,57 @@ class Broker:
         turns: asyncio.Semaphore | None = None,
         former: str | None = None,
         marks: Path | None = None,
+        session: bool = False,
+        seat: Seat | None = None,
     ) -> None:
         self._issuer = issuer
-        self._settings = settings
-        self._shared = shared
         self._marks = marks
-        self._turns = turns or asyncio.Semaphore()
-        self._clock = clock
+        self.session = session
         self._tasks = Tasks(name, emit)
-        self._changes = Changes(clock, self._tasks.spawn)
+        spawn = self._tasks.spawn
+        self._changes = changes = Changes(clock, spawn)
         self._closing = False
         self._sealed = SealedRecord(self._identify, store, keys, owner=owner, former=former)
+        self._use = use = LastUse(name, issuer.identity, store, keys, clock, emit)
         once = issuer.anew is Anew.ONCE
-        self._holding = Holding(name, self._sealed, settings.margin, once=once, clock=clock, emit=emit)
-        self.verdicts = Verdicts(name, unauthorized, settings.min_interval, emit)
-        cap = settings.timeout + _GRACE
-        lease = Lease(self._sealed, self._holding, cap=cap, clock=clock, spawn=self._tasks.spawn)
-        self._renewing = Renewing(
+        self._holding = holding = Holding(
+            name, self._sealed, settings.margin, once=once, clock=clock, emit=emit, use=use
+        )
+        self.verdicts = verdicts = Verdicts(name, unauthorized, 0.0 if session else settings.min_interval, emit)
+        self._governor = governor = Governor(name, seat, holding, clock, emit)
+        timeout, self._longest = settings.timeout, settings.timeout + _TO_STORE
+        lease = Lease(self._sealed, holding, cap=timeout + _GRACE, clock=clock, spawn=spawn)
+        self._renewing = renewing = Renewing(
             name,
             issuer,
-            self._holding,
-            Obtaining(issuer, self._holding, lease, timeout=settings.timeout, owner=owner, clock=clock),
+            holding,
+            Obtaining(issuer, holding, lease, governor, timeout=timeout, owner=owner, clock=clock),
             configured_lifetime,
             clock=clock,
             emit=emit,
-            spawn=self._tasks.spawn,
-            changed=self._changes.changed,
+            spawn=spawn,
+            changed=changes.changed,
+            session=session,
+        )
+        turns = turns or asyncio.Semaphore()
+        self._timer = partial(keep_fresh, holding, renewing, changes, settings, clock, turns=turns, shared=shared)
+        self._supply = Supply(
+            *(holding, renewing, governor, verdicts, changes), clock=clock, closing=lambda: self._closing
         )
         self._refused = Refused(
-            *(self._holding, self._renewing, self.verdicts, self._changes),
-            patience=settings.timeout,
-            clock=clock,
-            spawn=self._tasks.spawn,
+            *(holding, renewing, verdicts, changes), patience=timeout, session=session, clock=clock, spawn=spawn
+        )
+        self._rolls = rolls = Rolls(holding, spawn, changes.changed)
+        self._parts = Parts(issuer, holding, lease, rolls, changes, timeout=timeout, clock=clock, spawn=spawn)
+        self._hearing = Hearing(*(issuer, holding, renewing, governor, verdicts, use), clock=clock, spawn=spawn)
+        self._acts = Acts(
+            *(name, issuer, holding, renewing, changes), patience=timeout, clock=clock, emit=emit, spawn=spawn
         )
 
     async def start(self) -> None:
         """Read the store, and begin to keep the token fresh: the first renewal when it is our turn, then the timer."""
         await self.recall()
-        timer = keep_fresh(
-            *(self._holding, self._renewing, self._changes, self._settings, self._clock),
-            turns=self._turns,
-            shared=self._shared,
-        )
-        self._tasks.spawn(timer, "timer")
+        self._tasks.spawn(self._timer(), "timer")
 
     async def recall(self) -> None:
         """Take over what the store holds, and start nothing."""
@@ -116,42 +133,58 @@ class Broker:
 
     def current(self) -> Token | None:
         """Return the usable token in memory, None if there is none; a due one is renewed in the background."""
-        token = self._holding.usable()
-        if token is not None and not self._holding.fresh():
-            self._renewing.start("due")
-        return token
+        return self._supply.current()
 
     async def token(self, deadline: float) -> Token:
         """Return the usable token, at once if there is one, else when a renewal has brought it.
 
-        *deadline* is on the monotonic clock. Raises Refusal: credential_rejected, token_unavailable at the
+        *deadline* is on the monotonic clock. Raises Refusal: credential_rejected, seat_taken, token_unavailable at the
         deadline, shutting_down after `aclose`. Cancelled or not, the renewal goes on for the others.
         """
-        token = self.current()
-        if token is None:
-            await self._changes.until(lambda: self._supplied(deadline), deadline)
-            token = self._holding.usable()
-        if token is None:
-            raise self._unavailable()
-        return token
+        return await self._supply.token(deadline)
 
-    async def after(self, used: Token, deadline: float) -> Token | None:
+    def newer(self, used: Token) -> Token | None:
+        """Return a newer token than *used* if it can be handed out now; starts nothing."""
+        return self._holding.newer_than(used)
+
+    async def after(self, used: Token, deadline: float, part: str = LOGIN) -> Token | None:
         """Return a newer token than *used*, which an upstream called expired; None: pass its answer on.
 
-        A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask,
-        unless the last forced one is too recent; a token whose time is over is not bound by that. *used* is
-        withheld during an attempt only: an endpoint that refuses good tokens must not take down the others. An
-        issuer that cannot be reached for a moment is waited for, at most `renew.timeout`. When too many renewed
-        tokens were refused in a row, only a probe is forced, now and then, and nobody else waits for anything.
-        """
-        return await self._refused.newer(used, deadline, self.token)
+        A newer token that is here already, or in the store, is it. Else one renewal is forced for all who ask, unless
+        the last forced one is too recent; a token whose time is over is not bound by that. *used* is withheld during an
+        attempt only: an endpoint that refuses good tokens must not take down the others. An issuer that cannot be
+        reached for a moment is waited for, at most `renew.timeout`. When too many renewed tokens were refused in a row,
+        only a probe is forced, now and then, and nobody else waits for anything.
 
-    def heard(self, token: Token, sign: Sign, *, again: bool = False, own: bool = False) -> None:
-        """Take note of what an upstream said of *token*; *again*: `after` gave it; *own*: used for its own sake."""
-        if sign is not Sign.EXPIRED:
-            self.verdicts.accepted(token, self._clock.monotonic(), own=own)
-        elif again:
-            self.verdicts.refused(token)
+        Of a session: no interval is kept, it is waited for until *deadline*, and where there is no newer one that is
+        raised: Refusal, as by `token`. With *part* CSRF that part alone is fetched anew, once for all who ask, and None
+        means as well that it is as it was; where the session is dead, it is as without *part*.
+        """
+        if part == CSRF:
+            try:
+                return await self._parts.newer(used, deadline)
+            except Lapsed:
+                used = self._holding.token or used
+        newer = await self._refused.newer(used, deadline, self.token)
+        if newer is None and self.session:
+            raise self._supply.refusal()
+        return newer
+
+    def heard(self, token: Token, sign: Sign, part: str = LOGIN, *, again: bool = False, own: bool = False) -> None:
+        """Take note of what an upstream said of *token*, or of a *part* of it, whose death it outlives.
+
+        *again*: `after` gave it; *own*: used for its own sake. Sign.REJECTED: the token is dropped, if it is the one
+        that is held, and none handed out to anybody until a secret of the credential changes.
+        """
+        self._hearing.heard(token, sign, part, again=again, own=own)
+
+    def roll(self, token: Token, change: Change) -> None:
+        """Change the values that are held, if they are of the login of *token*: here at once, in the store in a moment.
+
+        What comes of it is a newer token with the same times. *change* may be asked again, with what another instance
+        has stored meanwhile.
+        """
+        self._rolls.roll(token, change)
 
     def beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do *work* until it ends, or the broker is closed."""
@@ -163,51 +196,36 @@ class Broker:
         Forgets that the credential was rejected. Raises CredentialRejected or IssuerUnavailable after one
         attempt; the campaign goes on if a token is needed.
         """
-        holding, renewing = self._holding, self._renewing
-        granted, failures = holding.granted, renewing.failures
-
-        def newer() -> Token | None:
-            return holding.token if holding.granted > granted else None
-
-        renewing.force()
-        await self._changes.until(
-            lambda: renewing.failures > failures or not renewing.running or newer() is not None, math.inf
-        )
-        if token := newer():
-            return token
-        if renewing.failure is not None and renewing.failures > failures:
-            raise renewing.failure
-        raise IssuerUnavailable("the renewal was cut off")
+        return await self._acts.renew()
 
     async def revoke(self) -> None:
         """Drop the token and its refresh token, here and in the store; a renewal under way is given up.
 
-        Who needs a token gets a new one, and the timer sees to one at once. Raises StoreError when the store
-        keeps the record.
+        A session is logged out first. Who needs a token gets a new one, and the timer sees to one at once. Raises
+        StoreError when the store keeps the record.
         """
-        self._holding.held = None  # at once: nobody who wakes meanwhile gets it
-        await self._renewing.stop(0.0)
         try:
-            await self._holding.drop()
+            await self._acts.revoke(logout=self.session)
         finally:
             self._renewing.barred = self._closing
             self._changes.changed()
 
+    async def logout(self) -> None:
+        """End the session that is held, for good: nothing is obtained here any more.
+
+        Nothing is raised: what goes wrong is told, and takes `renew.timeout` at most, after a renewal under way.
+        """
+        self._closing = True
+        await self._acts.logout()
+        self._changes.changed()
+
     def status(self) -> BrokerStatus:
         """Return where the credential stands; starts nothing."""
-        holding, renewing = self._holding, self._renewing
-        token, usable = holding.token, holding.usable() is not None
-        return BrokerStatus(
-            state="rejected" if renewing.rejected else holding.state(),
-            usable=usable,
-            attempted=renewing.last is not None or usable,
-            token=token,
-            expires_in=token.expires_at - holding.held.now(self._clock) if token and holding.held else None,
-            generation=holding.granted,
-            last=renewing.last,
-            sealed_with=self._sealed.place,
-            forced_renewals="stopped" if self.verdicts.stopped else "allowed",
-        )
+        return self._supply.status(self._sealed.place)
+
+    def key(self) -> str:
+        """Return the name of the record in the store; raises ConfigurationError."""
+        return store_key(self._identify())
 
     async def aclose(self) -> None:
         """Wait for an attempt under way, as long as a call may take, store its token, then stop; issuer included.
@@ -215,27 +233,10 @@ class Broker:
         Waiters without a token get Refusal shutting_down. The store is shared and stays open. Twice does no harm.
         """
         self._closing = True
-        await self._renewing.stop(self._settings.timeout + _TO_STORE)
+        await self._renewing.stop(self._longest)
+        await self._use.aclose()
         await self._tasks.aclose()
         await self._issuer.aclose()
-
-    def _supplied(self, deadline: float) -> bool:
-        """Tell whether a token can be handed out; if not, see to it that one is got. Raises Refusal if none will be."""
-        renewing = self._renewing
-        if self._holding.usable() is None:
-            renewing.start("demand")
-            if renewing.rejected:
-                raise Refusal(Reason.CREDENTIAL_REJECTED, f"{renewing.failure}")
-            if self._closing and not renewing.running:
-                raise Refusal(Reason.SHUTTING_DOWN, "the sidecar is stopping")
-            if renewing.hopeless(deadline):
-                raise self._unavailable()
-        return self._holding.usable() is not None
-
-    def _unavailable(self) -> Refusal:
-        wait, failure = self._renewing.next_at - self._clock.monotonic(), self._renewing.failure
-        detail = f"the issuer gave no token in time{f': {failure}' if failure else ''}"
-        return Refusal(Reason.TOKEN_UNAVAILABLE, detail, retry_after=max(1, math.ceil(wait)))
 
     def _identify(self) -> str:
         """Return what names the record, and find the mark of what it began with; raises ConfigurationError."""

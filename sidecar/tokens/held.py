@@ -1,12 +1,15 @@
 """A credential in memory: its newest record, how long its token lasts, and when that is due, by two clocks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sidecar.auth.grant import Values
 from sidecar.clock import Clock
+from sidecar.policy import lifetime
 from sidecar.policy.lifetime import SKEW_SECONDS, SKEW_SHARE, due_at, forced_renewal_allowed, usable
 from sidecar.settings.values import Margin
-from sidecar.tokens.record import Record
+from sidecar.tokens.idle import LastUse
+from sidecar.tokens.record import Record, Rejection
 from sidecar.tokens.token import Token
 
 
@@ -29,6 +32,11 @@ class Held:
         """Tell whether its time is not yet over."""
         return usable(self.now(clock), self.token.issued_at, self.token.expires_at)
 
+    def left(self, clock: Clock) -> float | None:
+        """Return the seconds until its end, None if none is known."""
+        left = self.token.expires_at - self.now(clock)
+        return left if left < math.inf else None
+
     def until_due(self, clock: Clock) -> float:
         """Return the seconds until it is to be renewed, not above 0 when it is due."""
         return self.due - self.now(clock)
@@ -37,12 +45,14 @@ class Held:
 class Memory:
     """The newest record of a credential, in memory.
 
-    `withheld`: the token was refused and is being renewed, so that it is not handed out for now.
+    *use*: when it was last used, None where that is of no interest. `withheld`: the token was refused and is being
+    renewed, so that it is not handed out for now.
     """
 
-    def __init__(self, margin: Margin, clock: Clock) -> None:
+    def __init__(self, margin: Margin, clock: Clock, use: LastUse | None = None) -> None:
         self._margin = margin
         self._clock = clock
+        self._use = use
         self._stored = 0
         self._refused = 0
         self.held: Held | None = None
@@ -60,13 +70,33 @@ class Memory:
         return self.held.token.granted if self.held else 0
 
     @property
+    def login(self) -> int:
+        """The generation of the login of the newest token, 0 without one: what is rolled in it leaves it as it is."""
+        return self.held.token.login if self.held else 0
+
+    @property
     def refused(self) -> bool:
-        """Whether an upstream said 401 to the newest token, and none has come since."""
-        return self.held is not None and self._refused == self.held.token.granted
+        """Whether an upstream said 401 to the newest token, and none of another login has come since."""
+        return self.held is not None and self._refused == self.held.token.login
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the newest token was not used for too long, as far as is known here."""
+        held = self.held
+        if held is None or held.token.idle is None:
+            return False
+        used = max(held.born, self._use.at) if self._use else held.born
+        return lifetime.lapsed(self._clock.monotonic() - used, held.token.idle)
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is to be got before a request needs it: what lapsed, or was taken by another login."""
+        return self.lapsed or (self.refused and self.record.taken > 0)
 
     def lasts(self) -> bool:
         """Tell whether there is a token whose time is not yet over."""
-        return self.held is not None and self.held.lasts(self._clock)
+        held = self.held
+        return held is not None and held.lasts(self._clock) and (held.token.idle is None or not self.lapsed)
 
     def usable(self) -> Token | None:
         """Return the token if it can be handed out now."""
@@ -74,7 +104,10 @@ class Memory:
 
     def fresh(self) -> bool:
         """Tell whether nothing need be done: the token lasts, is not due and was not refused."""
-        return self.held is not None and self.held.until_due(self._clock) > 0 and not self.refused
+        held = self.held
+        if held is None or held.until_due(self._clock) <= 0 or self._refused == held.token.login:
+            return False
+        return held.token.idle is None or not self.lapsed
 
     def newer_than(self, used: Token) -> Token | None:
         """Return the token if it can be handed out and is a newer one than *used*."""
@@ -87,7 +120,7 @@ class Memory:
         Does nothing for one that is no longer the newest, nor the second time: it was withheld once, in vain.
         """
         if self.granted == used.granted and not self.refused:
-            self._refused = used.granted
+            self._refused = used.login
             self.withheld = True
 
     def may_force(self, interval: float, *, probe: bool = False) -> bool:
@@ -110,15 +143,42 @@ class Memory:
             return "refused"
         return "valid" if self.fresh() else "due"
 
+    def reject(self, no: Rejection) -> None:
+        """Drop the token, here and now: the credential that it came of was refused."""
+        self.held, self.record = None, replace(self.record, token=None, rejection=no)
+
+    def roll(self, values: Values) -> None:
+        """Hold a newer token with other *values*, of the same login and with the same times; there must be one."""
+        if self.held is not None:
+            old = self.held.token
+            granted = max(self.record.generation, self._stored, old.granted) + 1
+            token = replace(old, values=values, granted=granted, since=old.login)
+            self.held = replace(self.held, token=token)
+            self.record = replace(self.record, token=token, generation=granted)
+
     def _hold(self, record: Record, born: float | None = None) -> None:
-        """Hold *record*; nothing of the times of a token that is held already changes."""
-        token = record.token
+        """Hold *record*; nothing of the times of a token that is held already changes.
+
+        Of two tokens of one login the newer stays, whatever else the record says.
+        """
+        token, ours = record.token, self.token
         self.record, self._stored = record, record.generation
         if token is None:
             self.held = None
-        elif self.held is None or (token.granted, token.values) != (self.granted, self.held.token.values):
+        elif self.held is None or ours is None or not _same(token, ours):
             self.held = held(token, self._margin, self._clock, born)
             self.withheld = False
+        elif token.granted < ours.granted:
+            self.record = replace(record, token=ours)
+        elif token.values != ours.values:
+            rolled = replace(token, issued_at=ours.issued_at, expires_at=ours.expires_at)
+            self.held = replace(self.held, token=rolled)
+
+
+def _same(token: Token, ours: Token) -> bool:
+    """Tell whether *token* is ours, or was rolled in the same login."""
+    rolled = token.since is not None or ours.since is not None
+    return token.same_login(ours) and (rolled or token.values == ours.values)
 
 
 def held(token: Token, margin: Margin, clock: Clock, born: float | None) -> Held:

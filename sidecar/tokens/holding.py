@@ -12,6 +12,7 @@ from sidecar.events import Emit, StoreTrouble
 from sidecar.policy.lifetime import usable
 from sidecar.settings.values import Margin
 from sidecar.tokens.held import Memory
+from sidecar.tokens.idle import LastUse
 from sidecar.tokens.marker import Marker
 from sidecar.tokens.record import Record
 from sidecar.tokens.sealed import Found, SealedRecord, Unreadable
@@ -35,9 +36,17 @@ class Holding(Memory):
     """
 
     def __init__(
-        self, name: str, sealed: SealedRecord, margin: Margin, *, once: bool, clock: Clock, emit: Emit
+        self,
+        name: str,
+        sealed: SealedRecord,
+        margin: Margin,
+        *,
+        once: bool,
+        clock: Clock,
+        emit: Emit,
+        use: LastUse | None = None,
     ) -> None:
-        super().__init__(margin, clock)
+        super().__init__(margin, clock, use)
         self._name = name
         self._sealed = sealed
         self._once = once
@@ -51,8 +60,14 @@ class Holding(Memory):
         """Take over what is newer in the store; publish ours if the store lacks it. Trouble is reported."""
         try:
             await self.compare(await self._sealed.read())
+            await self.look_at_use()
         except Exception as error:  # noqa: BLE001  whatever a store does, the token in memory serves on
             self.report("read", error)
+
+    async def look_at_use(self) -> None:
+        """Take over when the token was last used, where that is of interest."""
+        if self._use is not None and self.held is not None and self.held.token.idle is not None:
+            await self._use.look()
 
     async def compare(self, found: Found) -> None:
         """Make memory and *found*, what the store has, one.
@@ -89,6 +104,22 @@ class Holding(Memory):
         self._hold(record)
         return True
 
+    async def publish(self) -> bool:
+        """Write what is held over what was last seen in the store; False if that has another. Raises StoreError.
+
+        What is held may change meanwhile; it is not written then.
+        """
+        record = self.record
+        if not await self._sealed.write(record, after=self._stored):
+            return False
+        self._stored = max(self._stored, record.generation)
+        self.unsaved = False
+        return True
+
+    async def refetch(self) -> None:
+        """Make memory and the store one, now. Raises StoreError."""
+        await self.compare(await self._sealed.read())
+
     async def save(self, record: Record, born: float, *, forced: bool = False, release: bool = False) -> bool:
         """Store *record*, whose token was granted just now, and tell whether that was done.
 
@@ -97,8 +128,8 @@ class Holding(Memory):
         alone goes on. *born*: the monotonic moment that the token was asked for. Raises Revoked: nothing that was
         granted counts.
         """
-        after = self._stored
-        if not self._once and self.granted > record.generation and self.lasts():
+        after, before = self._stored, self.login
+        if not self._once and before > record.generation and self.lasts():
             return False
         try:
             for _ in range(_WRITES):
@@ -115,7 +146,8 @@ class Holding(Memory):
                     if found.revoked:
                         self._hold(found)
                         raise Revoked("an operator revoked the token while it was renewed")
-                    if not self._once and self._lasting(found):
+                    # What was rolled in the login before is no reason to give up the new one.
+                    if not self._once and self._lasting(found) and (found.token is None or found.token.login > before):
                         self._hold(found)
                         return False
             self.report("write", StoreError("a foreign record, or ever newer ones, are in the way"))

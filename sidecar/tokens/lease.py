@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 
 from sidecar.clock import Clock
@@ -26,8 +27,9 @@ class Lease:
     """The lease of *sealed*, whose record is made one with *holding* at each look.
 
     *cap*: seconds after which it is over, whatever the holder waits for. It keeps others from starting, no more: a
-    holder that slept through its end is stopped by the generation of its record. `elsewhere`: another instance has it,
-    and is waited for.
+    holder that slept through its end is stopped by the generation of its record. Here too one task at a time has it.
+    `elsewhere`: another instance has it, and is waited for. `failed_at`: the monotonic moment at which the store last
+    gave none.
     """
 
     def __init__(self, sealed: SealedRecord, holding: Holding, *, cap: float, clock: Clock, spawn: Spawn) -> None:
@@ -37,13 +39,16 @@ class Lease:
         self._clock = clock
         self._spawn = spawn
         self._keeper: asyncio.Task[None] | None = None
+        self._ours = asyncio.Lock()
         self.elsewhere = False
+        self.failed_at = -math.inf
 
     async def take(self, needed: Callable[[], bool], *, patient: bool) -> bool:
         """Wait for the lease; False as soon as it is not *needed* any more. *patient*: a silent store is given time.
 
         Raises StoreError, reported already, when the store gives none.
         """
+        await self._ours.acquire()
         failures, patience = 0, self._clock.monotonic() + (_PATIENCE if patient else 0.0)
         try:
             while True:
@@ -54,6 +59,7 @@ class Lease:
                         held, found = await self._sealed.take(self._cap)
                     except StoreError as error:
                         failures += 1
+                        self.failed_at = self._clock.monotonic()
                         waits = error.silent and self._clock.monotonic() < patience
                         if failures >= _TRIES and not waits:
                             self._holding.report("lease", error)
@@ -74,6 +80,8 @@ class Lease:
                 await self._rest()
         finally:
             self.elsewhere = False
+            if self._keeper is None:
+                self._ours.release()
 
     def given_back(self) -> None:
         """Take note that a write has let the next instance in."""
@@ -82,10 +90,13 @@ class Lease:
             self._keeper = None
 
     async def give_back(self) -> None:
-        """Let the next instance in, if it is still held."""
-        if self._keeper is not None:
-            self.given_back()
-            await self._sealed.release()
+        """Let the next instance in, if it is still held, and the next task here; once for each that was taken."""
+        try:
+            if self._keeper is not None:
+                self.given_back()
+                await self._sealed.release()
+        finally:
+            self._ours.release()
 
     async def _rest(self) -> None:
         await self._clock.sleep(_LOOK + _LOOK_JITTER * self._clock.jitter())

@@ -18,11 +18,14 @@ from sidecar.errors import (
     CredentialRejected,
     IssuerUnavailable,
     Misplaced,
+    SeatTaken,
     StoreError,
     Unusable,
 )
 from sidecar.policy import pauses
 from sidecar.secret import Secret
+from sidecar.tokens.governor import Governor
+from sidecar.tokens.granted import granted, noted, untaken
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.lease import Lease
 from sidecar.tokens.presenting import KeptBack, Stuck, check_known, choose
@@ -30,6 +33,10 @@ from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.record import Presented, Record, Rejection
 from sidecar.tokens.rejection import again, said, told
 from sidecar.tokens.token import Token
+
+_AWAY = 15.0
+_BACK = 2.5
+"""Seconds that a store's absence is remembered, and that who may have got a session meanwhile has to tell of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +55,20 @@ class Obtaining:
     """
 
     def __init__(
-        self, issuer: Issuer, holding: Holding, lease: Lease, *, timeout: float, owner: str, clock: Clock
+        self,
+        issuer: Issuer,
+        holding: Holding,
+        lease: Lease,
+        governor: Governor,
+        *,
+        timeout: float,
+        owner: str,
+        clock: Clock,
     ) -> None:
         self._issuer = issuer
         self._holding = holding
         self._lease = lease
+        self._governor = governor
         self._timeout = timeout
         self._owner = owner
         self._clock = clock
@@ -71,8 +87,8 @@ class Obtaining:
         *void*: a no that does not stand any more.
 
         Raises what the issuer does, with `retry_after` set where it is to be left alone for a while; KeptBack and Stuck
-        when a refresh token must not be used; CredentialRejected when any instance was just told so with the same
-        secrets, and Waiting when it was asked to wait, unless an operator forces it.
+        when a refresh token must not be used, or no session begun; unless an operator forces it, CredentialRejected
+        when any instance was just told so with the same secrets, Waiting when it was asked to wait, and SeatTaken.
         """
         self.called_at = self._clock.monotonic()
         await self._issuer.prime()
@@ -83,16 +99,45 @@ class Obtaining:
             if self._issuer.anew is not Anew.FREE:
                 raise KeptBack(f"nothing is asked of the issuer without the store: {error}") from None
         try:
+            await self._look_again(leased=leased, forced=trigger == "forced")
             if not needed():
                 return None
-            if trigger != "forced" and (no := told(self._holding.record, self._issuer, self._clock.now(), void)):
-                self.rejection = no
-                raise again(no, self._clock.now())
-            return await self._ask(trigger, leased=leased)
+            if trigger != "forced":
+                self._governor.check()
+                if no := told(self._holding.record, self._issuer, self._clock.now(), void):
+                    self.rejection = no
+                    raise again(no, self._clock.now())
+            return await self._ask(trigger, await self._count(trigger, leased=leased), leased=leased)
         finally:
-            await self._lease.give_back()
+            if leased:
+                await self._lease.give_back()
 
-    async def _ask(self, trigger: str, *, leased: bool) -> Obtained:
+    async def _look_again(self, *, leased: bool, forced: bool) -> None:
+        """See whether the session that is held is in use elsewhere, and whether another one is about to be told of.
+
+        Who logged in before the store went away tells of it when it is back: a login before that would end its session.
+        """
+        if self._holding.lapsed:
+            await self._holding.look_at_use()
+        away = self._clock.monotonic() - self._lease.failed_at < _AWAY
+        if leased and away and not forced and self._issuer.anew is Anew.EVICTS:
+            await self._clock.sleep(_BACK)
+            try:
+                await self._holding.refetch()
+            except StoreError as error:
+                raise KeptBack(f"nobody logs in without the store: {error}") from None
+
+    async def _count(self, trigger: str, *, leased: bool) -> int:
+        """Return how many sessions in a row were taken by now; raises SeatTaken, which is noted for all."""
+        record = self._holding.record
+        try:
+            return self._governor.count(record) if trigger == "unauthorized" else record.taken
+        except SeatTaken as pause:
+            free_at = self._clock.now() + (pause.retry_after or 0.0)
+            await self._resolve(replace(record, taken=record.taken + 1, seat_free=free_at), leased=leased)
+            raise
+
+    async def _ask(self, trigger: str, taken: int, *, leased: bool) -> Obtained:
         before = draft = self._holding.record
         salt = before.rejection.salt if before.rejection else secrets.token_hex(8)
         fingerprint = self._issuer.fingerprint(salt)
@@ -117,27 +162,27 @@ class Obtaining:
             if not isinstance(refusal, Stuck):
                 # Where nothing is had anew for nothing, what was refused may be taken again one day.
                 kept = draft.kept if self._issuer.anew is Anew.FREE else before.kept
-                draft = replace(_untaken(draft, before), kept=kept, presented=None, rejection=no)
+                draft = replace(untaken(draft, before), kept=kept, presented=None, rejection=no)
                 await self._resolve(draft, leased=leased)
             raise
-        except Unusable as granted:
-            granted.retry_after = self._pause(granted)
-            draft = replace(draft, kept=granted.kept or presented, presented=None)
-            await self._resolve(self._waiting(draft, granted), leased=leased)
+        except Unusable as useless:
+            useless.retry_after = self._pause(useless)
+            draft = replace(draft, kept=useless.kept or presented, presented=None)
+            await self._resolve(self._waiting(draft, useless), leased=leased)
             raise
         except IssuerUnavailable as busy:
             busy.retry_after = self._pause(busy)
             if not isinstance(busy, BrokenOff):
-                draft = _untaken(draft, before)
+                draft = untaken(draft, before)
             elif draft.presented is not None:
                 draft = replace(draft, presented=Presented(by=self._owner, lost=True))
             await self._resolve(self._waiting(draft, busy), leased=leased)
             raise
         except ConfigurationError:
-            await self._resolve(_untaken(draft, before), leased=leased)
+            await self._resolve(untaken(draft, before), leased=leased)
             raise
         self._odd = 0
-        record = self._granted(grant, presented, draft, trigger)
+        record = granted(grant, presented, replace(draft, taken=taken), trigger, by=self._owner, now=self._clock.now())
         if await self._holding.save(record, self.called_at, forced=trigger == "forced", release=leased):
             self._lease.given_back()
         if (token := self._holding.token) is None or not self._holding.lasts():
@@ -150,21 +195,21 @@ class Obtaining:
         if not leased:
             return None, draft
         if anew is not Anew.FREE:
-            check_known(holding.unreadable, unsaved=holding.unsaved)
-        kept, noted = choose(draft, anew, self._owner, forced=forced, lasts=holding.lasts())
-        if noted.presented is None:
-            return None, noted
+            check_known(holding.unreadable, anew, unsaved=holding.unsaved)
+        kept, claimed = choose(draft, anew, self._owner, forced=forced, lasts=holding.lasts())
+        if claimed.presented is None:
+            return None, claimed
         try:
-            if not await holding.write(noted):
+            if not await holding.write(claimed):
                 raise KeptBack("another instance was faster")
-            noted = holding.record
+            claimed = holding.record
             await holding.mark()
         except StoreError as error:
             if anew is Anew.FREE:
                 return None, replace(draft, presented=None)
             await self._resolve(draft, leased=True)
             raise KeptBack(f"the use of the refresh token cannot be noted, so that it is kept: {error}") from None
-        return kept, noted
+        return kept, claimed
 
     def _moves_on(self, draft: Record, refusal: CredentialRejected) -> bool:
         """Tell whether something else may be tried after a refused refresh; not where the client was refused."""
@@ -190,6 +235,7 @@ class Obtaining:
         """Write what became of it, and let the next instance in; with a store in trouble it is known here alone."""
         if record == self._holding.record:
             return
+        login = self._holding.login
         with contextlib.suppress(StoreError):
             if leased:
                 # First the mark: what is marked and not in the record would count as spent.
@@ -197,43 +243,8 @@ class Obtaining:
                 if await self._holding.write(record, release=True):
                     self._lease.given_back()
                     return
-        self._holding.record = replace(self._holding.record, rejection=record.rejection, not_before=record.not_before)
-
-    def _granted(self, grant: Grant, presented: Secret | None, draft: Record, trigger: str) -> Record:
-        now, rotates = self._clock.now(), draft.rotates
-        if presented is not None:
-            rotates = grant.kept is not None and grant.kept != presented
-        token = Token(
-            values=grant.values,
-            issued_at=grant.requested_at,
-            expires_at=grant.requested_at + grant.lifetime,
-            granted=max(1, draft.generation),
-            scope=grant.scope,
-            missing=_missing(grant),
-            source=grant.source,
-            how=grant.how,
-            trigger=trigger,
-            by=self._owner,
-        )
-        return Record(
-            generation=draft.generation,
-            token=token,
-            # RFC 6749 section 6: a new one replaces the old, none keeps it; but not one that was left aside in doubt.
-            kept=grant.kept or presented,
-            rotates=rotates,
-            claimed=draft.claimed,
-            forced_at=now if trigger == "unauthorized" else draft.forced_at,
-        )
-
-
-def _untaken(draft: Record, before: Record) -> Record:
-    """Return *draft* when the issuer took nothing of what was presented: it is as well known as *before*."""
-    presented = before.presented if draft.kept == before.kept else None
-    return replace(draft, presented=presented, claimed=before.claimed)
-
-
-def _missing(grant: Grant) -> str:
-    """Return what of the scope asked for was not granted; empty when the issuer named none, which means all of it."""
-    if grant.scope is None or grant.asked is None:
-        return ""
-    return " ".join(sorted(set(grant.asked.split()) - set(grant.scope.split())))
+                await self._holding.refetch()
+                rolled = self._holding.login == login and self._issuer.anew is not Anew.ONCE
+                if rolled and await self._holding.write(noted(record, self._holding.record)):
+                    return
+        self._holding.record = noted(record, self._holding.record)

@@ -26,8 +26,17 @@ class Stuck(CredentialRejected):
         super().__init__("", f"{message}; {_ANEW}")
 
 
-def check_known(unreadable: Unreadable | None, *, unsaved: bool) -> None:
-    """Raise KeptBack or Stuck while the store has something that may be newer than what we know."""
+def check_known(unreadable: Unreadable | None, anew: Anew, *, unsaved: bool) -> None:
+    """Raise KeptBack or Stuck while the store has something that may be newer than what we know.
+
+    A session that nobody can read is nobody's: another one is begun in its place.
+    """
+    if anew is Anew.EVICTS:
+        if unreadable is not None and unreadable.foreign:
+            raise KeptBack(
+                f"the store holds {unreadable.why}; a login would end the session in it, which is not known here"
+            )
+        return
     if unreadable is not None and unreadable.foreign:
         raise KeptBack(f"the store holds {unreadable.why}; the refresh token in it is not known here")
     if unreadable is not None:

@@ -1,11 +1,12 @@
 """What the broker needs of its neighbours, and what it tells of itself."""
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sidecar.auth.grant import Anew, Grant
+from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.secret import Secret
 from sidecar.tokens.token import Token
 
@@ -21,11 +22,20 @@ class Issuer(Protocol):
         """What it costs to obtain the credential from what is configured alone."""
         ...
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:
         """Obtain the credential with *kept*, what an earlier Grant left for this; None: from what is configured alone.
 
-        Nothing else is tried. Raises CredentialRejected; IssuerUnavailable, which is BrokenOff after *seconds*;
+        *values*: those of the credential that is held, of which only the part that lives in it (`CSRF`) is to be
+        obtained anew; the Grant has all of them then, and None instead: all of it. Nothing else is tried. Raises
+        CredentialRejected; IssuerUnavailable, which is BrokenOff after *seconds*, and Lapsed when *values* are dead;
         ConfigurationError for a secret that cannot be read.
+        """
+        ...
+
+    async def release(self, values: Values, seconds: float) -> None:
+        """Tell the other side that *values* are used no more (a logout); does nothing where that is not known.
+
+        Raises IssuerUnavailable when it could not be told within *seconds*.
         """
         ...
 
@@ -73,11 +83,12 @@ class LastRenewal:
 class BrokerStatus:
     """Where a credential stands, for readiness and status pages.
 
-    *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer said
-    no to the credential). *usable*: a token can be handed out now, whatever the state. *attempted*: a call to
-    the issuer has ended, or none was needed yet. *expires_in*: seconds, by a clock that nobody sets. *sealed_with*: the
-    key of its record, as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or
-    stopped, because too many renewed tokens were refused.
+    *state*: none, valid, due, expired, refused (an upstream said 401 to the token), rejected (the issuer, or an
+    upstream, said no to the credential), seat_taken (another login keeps taking the account's only session). *usable*:
+    a token can be handed out now, whatever the state. *attempted*: a call to the issuer has ended, or none was needed
+    yet. *expires_in*: seconds, by a clock that nobody sets; None without an end. *sealed_with*: the key of its record,
+    as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or stopped, because too many
+    renewed tokens were refused.
     """
 
     state: str
@@ -92,10 +103,10 @@ class BrokerStatus:
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, wall time."""
-        return self.token.expires_at if self.token else None
+        """When the token expires, wall time; None without one, or where no end is known."""
+        return self.token.expires_at if self.token and self.token.expires_at < math.inf else None
 
     @property
     def lifetime(self) -> float | None:
-        """How long the token lasts from its issue, in seconds."""
-        return self.token.lifetime if self.token else None
+        """How long the token lasts from its issue, in seconds; None without one, or where no end is known."""
+        return self.token.lifetime if self.token and self.token.lifetime < math.inf else None

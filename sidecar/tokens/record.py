@@ -49,7 +49,8 @@ class Record:
     *token* None: none yet, or none any more. *kept*: what only the next obtain may use, a refresh token. *rotates*:
     whether the issuer gives another one with each answer, None: not known yet. *claimed*: the configured first one was
     presented. *revoked*: an operator dropped what was there. *forced_at*: when a 401 last forced a renewal.
-    *not_before*: the issuer asked all to wait until then. Times are wall seconds.
+    *not_before*: the issuer asked all to wait until then. *taken*: how many logins in a row were taken by another one
+    soon; *seat_free*: no login before, because of that. Times are wall seconds.
     """
 
     generation: Annotated[int, Field(ge=0, le=MAX_GENERATION, strict=True)] = 0
@@ -62,6 +63,8 @@ class Record:
     forced_at: Moment | None = None
     not_before: Moment | None = None
     rejection: Rejection | None = None
+    taken: Annotated[int, Field(ge=0, le=MAX_GENERATION, strict=True)] = 0
+    seat_free: Moment | None = None
 
     def moved(self, seconds: float) -> Self:
         """Return the record as a clock reads it that is *seconds* ahead."""
@@ -75,6 +78,7 @@ class Record:
             token=self.token.moved(seconds) if self.token else None,
             forced_at=_later(self.forced_at, seconds),
             not_before=_later(self.not_before, seconds),
+            seat_free=_later(self.seat_free, seconds),
             rejection=said,
         )
 
@@ -146,6 +150,8 @@ def _from_former(plain: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a record from those of schema 1, in which all was the token's."""
     if plain.get("revoked") is True:
         return {"generation": plain["generation"], "revoked": True}
+    if plain["expires_at"] is None:
+        raise ValueError("a token without an end")
     token = {
         "values": {"access_token": plain["access_token"]},
         "issued_at": plain["issued_at"],

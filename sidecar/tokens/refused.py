@@ -1,6 +1,7 @@
 """What follows when an upstream calls a token expired: a newer one, from memory, the store or a shared renewal."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 from sidecar.clock import Clock
@@ -18,7 +19,11 @@ _EVERY = 1.0
 
 
 class Refused:
-    """Finds newer tokens for requests whose own was refused. *patience*: seconds that an issuer is waited for."""
+    """Finds newer tokens for requests whose own was refused.
+
+    *patience*: seconds that an issuer is waited for; for a *session* until the deadline, as the answer that is there
+    helps nobody.
+    """
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class Refused:
         changes: Changes,
         *,
         patience: float,
+        session: bool,
         clock: Clock,
         spawn: Spawn,
     ) -> None:
@@ -35,7 +41,8 @@ class Refused:
         self._renewing = renewing
         self._verdicts = verdicts
         self._changes = changes
-        self._patience = patience
+        self._patience = math.inf if session else patience
+        self._session = session
         self._clock = clock
         self._spawn = spawn
         self._look: asyncio.Task[None] | None = None
@@ -68,7 +75,7 @@ class Refused:
         failures, deadline = renewing.failures, min(deadline, self._clock.monotonic() + self._patience)
 
         def ended() -> bool:
-            kept = renewing.failures > failures and isinstance(renewing.failure, KeptBack)
+            kept = not self._session and renewing.failures > failures and isinstance(renewing.failure, KeptBack)
             over = kept or not renewing.running or renewing.hopeless(deadline)
             return over or holding.newer_than(used) is not None
 

@@ -4,15 +4,17 @@ A no stands until its pause ends, or what was refused becomes another: a secret,
 """
 
 from sidecar.clock import Clock
-from sidecar.errors import CredentialRejected, IssuerUnavailable
+from sidecar.errors import CredentialRejected, IssuerUnavailable, StoreError
 from sidecar.policy import pauses
 from sidecar.tokens.holding import Holding
 from sidecar.tokens.presenting import Stuck
 from sidecar.tokens.protocols import Issuer
 from sidecar.tokens.record import Record, Rejection
+from sidecar.tokens.token import Token
 
 _AGAIN = 300.0
 """Seconds after which what needs a person is looked at again; the issuer is not asked for that."""
+_WRITES = 8
 _LOOK = 1.0
 """Seconds between two looks at the secrets of a rejected credential."""
 _STEP = 5.0
@@ -40,6 +42,34 @@ def said(
         until=None if refusal.locks else clock.now() + pause,
         skew=refusal.skew,
     )
+
+
+def refused_upstream(earlier: Rejection | None, salt: str, fingerprint: str, now: float) -> Rejection:
+    """Return the no of an upstream that refused the credential itself: it stands until a secret changes."""
+    same = earlier is not None and earlier.secrets == fingerprint
+    return Rejection(
+        at=now,
+        secrets=fingerprint,
+        salt=salt,
+        error="",
+        message="the upstream refused the credential",
+        count=earlier.count + 1 if earlier is not None and same else 1,
+        until=None,
+    )
+
+
+async def tell(no: Rejection, token: Token, holding: Holding) -> None:
+    """Write *no* for all instances, and drop *token* there; one of another login stays. Trouble is reported."""
+    try:
+        for _ in range(_WRITES):
+            if holding.token is not None and not holding.token.same_login(token):
+                return
+            holding.reject(no)
+            if await holding.write(holding.record):
+                return
+            await holding.refetch()
+    except StoreError as error:
+        holding.report("write", error)
 
 
 def told(record: Record, issuer: Issuer, now: float, void: Rejection | None) -> Rejection | None:
@@ -76,17 +106,17 @@ class Latch:
         self._ask_at = 0.0
         self._looked_at = 0.0
         self._wall = 0.0
-        self._generation = 0
+        self._login = 0
 
     @property
     def rejected(self) -> bool:
         """Whether the credential is, as far as is known without a look, and nobody had a token since."""
         return self._no is not None and not self._overtaken()
 
-    def set(self, no: Rejection, generation: int) -> None:
-        """Take note of *no*; *generation*: the newest token that was known when the issuer was asked."""
+    def set(self, no: Rejection, login: int) -> None:
+        """Take note of *no*; *login*: that of the newest token that was known when the issuer was asked."""
         now = self._clock.monotonic()
-        self._no, self._generation = no, generation
+        self._no, self._login = no, login
         self._ask_at = float("inf") if no.until is None else now + max(0.0, no.until - self._clock.now())
         self._looked_at, self._wall = now, self._clock.now() - now
 
@@ -107,4 +137,4 @@ class Latch:
         return self._no is not None and now < self._ask_at
 
     def _overtaken(self) -> bool:
-        return self._holding.granted > self._generation and self._holding.lasts()
+        return self._holding.login > self._login and self._holding.lasts()

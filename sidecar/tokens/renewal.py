@@ -1,16 +1,18 @@
 """Getting new tokens from an issuer: one call at a time, patient while it is down, silent once it said no."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from sidecar.clock import Clock
-from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable
-from sidecar.events import Emit, Renewal, ScopeNarrower
+from sidecar.errors import ConfigurationError, CredentialRejected, IssuerError, IssuerUnavailable, SeatTaken
+from sidecar.events import Emit, Renewal
 from sidecar.policy import pauses
-from sidecar.tokens.difference import difference
+from sidecar.tokens.difference import Differences
 from sidecar.tokens.holding import Holding
-from sidecar.tokens.obtaining import Obtained, Obtaining
+from sidecar.tokens.obtaining import Obtaining
 from sidecar.tokens.protocols import Issuer, LastRenewal, Spawn
+from sidecar.tokens.record import Rejection
 from sidecar.tokens.rejection import Latch, Waiting, said
 from sidecar.tokens.token import Token
 
@@ -22,9 +24,9 @@ _CAP_WITHOUT = 8.0
 class Renewing:
     """The renewals of one credential.
 
-    A campaign is one task that tries until there is a fresh token, the credential is rejected, or it is
-    stopped. `running`: there is one. `barred`: none may start. `failures` counts the attempts that failed, and
-    `failure` is the last one. `next_at`: the monotonic moment of the next attempt while it waits.
+    A campaign is one task that tries until there is a fresh token, the credential is rejected, or it is stopped.
+    *session*: what was refused serves nobody. `running`: there is one. `barred`: none may start. `failures` counts the
+    attempts that failed, and `failure` is the last one. `next_at`: the monotonic moment of the next one while it waits.
     """
 
     def __init__(
@@ -39,21 +41,22 @@ class Renewing:
         emit: Emit,
         spawn: Spawn,
         changed: Callable[[], None],
+        session: bool = False,
     ) -> None:
         self._name = name
         self._issuer = issuer
         self._holding = holding
         self._obtaining = obtaining
         self._latch = Latch(issuer, holding, clock)
-        self._configured_lifetime = configured_lifetime
+        self._differences = Differences(name, configured_lifetime, emit)
         self._clock = clock
         self._emit = emit
         self._spawn = spawn
         self._changed = changed
+        self._session = session
         self._trigger = ""
         self._task: asyncio.Task[None] | None = None
         self._pause: asyncio.Task[None] | None = None
-        self._told: set[object] = set()
         self.running = False
         self.barred = False
         self.failures = 0
@@ -87,6 +90,12 @@ class Renewing:
             self.running = True
             self._trigger = trigger
             self._task = self._spawn(self._campaign(), "renewal")
+
+    def reject(self, no: Rejection) -> None:
+        """Take note that an upstream refused the credential itself."""
+        self._latch.set(no, self._holding.login)
+        self.failure = CredentialRejected(no.error, no.message)
+        self._changed()
 
     def force(self) -> None:
         """Start an operator's renewal, rejected or not; one that waits to try again tries now."""
@@ -129,6 +138,8 @@ class Renewing:
                     await self._wait(left)
                 try:
                     await self._attempt()
+                except SeatTaken:
+                    return  # who needs it asks again
                 except IssuerUnavailable as error:
                     attempts += 1
                     self.next_at = self._clock.monotonic() + self._delay(error, attempts)
@@ -148,10 +159,10 @@ class Renewing:
         try:
             if self._trigger == "forced":
                 await self._holding.look()  # what another instance got before the operator asked is not what was meant
-            before = self._holding.granted
+            before = self._holding.login
 
             def needed() -> bool:
-                forced = self._trigger == "forced" and self._holding.granted == before
+                forced = self._trigger == "forced" and self._holding.login == before
                 return forced or not self._holding.fresh()
 
             if needed():
@@ -168,11 +179,11 @@ class Renewing:
             self._changed()
 
     async def _renew(self, needed: Callable[[], bool]) -> None:
-        granted = self._holding.granted
+        login = self._holding.login
         try:
             obtained = await self._obtaining.obtain(self._trigger, needed, self._latch.void)
         except IssuerUnavailable as error:
-            if not isinstance(error, Waiting):
+            if not isinstance(error, Waiting | SeatTaken):
                 self._report("unavailable", str(error))
             raise
         except (CredentialRejected, ConfigurationError) as error:
@@ -184,7 +195,7 @@ class Renewing:
             if not needed():  # another instance was faster, or has another secret
                 return
             if no is not None:
-                self._latch.set(no, granted)
+                self._latch.set(no, login)
             self._report("rejected", str(refusal))
             raise refusal from None
         except asyncio.CancelledError:
@@ -197,20 +208,11 @@ class Renewing:
         if obtained is not None:
             self._latch.lift()
             self._report("ok", "", obtained.token)
-            self._compare(obtained)
-
-    def _compare(self, obtained: Obtained) -> None:
-        """Tell, once each, how what was granted differs from what was asked for."""
-        differs = difference(self._name, self._configured_lifetime, obtained.grant)
-        if differs is not None and (pair := (differs.configured, round(differs.granted))) not in self._told:
-            self._told.add(pair)
-            self._emit(differs)
-        if (missing := obtained.token.missing) and missing not in self._told:
-            self._told.add(missing)
-            self._emit(ScopeNarrower(upstream=self._name, granted=obtained.token.scope or "", missing=missing))
+            self._differences.tell(obtained.grant, obtained.token.missing)
 
     def _delay(self, error: IssuerUnavailable, attempts: int) -> float:
-        cap = _CAP if self._holding.usable() else _CAP_WITHOUT
+        served = self._holding.usable() and not (self._session and self._holding.refused)
+        cap = _CAP if served else _CAP_WITHOUT
         return max(pauses.weather(attempts, self._clock.jitter(), cap), error.retry_after or 0.0)
 
     async def _wait(self, seconds: float) -> None:
@@ -234,7 +236,7 @@ class Renewing:
                 result=result,
                 seconds=seconds,
                 generation=self._holding.granted,
-                lifetime=token.lifetime if token else 0.0,
+                lifetime=token.lifetime if token and token.lifetime < math.inf else 0.0,
                 grant=token.how if token else "",
                 detail=detail,
             )

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hmac
 import os
 import re
 import secrets
@@ -41,6 +42,7 @@ class KeyRing:
         raw = [_key_bytes(key, f"store key {number}") for number, key in enumerate(keys, 1)]
         self._ciphers = {_key_id(key): AESGCM(key) for key in raw}
         self._newest = _key_id(raw[0])
+        self._tagging = [hmac.digest(key, b"auth-sidecar tags", "sha256") for key in raw]
 
     def seal(self, name: str, data: bytes) -> bytes:
         """Return *data* sealed under *name*, with the newest key; never twice the same."""
@@ -62,6 +64,13 @@ class KeyRing:
             return cipher.decrypt(nonce, sealed[_HEAD:], _SCHEMA + key_id + name.encode())
         except InvalidTag:
             raise SealError("a record that is damaged or was moved from another name") from None
+
+    def tags(self, text: str) -> tuple[str, ...]:
+        """Return what stands for *text*, and nobody without the keys can make: 32 hex digits under each, newest first.
+
+        The same in every process that has the keys.
+        """
+        return tuple(hmac.digest(key, text.encode(), "sha256").hex()[:32] for key in self._tagging)
 
     def place(self, sealed: bytes) -> tuple[int | None, str]:
         """Return which key sealed a record: its place, 1 is the newest, None if it is none of ours; and its id."""
@@ -96,6 +105,10 @@ class Keys:
         except UnknownSeal:
             self._look()
             return self._ring.open(name, sealed)
+
+    def tags(self, text: str) -> tuple[str, ...]:
+        """Return what stands for *text* under each key, as `KeyRing.tags` does."""
+        return self._current().tags(text)
 
     def place(self, sealed: bytes) -> tuple[int | None, str]:
         """Return which key sealed a record, as `KeyRing.place` does, by the files as they are at this moment."""

@@ -28,6 +28,8 @@ async def keep_fresh(
 ) -> None:
     """Get a token if none is usable, then renew whenever it is due, until cancelled; not due with `check_every` 0.
 
+    A session that is not used, or was taken by another login, is left to the next request that needs it.
+
     The first of these, and each look, waits for one of *turns*, which many share; a request that needs a token does
     not. *shared*: the store may forget, so look at it often.
     """
@@ -42,7 +44,7 @@ async def keep_fresh(
         await renewing.prime()
         if holding.fresh():
             renewing.settle()
-        else:
+        elif not holding.resting:
             renewing.start("due")
         await _rest(holding, renewing, changes, settings, clock, turns=turns, shared=shared)
 

@@ -56,27 +56,27 @@ class Verdicts:
 
     def _took(self, token: Token, now: float) -> None:
         """Take note of a token that is not `token`, or of one that was not used for a while."""
-        if self.token is None or token.granted > self.token.granted:
+        if self.token is None or token.login > self.token.login:
             self._bury()
             self.token = token
-            self._count(refusals.taken(self._row, token.granted))
-        elif token.granted == self.token.granted:
+            self._count(refusals.taken(self._row, token.login))
+        elif token.login == self.token.login:
             self._seen = idleness.survived(self._seen, now - max(self.used_at, self._kept_at))
             self.token = token
 
     def refused(self, token: Token) -> None:
         """Take note that a renewed token was refused: whatever is wrong, it is not that the one before had died."""
         self._dead = None
-        self._count(refusals.refused(self._row, token.granted))
+        self._count(refusals.refused(self._row, token.login))
 
     def died(self, token: Token, now: float) -> None:
         """Take note that *token* got a 401 before its time; how long it was not used counts once a newer one is taken.
 
         Until then it may be the endpoint that refuses every token.
         """
-        ours = self.token is not None and token.granted == self.token.granted
-        if ours and (self._dead is None or self._dead[0] != token.granted):
-            self._dead = token.granted, now, now - max(self.used_at, self._kept_at)
+        ours = self.token is not None and token.login == self.token.login
+        if ours and (self._dead is None or self._dead[0] != token.login):
+            self._dead = token.login, now, now - max(self.used_at, self._kept_at)
 
     def _bury(self) -> None:
         dead, self._dead = self._dead, None

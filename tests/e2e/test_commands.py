@@ -44,7 +44,7 @@ def _file(folder: Path, **changes: Any) -> Path:
     [
         (
             ["run", "--set", "upstreams.plm.workers=2"],
-            r"upstreams\.plm\.workers: unknown key; expected one of: base_url",
+            r"upstreams\.plm\.workers: unknown key; expected one of: preset",
         ),
         (
             ["run", "--set", "upstreams.plm.renew.margin=soon"],
@@ -134,6 +134,7 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         ["token", "renew"],
         ["token", "revoke"],
         ["keys", "new"],
+        ["presets"],
     ):
         shown = _run(*command, "--help", cwd=tmp_path)
 
@@ -344,6 +345,37 @@ async def test_single_upstream_fits_on_the_command_line(tmp_path: Path) -> None:
 
     assert status_of(answer) == 200
     assert process.returncode == 0
+
+
+def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
+    """The list has ids and titles; one is shown with who says so, what to ask for, what is not so, and a beginning."""
+    listed = _run("presets", cwd=tmp_path)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "api-key",
+        "arena",
+        "arena-oauth",
+        "basic",
+        "teamcenter",
+    ]
+
+    shown = _run("presets", "teamcenter", cwd=tmp_path).stdout
+    for part in (
+        "# Siemens Teamcenter",
+        "JsonRestServices",
+        "(seen in vendor code)",
+        "PROCESS_MAX_PER_USER",
+        "/run/secrets/",
+    ):
+        assert part in shown
+    data = json.loads(_run("presets", "teamcenter", "--json", cwd=tmp_path).stdout)
+    assert data["recipe"]["id"] == "teamcenter"
+    assert data["configuration"]["upstreams"]["teamcenter"]["preset"] == "teamcenter"
+
+    unknown = _run("presets", "nope", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert unknown.stderr == (
+        "auth-sidecar: preset nope: unknown; expected one of api-key, arena, arena-oauth, basic, teamcenter\n"
+    )
 
 
 def test_demo_ends_well(tmp_path: Path) -> None:

@@ -34,5 +34,5 @@ def test_command_of_the_readme_runs(command: str) -> None:
 
 
 def test_readme_has_its_two_commands() -> None:
-    """The demo and the tests are what a stranger types first."""
-    assert COMMANDS[:2] == ["make demo", "make test"]
+    """The demo and the tests are what a stranger types, in this order."""
+    assert [command for command in COMMANDS if command.startswith("make ")] == ["make demo", "make test"]

@@ -691,7 +691,7 @@ async def test_broker_hears_what_became_of_each_token(
     heard: list[tuple[int, Sign, bool]] = []
     async with behind(play, tokens, tmp_path, retry={"attempts": 1}, renew={"min_interval": 0}) as (running, _):
         broker: Any = running.app.brokers["plm"]
-        broker.heard = lambda token, sign, again, **_: heard.append((token.granted, sign, again))
+        broker.heard = lambda token, sign, _part, again, **_: heard.append((token.granted, sign, again))
         await until(lambda: broker.status().usable, "the first token")
         first = broker.status().generation
         for answers in ([OK], [scope], [DOWN], [no, replayed or no]):

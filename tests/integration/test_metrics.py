@@ -42,7 +42,7 @@ class Clock(SystemClock):
 
 clock, upstreams, in_flight = Clock(), {}, {}
 slot = Slot(Path(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 1 else None
-metrics = Metrics(status=lambda: upstreams, in_flight=lambda: in_flight, clock=clock, slot=slot)
+metrics = Metrics(status=lambda: upstreams, in_flight=lambda: in_flight, quota=dict, clock=clock, slot=slot)
 done = RequestDone(
     upstream="plm", method="GET", path="/", status=200, outcome="passed", attempts=1, renewals=0, retries=0,
     seconds=0.02, overhead=0.0007, verdicts=("pass",), unauthorized=0, visible=False, refused="", applied="",
@@ -62,7 +62,7 @@ for line in sys.stdin:
         threading.Thread(target=forever, daemon=True).start()
     elif name == "stand":
         expires_in, flying = map(float, values)
-        upstreams["plm"] = SimpleNamespace(expires_at=clock.now() + expires_in, lifetime=100.0)
+        upstreams["plm"] = SimpleNamespace(expires_at=clock.now() + expires_in, lifetime=100.0, state="valid")
         in_flight["plm"] = int(flying)
         metrics.publish()
     elif name == "later":
@@ -415,7 +415,7 @@ async def test_a_cluster_asks_by_address(host: str, path: str, status: int) -> N
 
 async def test_the_page_needs_no_token_and_says_what_it_is() -> None:
     """As a scraper asks for it; every time anew."""
-    metrics = Metrics(status=dict, in_flight=dict, clock=SystemClock())
+    metrics = Metrics(status=dict, in_flight=dict, quota=dict, clock=SystemClock())
     async with admin(metrics.render) as url, httpx.AsyncClient(trust_env=False) as client:
         got = await client.get(f"{url}/metrics", headers={"Accept": "application/openmetrics-text, text/plain;q=0.5"})
     assert got.status_code == 200

@@ -6,12 +6,13 @@ that invariants can be looked at.
 
 import asyncio
 import itertools
+import math
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.auth.grant import Grant
+from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import Contexts
 from sidecar.auth.token_endpoint import Form
@@ -98,6 +99,10 @@ class Authority:
     """Refresh tokens that were presented, and whose answer did not come to a process that lives."""
     denied: set[str] = field(default_factory=set)
     """Whom the issuer said no to, because of the refresh token."""
+    seats: set[str] = field(default_factory=set)
+    """Users who may have one session only, without an end: a login ends the one before."""
+    evicting: Callable[[str, str], None] = lambda _owner, _user: None
+    """Told when an instance logs such a user in, before the session is ended."""
     calls: int = 0
     in_flight: dict[str, int] = field(default_factory=dict)
     most_in_flight: int = 0
@@ -170,7 +175,10 @@ class Authority:
     def _grant(self, owner: str, user: str, given: str | None, asked_at: float, requested_at: float) -> Grant:
         if given is None:
             family = Family(user=user)
-            successor = self._give(family, None) if self.gives_refresh else None
+            successor = self._give(family, None) if self.gives_refresh and user not in self.seats else None
+            if user in self.seats:
+                self.evicting(owner, user)
+                self.revoked |= {token for token, each in self.issued.items() if each.user == user}
         else:
             self.presenting(owner, given)
             known = self.refresh[given]
@@ -186,13 +194,14 @@ class Authority:
             known.used_at = known.used_at or self.now()
             successor = self._give(family, given) if self.rotates != "no" else None
         token = canary(f"access-{next(self._numbers)}")
-        self.issued[token] = Issued(user=family.user, asked_at=asked_at, ends=self.now() + self.lifetime)
+        lifetime = math.inf if user in self.seats else self.lifetime
+        self.issued[token] = Issued(user=family.user, asked_at=asked_at, ends=self.now() + lifetime)
         family.access.append(token)
         return Grant(
             values={"access_token": Secret(token)},
             kept=Secret(successor) if successor else None,
             requested_at=requested_at,
-            lifetime=self.lifetime,
+            lifetime=lifetime,
             source="expires_in",
             how="password" if given is None else "refresh_token",
             scope=None,
@@ -220,18 +229,22 @@ class Port(OAuth2Issuer):
     def __init__(self, settings: OAuth2, authority: Authority, owner: str, user: str, clock: VirtualClock) -> None:
         super().__init__(settings, tls=Tls(), clock=clock, contexts=_NoTls())
         self._authority = authority
-        self._owner = owner
+        self.owner = owner
         self._wall = clock
         self._presented: str | None = None
         self.user = user
         self.in_flight = 0
         self.most_in_flight = 0
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    @property
+    def anew(self) -> Anew:
+        return Anew.EVICTS if self.user in self._authority.seats else super().anew
+
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await super().obtain(kept, seconds)
+            return await super().obtain(kept, seconds, values=values)
         except (BrokenOff, ValueError):
             self._note_lost()
             raise
@@ -242,7 +255,7 @@ class Port(OAuth2Issuer):
         given = next((value.reveal() for name, value in form if name == "refresh_token"), None)  # type: ignore[union-attr]
         self._presented = given
         try:
-            return await self._authority.call(self._owner, self.user, given, self._wall.now())
+            return await self._authority.call(self.owner, self.user, given, self._wall.now())
         except BrokenOff:
             self._note_lost()
             raise

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sidecar.policy.attempt import Attempt, RetryPolicy
 from sidecar.policy.breaker import FAILED, Breaker, BreakerPolicy, State
 from sidecar.policy.budget import FLOOR, Budget
-from sidecar.policy.decide import Attempt, Backoff, Past, RetryPolicy, decide
+from sidecar.policy.decide import Backoff, Past, decide
 from tests.properties.virtual import VirtualLoop
 
 POLICY = RetryPolicy()

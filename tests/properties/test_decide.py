@@ -5,7 +5,8 @@ from dataclasses import replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.policy.decide import SAFE, Attempt, Backoff, Decision, Pass, Past, Renew, RetryPolicy, decide
+from sidecar.policy.attempt import Attempt, RetryPolicy
+from sidecar.policy.decide import SAFE, Backoff, Decision, Pass, Past, Renew, decide
 from sidecar.policy.reading import Sign
 
 NOTHING = Past()

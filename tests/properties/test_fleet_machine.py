@@ -18,6 +18,7 @@ The invariants of the design, and where each is held, below tests/:
 | I12 | the generation in the store never decreases | here (every write) |
 | I13 | through the proxy as without it | wire: e2e/test_clients.py, integration/test_wire.py |
 | I14 | an open breaker lets probes through only, and is never stuck | test_breaker.py; wire: long/test_burst.py |
+| I15 | who may have one session logs in under the lease, not while the one in the record lives | here (every login) |
 """
 
 import asyncio
@@ -60,7 +61,7 @@ LONGEST_PAUSE = 2400.0
 MIN_INTERVAL = 60.0
 LONG = 3600.0
 """Seconds that a token may last whose end is not waited for."""
-GRANTS = st.sampled_from(["password", "refresh_token"])
+GRANTS = st.sampled_from(["password", "refresh_token", "session"])
 NAMES = st.sampled_from(sorted(WHOSE))
 MOMENTS = st.sampled_from([0.0, 0.003, 0.011, 0.05, 0.4, 1.0])
 SPANS = st.sampled_from([0.5, 3.0, 11.0, 31.0, 61.0, 200.0, 700.0, 850.0, 3600.0])
@@ -182,6 +183,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(fault=st.sampled_from(UPSTREAM_FAULTS), retry_after=st.sampled_from([None, 1.0, 60.0]))
     def upstream_changes(self, fault: str, retry_after: float | None) -> None:
         self.world.api.fault, self.world.api.retry_after = fault, retry_after
+        self.world.may_evict |= fault == "always_401"
 
     @rule()
     def upstream_revokes_tokens(self) -> None:
@@ -199,6 +201,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.nobody_insisted = False
         work: Awaitable[object] = self.world.drop(part) if revoke else part.broker.renew()
         self.world.insisted |= not revoke
+        self.world.may_evict = True
         self.world.spawn(instance, _quietly(work))
         self.world.advance(after)
 
@@ -238,6 +241,7 @@ class FleetMachine(RuleBasedStateMachine):
     def settings_are_edited(self, what: str) -> None:
         """Who reads them, and when, is another matter."""
         self.nothing_was_changed = False
+        self.world.may_evict = True  # another scope is another record, of the same account
         if what in ("client_auth", "scope"):
             self.world.change_settings(what)
         else:

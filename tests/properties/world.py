@@ -17,7 +17,8 @@ from typing import Any
 from sidecar.auth.grant import Anew
 from sidecar.errors import CredentialRejected, IssuerError, Refusal, StoreError
 from sidecar.events import Event, Renewal
-from sidecar.policy.decide import Attempt, Pass, Past, Renew, RetryPolicy, after, decide
+from sidecar.policy.attempt import Attempt, RetryPolicy
+from sidecar.policy.decide import Pass, Past, Renew, after, decide
 from sidecar.run.credentials import Shared, credentials, make_broker
 from sidecar.secret import Secret
 from sidecar.settings import Settings
@@ -200,16 +201,16 @@ class Done:
 
 
 def fleet_settings(folder: Path, grants: dict[str, str], *, timeout: float = 10.0, **renew: float) -> Settings:
-    """Return settings as a file gives them: *grants* by user; *renew* are keys of `renew`."""
+    """Return settings as a file gives them: *grants* by user, as `World` has them; *renew* are keys of `renew`."""
 
     def upstream(name: str, user: str) -> dict[str, object]:
         oauth2 = {
             "token_url": "https://issuer.example/token",
             "client_id": "sync",
             "client_secret": {"file": str(folder / "client-secret")},
-            "grant": grants[user],
+            "grant": "refresh_token" if grants[user] == "refresh_token" else "password",
         }
-        if grants[user] == "password":
+        if grants[user] != "refresh_token":
             oauth2 |= {"username": user, "password": {"file": str(folder / f"{user}-password")}}
         else:
             oauth2 |= {"refresh_token": {"file": str(folder / f"{user}-first")}}
@@ -222,7 +223,8 @@ def fleet_settings(folder: Path, grants: dict[str, str], *, timeout: float = 10.
 class World:
     """Everything there is: the loop, the store, the issuer, the upstreams, the instances, and what must hold.
 
-    *grants*: the grant of each user, password or refresh_token; *renew* are keys of `renew`.
+    *grants*: the grant of each user, password or refresh_token; or session: a login that ends the one before, of which
+    the tokens are to know no more than that. *renew* are keys of `renew`.
     """
 
     def __init__(
@@ -244,6 +246,10 @@ class World:
         self.authority = Authority(self.loop.time, self._presenting, rotates=rotates)
         self.api = Api(self.authority)
         self.grants = grants or {"alice": "password"}
+        self.authority.seats = {user for user, grant in self.grants.items() if grant == "session"}
+        self.authority.evicting = self._evicting
+        self.may_evict = False
+        """Something asked for a login although there may be a session that lives."""
         self.users = tuple(self.grants)
         self.settings = fleet_settings(self.folder, self.grants, **renew)
         self.keys: list[str] = []
@@ -370,6 +376,8 @@ class World:
                 continue
             port = Port(self.settings.upstreams[name].oauth2, self.authority, owner, user, instance.clock)
             broker = make_broker(replace(credential, issuer=port), self.settings, shared)
+            if port.anew is Anew.EVICTS:
+                broker = _of_session(name, port, self.settings, shared)
             key = store_key(credential.identity)
             part = Part(broker, port, key, signature)
             made |= dict.fromkeys(credential.names, part)
@@ -391,7 +399,7 @@ class World:
     def _signature(self, names: tuple[str, ...]) -> object:
         user = WHOSE[names[0]]
         upstreams = [self.settings.upstreams[name] for name in names]
-        secret = "password" if self.grants[user] == "password" else "first"
+        secret = "first" if self.grants[user] == "refresh_token" else "password"
         return upstreams, [(self.folder / name).read_text() for name in ("client-secret", f"{user}-{secret}")]
 
     def spawn(self, instance: Instance, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -653,6 +661,26 @@ class World:
         if instance is not None and self.loop.time() > instance.view.seen.get(token, math.inf) + _SURE:
             self.broken.append(f"I5: {owner} presented a refresh token after its successor had been seen there")
 
+    def _evicting(self, owner: str, user: str) -> None:
+        """Nobody logs in who has not the lease, nor while the session in the record lives."""
+        name = owner.partition(".")[0]
+        parts = [part for part in self.instances[name].each if part.port.user == user] if name in self.instances else []
+        # What an earlier configuration has begun is another credential's, and goes by its own key.
+        for part in (part for part in parts if part.port.owner == owner):
+            if self.lost_data or part.port.anew is not Anew.EVICTS:
+                continue
+            over, holder = self.leases().get(part.key, (0.0, ""))
+            if isinstance(self.store, MemoryStore) and (holder != owner or over <= self.loop.time()):
+                self.broken.append(f"{owner} logged in without the lease, which is {holder or 'nobody'}'s")
+            token = self.now_stored.get(part.key, Record()).token
+            if token is not None and not self.may_evict and self.authority.takes(token.values["access_token"].reveal()):
+                self.broken.append(f"{owner} logged in while the session in the record was alive")
+
+    def leases(self) -> dict[str, tuple[float, str]]:
+        """Return who has which lease of the store in memory, live, and until when."""
+        leases: dict[str, tuple[float, str]] = getattr(self.store, "_leases", {})
+        return leases
+
     def _check_executed(self, number: int) -> None:
         """I3: what is not idempotent is executed at most once."""
         if self.api.executed.get(number, 0) > 1:
@@ -660,6 +688,24 @@ class World:
 
     def renewals(self, result: str) -> list[Renewal]:
         return [event for event in self.events if isinstance(event, Renewal) and event.result == result]
+
+
+def _of_session(name: str, port: Port, settings: Settings, shared: Shared) -> Broker:
+    """Return the broker of a credential whose login ends the session before."""
+    return Broker(
+        name,
+        port,
+        shared.store,
+        shared.keys,
+        settings.upstreams[name].renew,
+        owner=shared.owner,
+        clock=shared.clock,
+        emit=shared.emit,
+        configured_lifetime=None,
+        shared=shared.elsewhere,
+        turns=shared.turns,
+        session=True,
+    )
 
 
 def _refusal(part: Part) -> IssuerError | None:

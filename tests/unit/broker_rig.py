@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.auth.grant import Anew, Grant
+from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.clock import Clock
 from sidecar.errors import Refusal, StoreError
 from sidecar.events import Event, Renewal, Trouble
+from sidecar.policy.seat import Seat
 from sidecar.secret import Secret
 from sidecar.settings import Renew
 from sidecar.tokens.broker import Broker, Issuer
@@ -109,6 +110,8 @@ class FakeIssuer:
     """An issuer that grants `access-1`, `access-2`... unless told otherwise; waits while `gate` is shut.
 
     `calls`: what each call presented, None for what is configured alone. `given`: the seconds each call was given.
+    `fetches`: what a refetch of a part brings, else nothing new; `refetched`: with which values it was asked.
+    `released`: what was logged out.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -127,8 +130,18 @@ class FakeIssuer:
         self.in_flight = 0
         self.most_in_flight = 0
         self.closed = 0
+        self.refetched: list[Values] = []
+        self.fetches: deque[Exception | Values] = deque()
+        self.released: list[Values] = []
+        self.releasing: Exception | None = None
 
-    async def obtain(self, kept: Secret | None, seconds: float) -> Grant:
+    async def obtain(self, kept: Secret | None, seconds: float, *, values: Values | None = None) -> Grant:
+        if values is not None:
+            self.refetched.append(values)
+            fetched = self.fetches.popleft() if self.fetches else {}
+            if isinstance(fetched, Exception):
+                raise fetched
+            return replace(granted_to(self.clock), values={**values, **fetched})
         self.calls.append(kept.reveal() if kept else None)
         self.at.append(self.clock.mono)
         self.given.append(seconds)
@@ -142,17 +155,14 @@ class FakeIssuer:
         answer = self.answers.popleft() if self.answers else self.default
         if isinstance(answer, Exception):
             raise answer
-        grant = Grant(
-            values=access(number),
-            kept=None,
-            requested_at=requested_at,
-            lifetime=LIFETIME,
-            source="expires_in",
-            how="client_credentials",
-            scope=None,
-            asked=None,
-        )
+        grant = replace(granted_to(self.clock), values=access(number), requested_at=requested_at)
         return replace(grant, **answer)  # type: ignore[arg-type]
+
+    async def release(self, values: Values, seconds: float) -> None:
+        self.released.append(values)
+        await self.gate.wait()
+        if self.releasing is not None:
+            raise self.releasing
 
     async def prime(self) -> None:
         pass
@@ -258,7 +268,13 @@ class Rig:
         self.store: TokenStore = self.shaky
 
     def broker(
-        self, *, configured_lifetime: float | None = None, turns: asyncio.Semaphore | None = None, **settings: object
+        self,
+        *,
+        configured_lifetime: float | None = None,
+        turns: asyncio.Semaphore | None = None,
+        session: bool = False,
+        seat: Seat | None = None,
+        **settings: object,
     ) -> Broker:
         """Make a broker; *settings* are keys of `renew`."""
         clock: Clock = self.clock
@@ -276,6 +292,8 @@ class Rig:
             turns=turns,
             former=self.former,
             marks=self.marks,
+            session=session,
+            seat=seat,
         )
         self.brokers.append(made)
         return made
@@ -375,6 +393,18 @@ async def _rigged() -> AsyncIterator[Rig]:
 def access(number: int) -> Mapping[str, Secret]:
     """Return the values of the issuer's token of its call *number*."""
     return {"access_token": Secret(canary(f"access-{number}"))}
+
+
+def granted_to(clock: FakeClock) -> Grant:
+    """Return what the issuer grants where nothing else is said, asked for just now."""
+    return Grant(
+        values=access(0),
+        kept=None,
+        requested_at=clock.wall,
+        lifetime=LIFETIME,
+        source="expires_in",
+        how="client_credentials",
+    )
 
 
 def token(granted: int = 1, **fields: object) -> Token:

@@ -6,7 +6,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sidecar.policy.decide import Attempt, Backoff, Decision, Pass, Past, Renew, Told
+from sidecar.policy.attempt import Attempt
+from sidecar.policy.decide import Backoff, Decision, Pass, Past, Renew, Told
 from sidecar.policy.reading import Sign
 
 BEGIN = "<!-- decision table -->"
@@ -23,12 +24,16 @@ METHODS: dict[str, tuple[dict[str, Any], ...]] = {
         *({"method": method, "conditional": True} for method in ("GET", "HEAD")),
         {"method": "PUT"},
         *({"method": method, "keyed": True} for method in ("POST", "PATCH", "DELETE", "get")),
+        {"method": "POST", "repeats": True},
     ),
     "conditional": (
         {"method": "PUT", "conditional": True},
         {"method": "PATCH", "conditional": True, "keyed": True},
     ),
-    "other": tuple({"method": method} for method in ("POST", "PATCH", "DELETE", "MERGE", "get", "")),
+    "other": (
+        *({"method": method} for method in ("POST", "PATCH", "DELETE", "MERGE", "get", "")),
+        {"method": "PUT", "repeats": False},
+    ),
     "safe": SAFE,
     "writes": tuple({"method": method} for method in ("PUT", "POST", "PATCH", "DELETE", "MERGE")),
 }
@@ -90,6 +95,7 @@ TIMED_OUT = {"sent": True, "timeout": True}
 INVALID = {"sent": True, "invalid": True}
 STALE = {"sent": True, "stale": True}
 EXPIRED = {"status": 401, "sign": Sign.EXPIRED}
+SESSION = EXPIRED | {"session": True}
 MISDIRECTED = ({"status": 421}, {"status": 425})
 CONFIGURED = ({"status": 502}, {"status": 503}, {"status": 504})
 
@@ -144,14 +150,29 @@ ROWS = (
         Renew(),
     ),
     Row("`expired` after a renewal", "any", "pass", (EXPIRED | {"renewals": 1},), Pass("renewed")),
+    Row(
+        "`expired` of a session, and a newer one is here, up to three times",
+        "any",
+        "renew",
+        (SESSION | {"newer": True}, SESSION | {"newer": True, "renewals": 2, "replays": 2}),
+        Renew(held=True),
+    ),
+    Row(
+        "`expired` of a session after one renewal",
+        "any",
+        "renew",
+        (SESSION | {"renewals": 1}, SESSION | {"renewals": 1, "newer": True, "replays": 3}),
+        Renew(),
+    ),
+    Row("`expired` of a session after two renewals", "any", "pass", (SESSION | {"renewals": 2},), Pass("renewed")),
     Row("`throttled`", "any", "back off", ({"status": 200, "sign": Sign.THROTTLED},), Backoff(0.1, "200")),
     Row(
-        "`scope`, `foreign`, `exhausted`",
+        "`scope`, `foreign`, `exhausted`, `rejected`",
         "any",
         "pass",
         tuple(
             {"status": status, "sign": sign}
-            for sign in (Sign.SCOPE, Sign.FOREIGN, Sign.EXHAUSTED)
+            for sign in (Sign.SCOPE, Sign.FOREIGN, Sign.EXHAUSTED, Sign.REJECTED)
             for status in (200, 401, 403, 429, 503)
         ),
         Pass("sign"),
@@ -206,7 +227,7 @@ LIMITS = (
         "back off or renew, but something was sent and the body was not kept",
         "any",
         "pass",
-        tuple(answer | {"replayable": False} for answer in (*MISDIRECTED, EXPIRED)),
+        tuple(answer | {"replayable": False} for answer in (*MISDIRECTED, EXPIRED, SESSION, SESSION | {"newer": True})),
         Pass("not_replayable"),
     ),
     Row(
@@ -327,6 +348,36 @@ TOLD = (
         (_NONE,),
         Told.REFUSAL,
         _STOPS,
+    ),
+    ToldRow(
+        "a session that is dead, with a status under 400",
+        "no attempt that may have been applied",
+        "any",
+        "why not, 503 if nothing else",
+        (SESSION | {"status": 200}, SESSION | {"status": 302}),
+        (_NONE,),
+        Told.REFUSAL,
+        ("", *_STOPS),
+    ),
+    ToldRow(
+        "a session that is dead, and why there is no newer one",
+        "no attempt that may have been applied",
+        "any",
+        "why not",
+        (SESSION, SESSION | {"status": 500}),
+        (_NONE,),
+        Told.REFUSAL,
+        ("credential_rejected", "seat_taken", "token_unavailable"),
+    ),
+    ToldRow(
+        "a session that is dead, when all was tried",
+        "no attempt that may have been applied",
+        "any",
+        "that answer",
+        (SESSION, SESSION | {"status": 500}),
+        (_NONE,),
+        Told.THIS,
+        ("", "not_renewed"),
     ),
     ToldRow(
         "nothing was done, and the sidecar stops",

@@ -651,3 +651,27 @@ async def take(reader, count: int):
             yield await anext(reader)
         except StopAsyncIteration:
             return
+
+
+@pytest.mark.parametrize(("memory", "spool"), [(0, 0), (10, 0), (10, 1000), (1000, 0)])
+@pytest.mark.parametrize("size", [0, 5, 50, 51, 500])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_what_was_gathered_is_sent_all_the_same(memory: int, spool: int, size: int, *, declared: bool) -> None:
+    """Gathered or too long for that, declared or in chunks, wherever bodies are kept: every byte goes out."""
+    body = make(size if declared else None, memory=memory, spool=spool, open_spool=Spools())
+    data = bytes(range(256)) * 2
+    for at in range(0, size, 7):
+        body.feed(data[at : min(size, at + 7)])
+    body.feed_end()
+    for _ in range(2):
+        assert await body.gather(50) == (data[:size] if size <= 50 else None)
+    assert b"".join([part async for part in body.chunks()]) == data[:size]
+
+
+async def test_what_cannot_be_sent_again_is_not_gathered() -> None:
+    """A body that was sent and not kept has no beginning any more."""
+    body = make(memory=0)
+    body.feed(b"x" * 9)
+    body.feed_end()
+    assert b"".join([part async for part in body.chunks()]) == b"x" * 9
+    assert await body.gather(50) is None

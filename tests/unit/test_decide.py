@@ -7,21 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sidecar.policy.decide import (
-    SAFE,
-    Attempt,
-    Backoff,
-    Decision,
-    Pass,
-    Past,
-    Renew,
-    RetryPolicy,
-    Told,
-    after,
-    decide,
-    pauses,
-    stop,
-)
+from sidecar.policy.attempt import Attempt, RetryPolicy
+from sidecar.policy.decide import SAFE, Backoff, Decision, Pass, Past, Renew, Told, after, decide, pauses, stop
 from sidecar.policy.reading import Reading, Sign
 from tests.unit.decision_table import (
     BEGIN,

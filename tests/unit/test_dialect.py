@@ -4,13 +4,14 @@ import pytest
 
 from sidecar.auth.dialect import oauth2_dialect
 from sidecar.policy.headers import CREDENTIALS
-from sidecar.policy.message import Fields
+from sidecar.policy.message import Fields, Request
 from sidecar.policy.reading import FINE, Reading, Sign
 from sidecar.secret import Secret
 from sidecar.settings import Strip
 from tests.canary import canary
 
 TOKEN = canary("token")
+REQUEST = Request(method=b"POST", scheme="https", host="x", port=443, target=b"/x?y", fields=(), length=0)
 BEARER = oauth2_dialect(Strip())
 SCOPE = (b"WWW-Authenticate", b'Bearer error="insufficient_scope"')
 WAIT = (b"Retry-After", b"7")
@@ -18,7 +19,7 @@ WAIT = (b"Retry-After", b"7")
 
 def test_a_token_is_shown_in_one_field() -> None:
     """RFC 6750 section 2.1, whatever the request."""
-    shown = BEARER.dress({"access_token": Secret(TOKEN)}, b"POST", b"/x?y")
+    shown = BEARER.dress({"access_token": Secret(TOKEN)}, REQUEST, REQUEST.target)
 
     assert shown == ((b"Authorization", b"Bearer " + TOKEN.encode()),)
 
@@ -55,4 +56,4 @@ def test_nothing_is_held_back_and_nothing_is_ours_alone() -> None:
 @pytest.mark.parametrize("body", [None, b"", b'{"code": 401}'])
 def test_the_head_says_it_all(status: int, fields: Fields, reading: Reading, body: bytes | None) -> None:
     """A 401 alone is about the credential; how often and how soon again is the policy's affair; a body says nothing."""
-    assert BEARER.read(status, fields, body, 784111777.0) == reading
+    assert BEARER.read(REQUEST, status, fields, body, 784111777.0) == reading

@@ -30,12 +30,13 @@ from sidecar.events import (
     Trouble,
     WorkerReplaced,
 )
-from sidecar.exchange.rounds import _NOT_RENEWED
 from sidecar.exchange.tally import _REFUSES_NOTHING, Tally, measured
-from sidecar.observe.metrics import METRICS, Metrics
+from sidecar.observe.metrics import Metrics
+from sidecar.observe.series import METRICS
 from sidecar.observe.slots import Slot, Standing, shared_folder
 from sidecar.policy import decide
-from sidecar.policy.decide import Attempt, Backoff, Pass, Renew, Told
+from sidecar.policy.attempt import Attempt
+from sidecar.policy.decide import NOT_RENEWED, Backoff, Pass, Renew, Told
 from sidecar.policy.reading import Sign
 
 ROOT = Path(__file__).parents[2]
@@ -66,12 +67,21 @@ class Hands:
 class Status:
     expires_at: float | None
     lifetime: float | None
+    state: str = "valid"
 
 
 def make(
-    status: Mapping[str, Status] | None = None, in_flight: Mapping[str, int] | None = None, clock: Hands | None = None
+    status: Mapping[str, Status] | None = None,
+    in_flight: Mapping[str, int] | None = None,
+    clock: Hands | None = None,
+    quota: Mapping[str, float | None] | None = None,
 ) -> Metrics:
-    return Metrics(status=lambda: status or {}, in_flight=lambda: in_flight or {}, clock=clock or Hands())
+    return Metrics(
+        status=lambda: status or {},
+        in_flight=lambda: in_flight or {},
+        quota=lambda: quota or {},
+        clock=clock or Hands(),
+    )
 
 
 def request(**changes: Any) -> RequestDone:
@@ -202,6 +212,23 @@ def test_gauges_are_read_when_asked() -> None:
     assert ("in_flight", "gone") not in first
 
 
+def test_one_state_of_a_credential_is_set() -> None:
+    """All others are 0, so that an alert can name one; a page of an upstream without a token has them too."""
+    status = {"plm": Status(None, None, "seat_taken")}
+    metrics = make(status)
+    states = {key[1]: value for key, value in numbers(metrics).items() if key[0] == "credential_state"}
+    assert {name for name, value in states.items() if value} == {"seat_taken"}
+    assert set(states) == {"none", "valid", "due", "refused", "expired", "rejected", "seat_taken"}
+
+
+def test_what_is_left_of_a_quota_is_shown_where_it_is_known() -> None:
+    """Nothing is made up for an upstream that tells none."""
+    status = {"plm": Status(None, None), "arena": Status(None, None)}
+    found = numbers(make(status, quota={"arena": 17.0, "plm": None}))
+    assert found[("quota_remaining", "arena")] == 17
+    assert ("quota_remaining", "plm") not in found
+
+
 def test_an_upstream_that_is_gone_has_no_gauges() -> None:
     """After a reload nothing is said of what is no longer configured."""
     status = {"plm": Status(1_000_060.0, 90.0), "old": Status(1_000_060.0, 90.0)}
@@ -270,14 +297,16 @@ def test_metrics_page_is_the_code() -> None:
 def test_words_of_the_decision_are_those_of_the_page() -> None:
     """Each reason to pass an outcome on either refuses a retry, and stands in the page, or does not."""
     tree = ast.parse(Path(str(decide.__file__)).read_text(encoding="utf-8"))
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("_next", "_again")]
+    functions = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in ("_next", "_again", "_renew")
+    ]
     texts = [each.value for node in functions for each in ast.walk(node) if isinstance(each, ast.Constant)]
     words = {text for text in texts if isinstance(text, str) and re.fullmatch("[a-z_]+", text)}
     page = (ROOT / "docs/debugging.md").read_text(encoding="utf-8").partition("\n| `refused` | ")[2].partition("\n")[0]
 
     listed = set(re.findall(r"`(\w+)`", page))
-    assert len(functions) == 2
-    assert words - {"connect", "failure"} - _REFUSES_NOTHING | {_NOT_RENEWED} == listed
+    assert len(functions) == 3
+    assert words - {"connect", "failure"} - _REFUSES_NOTHING | {NOT_RENEWED} == listed
     assert _REFUSES_NOTHING <= words
 
 
@@ -390,7 +419,7 @@ def test_the_breaker_that_is_most_open_speaks_for_all(tmp_path: Path) -> None:
     Slot(tmp_path, 1).publish({"plm": STANDING._replace(breaker=2)}, now=100.0)
     Slot(tmp_path, 2).publish({"plm": STANDING}, now=100.0)
     status = {"plm": Status(1_000_060.0, 90.0)}
-    metrics = Metrics(status=lambda: status, in_flight=dict, clock=Hands(), slot=Slot(tmp_path, 3))
+    metrics = Metrics(status=lambda: status, in_flight=dict, quota=dict, clock=Hands(), slot=Slot(tmp_path, 3))
     (family,) = [each for each in metrics._gauges() if each.name == "auth_sidecar_breaker_state"]
     assert [sample.value for sample in family.samples] == [2]
 
@@ -556,5 +585,5 @@ def test_a_refused_credential_is_visible_when_its_answer_is_told(sign: Sign, tol
     tally = Tally(0.0)
     tally.decided(Pass("renewed", told), Attempt(method="GET", status=200, sign=sign))
     done = tally.done(None, 1.0)
-    refused = sign in (Sign.EXPIRED, Sign.SCOPE, Sign.FOREIGN)
+    refused = sign in (Sign.EXPIRED, Sign.SCOPE, Sign.FOREIGN, Sign.REJECTED)
     assert (done.unauthorized, done.visible) == (refused, refused and told is Told.THIS)

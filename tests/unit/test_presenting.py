@@ -105,13 +105,13 @@ def test_a_login_presents_no_refresh_token() -> None:
 
 def test_what_the_store_has_is_known_first() -> None:
     """A record for others is waited for, a lost one needs a person, and ours must be stored."""
-    check_known(None, unsaved=False)
+    check_known(None, Anew.ONCE, unsaved=False)
     with pytest.raises(KeptBack, match="a key we do not have"):
-        check_known(Unreadable(5, "a record sealed with a key we do not have", foreign=True), unsaved=True)
+        check_known(Unreadable(5, "a record sealed with a key we do not have", foreign=True), Anew.ONCE, unsaved=True)
     with pytest.raises(Stuck, match="it is gone; log in anew"):
-        check_known(Unreadable(5, "it is gone"), unsaved=True)
+        check_known(Unreadable(5, "it is gone"), Anew.ONCE, unsaved=True)
     with pytest.raises(KeptBack, match="not stored yet"):
-        check_known(None, unsaved=True)
+        check_known(None, Anew.ONCE, unsaved=True)
 
 
 def test_who_is_stuck_was_rejected() -> None:

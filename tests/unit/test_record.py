@@ -1,6 +1,7 @@
 """The record of a credential: what goes in comes out, a newer version is told from damage, and no error shows it."""
 
 import json
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -120,14 +121,25 @@ def test_a_record_comes_back_as_it_was(record: Record) -> None:
 
 def test_the_format_is_kept() -> None:
     """A record of this release is read for ever; what a later one adds is ignored."""
-    assert RECORD.encode() == FORMAT
-    assert Record.decode(FORMAT) == RECORD
+    written = FORMAT.replace(b'"scope"', b'"idle":null,"since":null,"scope"', 1)
+    assert RECORD.encode() == written[:-1] + b',"taken":0,"seat_free":null}'
+    assert Record.decode(RECORD.encode()) == Record.decode(FORMAT) == RECORD
     assert Record.decode(FORMAT[:-1] + b',"later":{"x":1}}') == RECORD
 
 
 def test_what_is_not_there_is_as_if_never_known() -> None:
     """Of a record only its number is needed."""
     assert Record.decode(b'{"schema":2,"generation":4}') == Record(generation=4)
+
+
+def test_a_session_without_an_end_is_kept() -> None:
+    """Its end is null in the record, which is JSON whatever reads it; with it what ends it, and what was taken."""
+    token = replace(TOKEN, expires_at=math.inf, idle=5400.0, since=6, how="login", source="recipe")
+    session = Record(generation=9, token=token, taken=2, seat_free=1_700_000_030.0)
+    assert b'"expires_at":null' in session.encode()
+    assert Record.decode(session.encode()) == session
+    assert session.moved(7.5).token == replace(token, issued_at=token.issued_at + 7.5)
+    assert session.moved(7.5).seat_free == 1_700_000_037.5
 
 
 def test_a_record_of_the_release_before_is_read() -> None:
@@ -182,7 +194,7 @@ WRONG = {
     "token.values": ["{}", "null", '["CANARY"]', '{"access_token":null}', '{"access_token":""}', '{"access_token":7}'],
     "token.values.access_token": ['"CANARY\\r\\nb"', '"CANARY\\u0000"', '"\\ud800CANARY"'],
     "token.issued_at": ["null", "-1", "true", '"1"', "1e999", "NaN", "1" + "0" * 400, "1700000300", "1700000301"],
-    "token.expires_at": ["null", "1699999999", "1700000000", "Infinity", "1e999", "[]"],
+    "token.expires_at": ["1699999999", "1700000000", "Infinity", "1e999", "[]"],
     "token.granted": ["null", "0", "-1", "1.0", "true", str(MAX_GENERATION + 1)],
     "token.scope": ["7", "[]"],
     "token.by": ["null", "7"],

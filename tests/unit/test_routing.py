@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sidecar.errors import Reason, Refusal
 from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Request
-from sidecar.policy.paths import names
+from sidecar.policy.paths import as_served, names
 from sidecar.policy.routing import Origin, Route, Routes, parse_base_url
 from sidecar.proxy.head import parse_head
 from tests.canary import WORD, canary
@@ -1030,3 +1030,40 @@ def test_origin_has_its_authority(origin: Origin, authority: str, url: str) -> N
     """The Host field has the port only if it is not the scheme's own, and IPv6 in brackets."""
     assert origin.authority == authority
     assert origin.url == url
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        (b"/login", b"/login"),
+        (b"//api///login", b"/api/login"),
+        (b"/./login", b"/login"),
+        (b"/x/../login", b"/login"),
+        (b"/../login", b"/login"),
+        (b"/api;v=1/login;jsessionid=1", b"/api/login"),
+        (b"/%6Cogin", b"/login"),
+        (b"/a%2f..%2Flogin", b"/login"),
+        (b"/login/", b"/login/"),
+        (b"/a/b/..", b"/a/"),
+        (b"//", b"/"),
+        (b"", b"/"),
+        (b"*", b"/"),
+    ],
+)
+def test_a_path_is_read_as_servers_read_it(path: bytes, read: bytes) -> None:
+    """Whatever its spelling, a login is known for one."""
+    assert as_served(path) == read
+
+
+def test_a_lent_origin_is_intercepted_and_serves_nothing() -> None:
+    """Its plain port too; who lends it is told in the order of the upstreams."""
+    login = parse_base_url("https://login.example")
+    routes = Routes({"a": GOOD, "b": GOOD}, {"a": [login], "b": [login]})
+    assert [name for name, _ in routes.lent("LOGIN.example", 443)] == ["a", "b"]
+    assert routes.intercepts("login.example", 443)
+    assert routes.intercepts("login.example", 80)
+    assert not routes.intercepts("login.example", 8443)
+    assert not routes.serves("login.example", 443)
+    assert routes.serves(GOOD.host, 443)
+    assert routes.lent("other.example", 443) == ()
+    assert routes.lent("log in.example", 443) == ()

@@ -1,6 +1,7 @@
 """Seals and keys: what goes in comes out, and nothing else does."""
 
 import os
+import re
 import stat
 import string
 from concurrent.futures import ThreadPoolExecutor
@@ -359,3 +360,13 @@ def test_a_place_names_the_key(files: Files) -> None:
     assert ring.place(older) == (2, older[1:9].hex())
     assert ring.place(foreign) == (None, foreign[1:9].hex())
     assert files.keys.place(older) == (1, older[1:9].hex())
+
+
+def test_what_stands_for_a_text_is_the_same_wherever_the_keys_are() -> None:
+    """One for each key, newest first, so that what an older key made is still known; and none without the key."""
+    old, new = Secret(new_key()), Secret(new_key())
+    both = KeyRing([new, old]).tags("plm")
+    assert both == (*KeyRing([new]).tags("plm"), *KeyRing([old]).tags("plm"))
+    assert len(set(both)) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", tag) for tag in both)
+    assert KeyRing([new]).tags("erp") != KeyRing([new]).tags("plm")

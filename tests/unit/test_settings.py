@@ -114,6 +114,9 @@ def test_minimal_configuration_has_the_defaults_of_the_contract(monkeypatch: pyt
     assert sorted(upstream["retry"].pop("methods")) == ["GET", "HEAD", "OPTIONS", "PUT"]
     assert sorted(upstream["retry"].pop("unapplied")) == [421, 425, 429]
     assert upstream == {
+        "preset": None,
+        "recipe": None,
+        "credential": {},
         "base_url": "https://plm.example.com/api",
         "insecure_http": False,
         "listen": None,
@@ -179,7 +182,7 @@ UNKNOWN = [
     "listen.proxxy",
     "store.ttl",
     "log.file",
-    *(f"{PLM}.{key}" for key in ("preset", "recipe", "credential", "proxy", "x")),
+    *(f"{PLM}.{key}" for key in ("proxy", "x")),
     f"{PLM}.breaker.threshold",
     f"{PLM}.sessions.size",
     f"{PLM}.renew.jitter",
@@ -442,9 +445,9 @@ ERRORS = [
     (f"{PLM}.read_only=maybe", f"{PLM}.read_only: Input should be a valid boolean, unable to interpret input"),
     ("upstreams={}", "upstreams: expected at least one, such as plm: {base_url: ..., oauth2: {...}}"),
     ("upstreams=1", "upstreams: Input should be a valid dictionary"),
-    (f"{PLM}=1", f"{PLM}: expected a mapping of base_url, insecure_http, listen, oauth2, renew, strip, retry"),
-    ("upstreams.Plm={}", "upstreams.Plm.base_url: missing; expected a value (and 1 more)"),
-    ("upstreams.Plm={base_url: https://x}", "upstreams.Plm.oauth2: missing; expected a mapping of token_url, grant"),
+    (f"{PLM}=1", f"{PLM}: expected a mapping of preset, recipe, credential, base_url, insecure_http"),
+    ("upstreams.Plm={}", "upstreams.Plm.base_url: missing; expected a value"),
+    ("upstreams.Plm={base_url: https://x}", "upstreams.Plm: expected exactly one of oauth2, preset and recipe"),
 ]
 
 

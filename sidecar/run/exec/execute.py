@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.run.exec.client_files import client_files
 from sidecar.run.exec.private import start_private
@@ -12,6 +13,7 @@ from sidecar.run.exec.supervise import Missing, find_command, run_command, stop_
 from sidecar.run.exec.variables import proxy_url, variables
 from sidecar.run.join import configuration_hash, exec_port, find_running, host_and_port
 from sidecar.run.state import admin_token
+from sidecar.run.systems import hosts_of
 from sidecar.settings import Settings
 
 _CANNOT_RUN = 126
@@ -61,7 +63,7 @@ def client_environment(
         proxy_url(host, port, *login),
         client_files(settings.state_dir / "ca", environ),
         environ,
-        [(upstream.origin.host, upstream.origin.port) for upstream in settings.upstreams.values()],
+        hosts_of(settings, SystemClock()),
         reverse,
     )
 

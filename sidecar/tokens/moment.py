@@ -1,7 +1,7 @@
-"""The pause that an upstream asked for, shared by all instances through the store.
+"""A moment in time that all instances share through the store, such as the end of a pause: the latest one counts.
 
 The store is never on a request's way: it is told and looked at beside them, and its trouble changes nothing. The
-record's generation is the end of the pause in milliseconds of the store's clock; a later end wins, damage gives way.
+record's generation is the moment in milliseconds of the store's clock; a later one wins, damage gives way.
 """
 
 import asyncio
@@ -19,24 +19,34 @@ _LOOK = 1.0
 _WORTH_TELLING = 500
 """Milliseconds by which a pause must be longer than the one all know of: a burst of 429s is told of once."""
 _WRITES = 3
-_ABSURD = 86400.0
-"""Seconds that nobody waits, whatever is configured: the clock of the instance that wrote it was wrong."""
 
 
-class SharedPause:
-    """Until when requests to one upstream wait; *identity* is the upstream's, with the credential's.
+class SharedMoment:
+    """A moment of the *kind* that belongs to *identity*, for the upstream *name*.
 
-    *longest*: no pause is believed to last longer, in seconds from when we heard of it. `until` and `look_at` are on
-    the monotonic clock: the end of the pause, and when `look` is worth calling.
+    *longest*: none is believed to be further away, in seconds from when we heard of it. *absurd*:
+    seconds ahead at which who wrote it had a wrong clock. `until` and `look_at` are on
+    the monotonic clock: the moment, and when `look` is worth calling.
     """
 
     def __init__(
-        self, name: str, identity: str, store: TokenStore, keys: Keys, *, longest: float, clock: Clock, emit: Emit
+        self,
+        name: str,
+        identity: str,
+        store: TokenStore,
+        keys: Keys,
+        *,
+        longest: float,
+        clock: Clock,
+        emit: Emit,
+        kind: str = "pause-upstream",
+        absurd: float = 86400.0,
     ) -> None:
-        self._key = store_key(identity, "pause-upstream")
+        self._key = store_key(identity, kind)
         self._store = store
         self._keys = keys
         self._longest = longest
+        self._absurd = absurd
         self._clock = clock
         self._tasks = Tasks(name, emit)
         self._telling: asyncio.Task[None] | None = None
@@ -47,7 +57,7 @@ class SharedPause:
         self.look_at = 0.0
 
     def extend(self, seconds: float) -> None:
-        """Pause for *seconds* from now, here at once, elsewhere as soon as the store is read there."""
+        """Let the moment be *seconds* from now, if that is later: here at once, elsewhere once the store is read."""
         self.until = max(self.until, self._clock.monotonic() + seconds)
         self._end = max(self._end, int((self._clock.now() + self._store.offset + seconds) * 1000))
         if self._is_news() and (self._telling is None or self._telling.done()):
@@ -58,7 +68,12 @@ class SharedPause:
         now = self._clock.monotonic()
         if now >= self.look_at:
             self.look_at = now + _LOOK
-            self._tasks.spawn(self._look(), "pause")
+            self._tasks.spawn(self.refresh(), "pause")
+
+    async def refresh(self) -> None:
+        """Read the store now; its trouble changes nothing."""
+        with contextlib.suppress(StoreError):
+            await self._read()
 
     async def aclose(self) -> None:
         """End what is under way; twice does no harm."""
@@ -78,18 +93,14 @@ class SharedPause:
                 else:
                     await self._read()
 
-    async def _look(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self._read()
-
     async def _read(self) -> None:
         """Take over a pause that we do not know of yet: each one once, so that it ends even if its record is wrong."""
         found = await self._store.read(self._key)
         end, left = found.generation, found.generation / 1000 - (self._clock.now() + self._store.offset)
         if end > self._known:
             try:
-                if left > _ABSURD:
-                    raise SealError("a pause of more than a day")
+                if left > self._absurd:
+                    raise SealError("a moment further away than any may be")
                 # The number beside the seal is not authenticated.
                 if self._keys.open(self._key, found.sealed) != b"%d" % end:
                     raise SealError("a pause under an end that is not its own")

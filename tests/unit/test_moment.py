@@ -8,9 +8,9 @@ import pytest
 
 from sidecar.errors import StoreError
 from sidecar.events import Event
-from sidecar.exchange.pause import SharedPause
 from sidecar.secret import Secret
 from sidecar.tokens.memory import MemoryStore
+from sidecar.tokens.moment import SharedMoment
 from sidecar.tokens.seal import KeyRing, Keys, new_key, parse_keys
 from sidecar.tokens.store import Stored, store_key
 
@@ -82,7 +82,7 @@ class House:
     ring: KeyRing
     store: Store = field(default_factory=Store)
     events: list[Event] = field(default_factory=list)
-    made: list[SharedPause] = field(default_factory=list)
+    made: list[SharedMoment] = field(default_factory=list)
 
     def pause(
         self,
@@ -91,10 +91,10 @@ class House:
         longest: float = 30.0,
         ring: KeyRing | None = None,
         identity: str = IDENTITY,
-    ) -> SharedPause:
+    ) -> SharedMoment:
         hands, keys = clock or Hands(), ring or self.ring
         view: object = View(self.store, hands.ahead)
-        made = SharedPause(
+        made = SharedMoment(
             "plm",
             identity,
             view,  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def looked(pause: SharedPause) -> float:
+async def looked(pause: SharedMoment) -> float:
     """Return until when it pauses after a look."""
     pause.look_at = 0.0
     pause.look()

@@ -1,0 +1,241 @@
+"""The steps of a login over the network: one after another, with one cookie jar, to no origin that is not named."""
+
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from sidecar.auth.recipes.bound import Bound, plain
+from sidecar.auth.recipes.documents import MAX_BODY, Document
+from sidecar.auth.recipes.jar import Jar, shown, taken, value_in
+from sidecar.auth.recipes.matches import Matching, Message, any_of
+from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
+from sidecar.auth.recipes.sources import find, number
+from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.auth.token_endpoint import cause_of
+from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Lapsed, Misplaced
+from sidecar.policy.classify import retry_after
+from sidecar.policy.coding import decoded
+from sidecar.policy.message import Fields
+from sidecar.policy.routing import parse_base_url
+from sidecar.settings.recipe import Send, Step
+
+if TYPE_CHECKING:
+    import httpx
+
+_HEADERS = {"User-Agent": "auth-sidecar", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_AS_GET = frozenset({301, 302, 303})
+_BUSY = frozenset({429, 503})
+_PAUSE = 60.0
+"""Seconds, when the answer that asks for a pause does not say how long."""
+_WORD = re.compile(r"[\w. -]{1,60}")
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A step, its matches compiled."""
+
+    step: Step
+    ok: Matching
+    fatal: Matching
+    pauses: tuple[Matching, ...]
+
+
+def course_of(step: Step, bound: Bound) -> Course:
+    """Return *step* ready to be taken."""
+    lookup = bound.lookup()
+    pauses = tuple(any_of(pause.when, lookup) for pause in step.pause)
+    return Course(step, any_of(step.ok, lookup), any_of(step.fatal, lookup), pauses)
+
+
+class Unreached(IssuerUnavailable):
+    """Nothing was sent: no account counts that as an attempt."""
+
+
+class Walk:
+    """One login under way: `variables` and `jar` grow with each step; a context that gives its connections back."""
+
+    def __init__(self, bound: Bound, context: ssl.SSLContext, who: str, now: Callable[[], float]) -> None:
+        self._bound = bound
+        self._context = context
+        self._who = who
+        self._now = now
+        self._client: httpx.AsyncClient
+        self.variables: dict[str, Any] = {}
+        self.jar: Jar = ()
+
+    async def __aenter__(self) -> Self:
+        import httpx
+
+        self._client = httpx.AsyncClient(
+            verify=self._context,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,  # noqa: S113  the caller owns the deadline
+            headers=_HEADERS,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def take(self, course: Course, *, shows: Sequence[Send] = (), dead: Matching | None = None) -> None:
+        """Take one step; *shows*: how the session it is taken in is shown, *dead*: what says that it is over.
+
+        Raises CredentialRejected, Misplaced for a place that is not named, Lapsed, and IssuerUnavailable.
+        """
+        step = course.step
+        if step.unless is not None and step.unless in self.variables:
+            return
+        lookup = self._bound.lookup(self._known)
+        for name, template in step.set.items():
+            self._set(name, template, lookup)
+        answer = await self._answer(step, shows, lookup)
+        where = f"{self._who}: {step.request.split()[0]} {_path(answer)} answered {answer.status}"
+        for pause, matching in zip(step.pause, course.pauses, strict=True):
+            if matching.holds(answer, lookup):
+                wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
+                raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or _PAUSE)
+        if course.fatal.holds(answer, lookup):
+            raise CredentialRejected("", f"{where}: the credential is refused{_said(answer)}", locks=True)
+        if dead is not None and dead.holds(answer, lookup):
+            raise Lapsed(f"{where}: the session is over")
+        if course.ok.holds(answer, lookup):
+            self._get(step, answer, lookup)
+        elif step.optional:
+            self._get(step, None, lookup)
+        else:
+            wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
+            raise IssuerUnavailable(f"{where}, which is not what a login is answered with", retry_after=wait)
+
+    def _known(self, name: str) -> Any:
+        if name not in self.variables:
+            raise Unset
+        return self.variables[name]
+
+    def _set(self, name: str, template: Any, lookup: Lookup) -> None:
+        try:
+            self.variables[name] = plain(render(template, lookup))
+        except Unset:
+            self.variables.pop(name, None)
+
+    def _get(self, step: Step, answer: Message | None, lookup: Lookup) -> None:
+        for name, sources in step.get.items():
+            try:
+                value = plain(find(sources, answer, lambda cookie: value_in(self.jar, cookie), lookup))
+            except Unset:
+                continue
+            if isinstance(value, str) and not value.isprintable():
+                raise IssuerUnavailable(f"{self._who}: {name} has control characters in it, and cannot be sent")
+            self.variables[name] = value
+
+    async def _answer(self, step: Step, shows: Sequence[Send], lookup: Lookup) -> Message:
+        try:
+            sent = outgoing_of(step, shows, lookup)
+        except Unset:
+            raise IssuerUnavailable(f"{self._who}: {step.request}: a value that it needs was never found") from None
+        answer = await self._send(sent)
+        for _ in range(step.follow):
+            location = next(iter(answer.header("location")), None)
+            if answer.status not in _MOVED or location is None:
+                break
+            method, body, headers = sent.method, sent.body, sent.headers
+            if answer.status in _AS_GET and method not in ("GET", "HEAD"):
+                method, body = "GET", b""
+                headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+            sent = Outgoing(method, urljoin(sent.url, location), headers, body)
+            answer = await self._send(sent)
+        return answer
+
+    async def _send(self, sent: Outgoing) -> Message:
+        import httpx
+
+        origin, path, query = self._allowed(sent.url)
+        target = path + (f"?{query}" if query else "")
+        headers = dict(sent.headers)
+        secure = origin.startswith("https:")
+        host = urlsplit(origin).hostname or ""
+        if cookies := shown(self.jar, host, path, secure=secure):
+            headers["Cookie"] = cookies
+        failure: IssuerUnavailable
+        who = f"{self._who}: {sent.method} {path}"
+        try:
+            async with self._client.stream(
+                sent.method,
+                origin,
+                content=sent.body or None,
+                headers=[(name.encode(), value.encode()) for name, value in headers.items()],
+                extensions={"target": target.encode()},
+            ) as response:
+                fields: Fields = tuple(response.headers.raw)
+                body = await _read(response)
+        except httpx.ConnectError as error:
+            failure = Unreached(f"{who}: cannot be reached: {cause_of(error)}")
+        except (httpx.HTTPError, OSError) as error:
+            failure = BrokenOff(f"{who}: broke off before its answer was complete: {cause_of(error)}")
+        else:
+            self.jar = taken(self.jar, host, path, fields)
+            request = Message(
+                fields=tuple((name.encode(), value.encode()) for name, value in headers.items()),
+                document=Document(sent.body),
+                method=sent.method,
+                url=origin + unquote(path),
+                query=query,
+            )
+            document = Document(decoded(body, fields, MAX_BODY))
+            return Message(fields=fields, document=document, status=response.status_code, request=request)
+        raise failure  # out here, so that nothing that knows the request hangs on to it
+
+    def _allowed(self, url: str) -> tuple[str, str, str]:
+        """Return origin, path and query of *url*; Misplaced when no credential may go there."""
+        bound, lookup = self._bound, self._bound.lookup()
+        try:
+            parts = urlsplit(url)
+            origin = parse_base_url(f"{parts.scheme}://{parts.netloc}")
+        except ValueError:
+            raise Misplaced(f"{self._who}: an answer led to what is no URL") from None
+        named = [(bound.origin.scheme, bound.origin.host, bound.origin.port)]
+        for template in bound.recipe.trust:
+            try:
+                trusted = urlsplit(text(render(template, lookup)))
+                each = parse_base_url(f"{trusted.scheme}://{trusted.netloc}")
+            except (Unset, ValueError):
+                continue
+            named.append((each.scheme, each.host, each.port))
+        if (origin.scheme, origin.host, origin.port) not in named:
+            raise Misplaced(
+                f"{self._who}: {origin.scheme}://{origin.authority} is neither the base URL's origin nor in trust;"
+                " nothing is sent there"
+            )
+        where = f"{origin.scheme}://{origin.authority}"
+        return where, quote(parts.path or "/", safe=_ASCII), quote(parts.query, safe=_ASCII)
+
+
+async def _read(response: "httpx.Response") -> bytes:
+    body = bytearray()
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > MAX_BODY:
+            break
+    return bytes(body[:MAX_BODY])
+
+
+def _path(answer: Message) -> str:
+    url = answer.request.url if answer.request else ""
+    return "/" + url.partition("://")[2].partition("/")[2]
+
+
+def _said(answer: Message) -> str:
+    """Return the vendor's code, where one stands in the usual places; no other part of a body is told."""
+    for pointer in ("/errors/*/code", "/errors/*/type", "/error", "/code", "/.QName"):
+        for value in answer.document.json(pointer):
+            if isinstance(value, int | str) and _WORD.fullmatch(str(value)):
+                return f" ({value})"
+    return ""

@@ -1,0 +1,121 @@
+"""`auth-sidecar demo --system`: a script that logs in by itself outlives its sessions, and a foreign login."""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import SidecarError
+from sidecar.events import Event
+
+if TYPE_CHECKING:
+    from sidecar.emulator.system import System
+
+_SCRIPTS = Path(__file__).parents[1] / "emulator"
+_DEATHS = 5
+_WITHIN = "1s"
+_PASSWORD = "caNARY-of-last-year"  # noqa: S105  what the script knows, and the system must never see
+
+SYSTEMS = ("arena", "teamcenter")
+
+
+def play(name: str, seconds: float) -> None:
+    """Run the demo of the system *name* and print a table; raises SidecarError if the script saw a failure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    console.print(
+        f"an emulated {name.capitalize()} ends every session {_DEATHS} times, and somebody else logs in once;"
+    )
+    console.print(f"the script logs in by itself, runs {seconds:g} s and knows nothing of that ...")
+    if name == "arena":
+        console.print(
+            "(deaths follow each other here faster than in a plant, so a recipe that extends arena sets"
+            f" sessions.stolen.within to {_WITHIN}; the default is 10s)"
+        )
+    report, state, shown = asyncio.run(_play(name, seconds))
+    counters = state["counters"]
+    table = Table(box=None, show_header=False)
+    table.add_row("requests made by the script", str(report["requests"]))
+    table.add_row("failures the script saw", str(report["failures"]))
+    table.add_row("deaths of the session", str(counters.get("deaths", 0)))
+    table.add_row("logins of somebody else", str(counters.get("foreign_logins", 0)))
+    table.add_row("logins of ours", str(counters.get("logins", 0)))
+    table.add_row("writes of the script", str(report["writes"]))
+    table.add_row("writes done, and done twice", f"{state['rows']}, {state['doubled']}")
+    table.add_row("logouts of the script at the system", str(counters.get("logouts", 0)))
+    table.add_row("times the script's password got there", str(int(_PASSWORD in shown)))
+    console.print(table)
+    for failure in report["first_failures"]:
+        console.print(f"failed: {failure}")
+    whole = state["rows"] == report["writes"] and not state["doubled"]
+    if report["failures"] or not whole or counters.get("deaths", 0) < _DEATHS:
+        raise SidecarError(
+            "the demo did not show what it should: expected no failure, five deaths, each write done once"
+        )
+
+
+async def _play(name: str, seconds: float) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    from sidecar.clock import SystemClock
+    from sidecar.emulator.arena import Arena
+    from sidecar.emulator.teamcenter import Teamcenter
+    from sidecar.run.running import running
+    from sidecar.settings import Settings
+
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    made: type[System] = Arena if name == "arena" else Teamcenter
+
+    def quiet(_: Event) -> None:
+        """Nobody reads a log here."""
+
+    with tempfile.TemporaryDirectory(prefix="auth-sidecar-demo-") as folder:
+        async with made.start(names=("localhost",)) as system:
+            settings = Settings.model_validate(_configuration(name, system, Path(folder)))
+            async with running(settings, clock=SystemClock(), emit=quiet) as app:
+                target = settings.upstreams[name].base_url.replace("https://", "http://", 1)
+                environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+                proxy = f"http://{app.addresses['proxy']}"
+                script = await asyncio.create_subprocess_exec(
+                    *(sys.executable, str(_SCRIPTS / f"demo_{name}.py"), target, str(seconds)),
+                    env=environment | {"http_proxy": proxy, "HTTP_PROXY": proxy},
+                    stdout=asyncio.subprocess.PIPE,
+                )
+                trouble = asyncio.create_task(_trouble(system, seconds))
+                output, _ = await script.communicate()
+                trouble.cancel()
+                state = system.state()
+    try:
+        return json.loads(output), state, system.shown
+    except ValueError:
+        raise SidecarError(f"the script ended with {script.returncode} and no report") from None
+
+
+async def _trouble(system: "System", seconds: float) -> None:
+    """End the sessions again and again, and let somebody else log in once, at even distances."""
+    acts = [system.kill] * 3 + [system.foreign_login] + [system.kill] * 2
+    for act in acts:
+        await asyncio.sleep(seconds / (len(acts) + 1))
+        act()
+
+
+def _configuration(name: str, system: "System", folder: Path) -> dict[str, Any]:
+    password = {"value": system.password}
+    credential = (
+        {"email": system.user, "password": password} if name == "arena" else {"user": system.user, "password": password}
+    )
+    way = (
+        {"recipe": {"extends": name, "sessions": {"stolen": {"within": _WITHIN}}}}
+        if name == "arena"
+        else {"preset": name}
+    )
+    base_url = system.base_url + ("/v1" if name == "arena" else "")
+    upstream = {"base_url": base_url, "tls": {"ca": str(system.ca_path)}, "credential": credential} | way
+    return {
+        "state_dir": str(folder),
+        "listen": {"proxy": "127.0.0.1:0", "admin": "127.0.0.1:0"},
+        "upstreams": {name: upstream},
+    }
