@@ -401,3 +401,27 @@ def test_an_oauth2_block_is_the_settings_of_one() -> None:
     bad = Recipe.model_validate(data | {"login": {"oauth2": {"token_url": "x", "client_id": "y"}}})
     with pytest.raises(ConfigurationError, match=r"upstreams\.odd: recipe odd, login\.oauth2\.token_url: "):
         oauth2_settings(Bound("odd", bad, CREDENTIAL, parse_base_url("https://x.example")))
+
+
+async def test_an_address_that_is_none_leads_nowhere() -> None:
+    """Whatever an answer names: nothing is sent there, and the login says so."""
+    async with vendor({"status": 307, "headers": {"Location": "http://[bad/"}}) as at:
+        with pytest.raises((Misplaced, IssuerUnavailable)) as told:
+            await obtained(at.url, [LOGIN | {"follow": 1}])
+    assert len(at.seen) == 1
+    assert "URL" in str(told.value)
+
+
+async def test_a_long_answer_is_read_to_its_end() -> None:
+    """It comes in many parts, and the session may stand in the last."""
+
+    async def long(request: web.BaseRequest) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for _ in range(20):
+            await answer.write(b" " * 20_000)
+        await answer.write(b'{"session":"S"}')
+        return answer
+
+    async with vendor(long) as at:
+        assert plain(await obtained(at.url, [LOGIN]))["session"] == "S"

@@ -150,7 +150,7 @@ class Walk:
             if answer.status in _AS_GET and method not in ("GET", "HEAD"):
                 method, body = "GET", b""
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
-            sent = Outgoing(method, urljoin(sent.url, location), headers, body)
+            sent = Outgoing(method, self._joined(sent.url, location), headers, body)
             answer = await self._send(sent)
         return answer
 
@@ -192,6 +192,13 @@ class Walk:
             document = Document(decoded(body, fields, MAX_BODY))
             return Message(fields=fields, document=document, status=response.status_code, request=request)
         raise failure  # out here, so that nothing that knows the request hangs on to it
+
+    def _joined(self, url: str, location: str) -> str:
+        """Return where *location* leads from *url*; Misplaced when that is no URL."""
+        try:
+            return urljoin(url, location)
+        except ValueError:
+            raise Misplaced(f"{self._who}: an answer led to what is no URL") from None
 
     def _allowed(self, url: str) -> tuple[str, str, str]:
         """Return origin, path and query of *url*; Misplaced when no credential may go there."""
