@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from xml.etree import ElementTree as ET
 
-import re2
 from pydantic import AfterValidator, BeforeValidator
 
 from sidecar.settings import template
@@ -39,6 +38,8 @@ def _capturing(text: str) -> str:
 def _groups(text: str) -> int:
     if len(text) > _MAX_PATTERN:
         raise ValueError(f"expected a pattern of at most {_MAX_PATTERN} characters")
+    import re2  # late: who has no recipe is spared it
+
     options = re2.Options()
     options.log_errors = False
     try:

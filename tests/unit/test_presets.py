@@ -1,6 +1,8 @@
 """The recipes that come with the product: sound, read alike by every YAML reader, and honest."""
 
 import re
+import subprocess
+import sys
 from datetime import datetime
 from importlib.resources import files
 from io import StringIO
@@ -13,6 +15,7 @@ from ruamel.yaml import YAML
 from sidecar.settings import load
 from sidecar.settings.shipped import PRESETS, preset_data, preset_text, resolved, starting
 
+ROOT = Path(__file__).parents[2]
 VENDOR_KEYS = ("add", "csrf", "exclude", "keepalive", "login", "logout", "quota", "retry", "shim", "throttle")
 
 
@@ -80,3 +83,14 @@ def test_arena_stands_for_one_session_of_one_user() -> None:
     recipe = resolved({"extends": "arena"})
     assert recipe.sessions.per_account == "one"
     assert recipe.login.life.idle == 5400.0
+
+
+def test_who_has_no_recipe_loads_nothing_of_them() -> None:
+    """Neither their engine nor the libraries that it needs: a start is not to be slower for it."""
+    code = (
+        "import sys; from pathlib import Path; from sidecar.settings import load; import sidecar.run.running;"
+        " load(Path('docs/example.yaml'), environ={});"
+        " print([name for name in sys.modules if name.startswith(('re2', 'defusedxml', 'sidecar.auth.recipes'))])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
