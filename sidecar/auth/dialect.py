@@ -82,14 +82,15 @@ _ERRORS = 400
 class Dialect:
     """How one upstream speaks of credentials; every function is pure.
 
-    *strips*: what of the client's is removed. *hold_back* None: an answer under 400 says nothing of the credential, and
-    no body does; such answers are not even read. *peek_seconds*: how long an answer is held back at most. *ours*: the
-    fields of answers, and the cookies that they set, which the client never sees; None: there are none. *roll* None:
-    no answer changes the credential. *edit* None: it is shown in fields alone. *shim* None: no login of the client's is
-    known; *lends*: origins beside the upstream's where such logins go. *excludes*: whether a target carries no
-    credential, None: none is so. *repeats*: whether a request may be sent again whatever its method, by itself and its
-    body, if that is at hand; None: its method decides. *session*: obtained by a login: what is dead never reaches the
-    client while there is another way.
+    *strips*: what of the client's is removed. *hold_back* None: an answer under 400 says nothing of the credential,
+    and no body does; such answers are not even read. *peek_seconds*: how long an answer is held back at most.
+    *ours*: the fields of answers, and the cookies that they set, which the client never sees; None: there are none.
+    *roll* None: no answer changes the credential. *edit* None: it is shown in fields alone. *shim* None: no login
+    of the client's is known; *lends*: origins beside the upstream's where such logins go. *excludes*: whether a
+    target carries no credential, None: none is so. *repeats*: whether a request may be sent again whatever its
+    method, by itself and its body, if that is at hand; None: its method decides. *alone_first*: until the upstream
+    has taken the credential once, one request at a time shows it: wrong ones are counted there. *session*: obtained
+    by a login: what is dead never reaches the client while there is another way.
     """
 
     strips: StripSet
@@ -105,6 +106,7 @@ class Dialect:
     excludes: Callable[[bytes], bool] | None = None
     repeats: Callable[[Request, bytes | None], bool | None] | None = None
     session: bool = False
+    alone_first: bool = False
 
 
 def oauth2_dialect(strip: Strip) -> Dialect:

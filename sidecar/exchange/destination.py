@@ -1,6 +1,7 @@
 """One upstream, ready for use, and the client that waits for its answer."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sidecar.auth.dialect import Dialect
@@ -43,7 +44,8 @@ class Client(Protocol):
 class Destination:
     """One upstream, ready for use.
 
-    *token_timeout*: seconds to wait for a credential. *idle_timeout*: seconds that a client may be silent.
+    *token_timeout*: seconds to wait for a credential. *first*: who shows a credential that was never taken yet.
+    *idle_timeout*: seconds that a client may be silent.
     """
 
     broker: Broker
@@ -58,3 +60,4 @@ class Destination:
     read_only: bool
     via: bool
     links: LinkPolicy
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)

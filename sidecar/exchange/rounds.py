@@ -4,11 +4,14 @@ Nothing has reached the client yet. What may be decided is in `policy`; here it 
 """
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 from sidecar.clock import Clock
 from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.brought import Brought
+from sidecar.exchange.destination import Destination
 from sidecar.exchange.dressing import Dressed, dressed
 from sidecar.exchange.errand import Errand
 from sidecar.exchange.peek import peek
@@ -42,8 +45,15 @@ class Rounds:
 
         Whatever happens, the turn that the tally may have is for the caller to give back.
         """
+        destination = errand.destination
+        destination.admission.budget.deposit(self._clock.monotonic())
+        if destination.dialect.alone_first and destination.broker.verdicts.token is None:
+            async with _alone(destination):
+                return await self._run(errand)
+        return await self._run(errand)
+
+    async def _run(self, errand: Errand) -> Answer:
         tally, admission, monotonic = errand.tally, errand.destination.admission, self._clock.monotonic
-        admission.budget.deposit(monotonic())
         token = await self._ready(errand)
         permit = admission.permit(tally, monotonic())
         brought = Brought()
@@ -201,3 +211,18 @@ class Rounds:
             closed=admission.breaker.closed,
             budget=admission.budget.left(self._clock.monotonic()),
         )
+
+
+@contextlib.asynccontextmanager
+async def _alone(destination: Destination) -> AsyncIterator[None]:
+    """Wait until nobody else shows the credential for the first time, as long as a credential may take."""
+    try:
+        async with asyncio.timeout(destination.token_timeout):
+            await destination.first.acquire()
+    except TimeoutError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        destination.first.release()

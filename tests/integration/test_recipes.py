@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+from base64 import b64encode
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -299,6 +300,33 @@ async def test_the_recipe_of_the_tutorial_works(tmp_path: Path) -> None:
                 assert answer.status_code == statuses[1]
                 assert (answer.json() == {"parts": []}) is (statuses[1] == 200)
         assert vendor.seen == {"login": 3, "GET": 1}
+
+
+async def counting(vendor: Vendor, request: web.BaseRequest) -> web.Response:
+    """Want HTTP Basic, and count wrong passwords."""
+    right = b64encode(f"svc:{OURS['password']}".encode()).decode()
+    fine = request.headers.get("Authorization") == f"Basic {right}"
+    vendor.seen["fine" if fine else "wrong"] += 1
+    await asyncio.sleep(0.05)
+    return web.json_response({}, status=200 if fine else 401)
+
+
+@pytest.mark.parametrize(
+    ("word", "seen", "statuses"), [("ours", {"fine": 10}, {200}), ("wrong", {"wrong": 1}, {401, 502})]
+)
+async def test_a_password_is_not_tried_by_many_at_once(
+    tmp_path: Path, word: str, seen: dict[str, int], statuses: set[int]
+) -> None:
+    """The first request shows it alone: ten wrong ones in a moment would lock the account."""
+    async with served(counting) as vendor:
+        data = settings(vendor, KILN, tmp_path)
+        del data["upstreams"]["odd"]["recipe"]
+        credential = {"username": "svc", "password": {"value": canary(word)}}
+        data["upstreams"]["odd"] |= {"preset": "basic", "credential": credential}
+        async with sidecar(data) as rig, client(rig, "proxy", vendor) as at:
+            answers = await asyncio.gather(*(at.get("/x") for _ in range(10)))
+        assert {answer.status_code for answer in answers} == statuses
+        assert vendor.seen == seen
 
 
 async def test_many_at_once_make_one_login(tmp_path: Path) -> None:

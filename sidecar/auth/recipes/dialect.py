@@ -59,6 +59,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
         excludes=_excluder(excluded) if excluded else None,
         repeats=repeats if recipe.retry.also or recipe.retry.never else None,
         session=bool(recipe.login.steps),
+        alone_first=bool(recipe.login.fatal) and not recipe.login.steps,
     )
 
 
