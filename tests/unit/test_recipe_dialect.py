@@ -223,6 +223,22 @@ def test_few_answers_are_held_back(method: str, status: int, fields: Fields, hel
     assert made.hold_back(request(method), status, fields) == held
 
 
+def test_a_page_of_arena_is_not_held_back() -> None:
+    """Only what tells of a death in its body is: there an error of one call."""
+    made = shipped("arena", email="a", password=SecretReference(value="x"))
+    assert made.hold_back is not None
+    assert made.hold_back(request(), 200, (JSON,)) == 0
+    assert made.hold_back(request(), 400, (JSON,)) == 65536
+    some = dialect(LOGIN_STEPS | {"dead": [{"status": "4xx", "json": {"/a": 1}}, {"status": 500, "body": "x"}]})
+    assert some.hold_back is not None
+    assert [bool(some.hold_back(request(), status, (JSON,))) for status in (200, 403, 500, 503)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
 def test_nothing_is_held_back_where_no_body_says_anything() -> None:
     """A recipe that only looks at heads costs no wait; one that counts nothing either is not even asked."""
     made = dialect(quota=QUOTA)

@@ -33,7 +33,8 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
     names = _header_names(recipe, sends, lookup)
     jar = any(send.cookies == "jar" for send in sends)
     excluded = [glob(path, lookup) for path in recipe.exclude]
-    looks, read = reader_of(bound)
+    statuses, read = reader_of(bound)
+    looks = statuses is None or bool(statuses)
     rolls = jar or any(source.cookie for sources in _gets(recipe) for source in sources)
     always = looks or rolls or recipe.quota is not None
     also, never = any_of(recipe.retry.also, lookup), any_of(recipe.retry.never, lookup)
@@ -49,7 +50,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
         strips=_strips(recipe, strip, sends, names, jar=jar),
         dress=_dresser(bound),
         read=read,
-        hold_back=holder_of(recipe) if looks else (lambda *_: 0) if always else None,
+        hold_back=holder_of(recipe, statuses) if looks else (lambda *_: 0) if always else None,
         peek_seconds=recipe.peek.wait,
         ours=_ours(names, jar=jar),
         roll=_roller(bound) if rolls else None,

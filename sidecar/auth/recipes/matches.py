@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -41,10 +42,14 @@ Matcher = Callable[[Message, Lookup], bool]
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """A compiled match. *looks*: it needs a body; then nothing holds that was not looked at."""
+    """A compiled match. *looks*: it needs a body; then nothing holds that was not looked at.
+
+    *statuses*: of the answers whose bodies it needs, as a recipe writes them; None: of any.
+    """
 
     holds: Matcher = field(repr=False)
     looks: bool
+    statuses: frozenset[str] | None = frozenset()
 
 
 def any_of(matches: Iterable[Match], lookup: Lookup) -> Matching:
@@ -53,9 +58,21 @@ def any_of(matches: Iterable[Match], lookup: Lookup) -> Matching:
     return Matching(
         lambda message, names: any(each.holds(message, names) for each in compiled),
         any(each.looks for each in compiled),
+        joined(each.statuses for each in compiled),
     )
 
 
+def joined(parts: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """Return the statuses of all *parts*, None if one of them is of any."""
+    found: frozenset[str] = frozenset()
+    for part in parts:
+        if part is None:
+            return None
+        found |= part
+    return found
+
+
+@cache
 def pattern(text: str) -> Any:
     """Return the compiled pattern, in RE2 syntax: it takes linear time whatever it meets."""
     options = re2.Options()
@@ -111,7 +128,10 @@ def compile_match(match: Match, lookup: Lookup) -> Matching:
         tests.append(
             lambda message, names: not (unseen and message.document.data is None) and not against.holds(message, names)
         )
-    return Matching(lambda message, names: all(test(message, names) for test in tests), looks)
+    looked = frozenset(map(str, match.status)) if match.status else None
+    return Matching(
+        lambda message, names: all(test(message, names) for test in tests), looks, looked if looks else frozenset()
+    )
 
 
 def equals(found: Any, value: Any) -> bool:

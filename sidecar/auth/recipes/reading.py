@@ -4,7 +4,7 @@ from sidecar.auth.dialect import HoldBack, Read
 from sidecar.auth.recipes.bound import Bound
 from sidecar.auth.recipes.documents import Document
 from sidecar.auth.recipes.login import dead_of
-from sidecar.auth.recipes.matches import Message, any_of, url_of
+from sidecar.auth.recipes.matches import Message, any_of, joined, url_of
 from sidecar.auth.recipes.sources import number
 from sidecar.policy.classify import classify_unauthorized, retry_after
 from sidecar.policy.message import Fields, Request, value_of
@@ -34,8 +34,8 @@ def request_message(bound: Bound, request: Request, target: bytes, body: bytes |
     )
 
 
-def reader_of(bound: Bound) -> tuple[bool, Read]:
-    """Return whether bodies are to be looked at, and what reads an answer."""
+def reader_of(bound: Bound) -> tuple[frozenset[str] | None, Read]:
+    """Return the statuses of answers whose bodies are to be looked at, None: any, and what reads an answer."""
     recipe, lookup = bound.recipe, bound.lookup()
     dead = any_of(dead_of(recipe.login), lookup)
     lapsed = any_of(dead_of(recipe.csrf), lookup) if recipe.csrf else any_of((), lookup)
@@ -69,7 +69,7 @@ def reader_of(bound: Bound) -> tuple[bool, Read]:
         return Reading(Sign.FINE, retry_after(fields, now), quota=told)
 
     matchings = (dead, lapsed, fatal, exhausted, *(matching for matching, _ in throttles))
-    return any(matching.looks for matching in matchings), read
+    return joined(matching.statuses for matching in matchings), read
 
 
 def _quota(recipe: Recipe, message: Message, now: float) -> Quota | None:
@@ -92,13 +92,15 @@ def _reset(quota: QuotaOf, message: Message, now: float) -> float | None:
     return None
 
 
-def holder_of(recipe: Recipe) -> HoldBack:
-    """Return what tells which answers are held back for a look, by `peek`."""
+def holder_of(recipe: Recipe, statuses: frozenset[str] | None) -> HoldBack:
+    """Return what tells which answers are held back for a look, by `peek`; *statuses*: of those alone, None: of all."""
     types = tuple(name.encode() for name in recipe.peek.types)
     longest = recipe.peek.max_
 
     def hold_back(request: Request, status: int, fields: Fields) -> int:
         if request.method == b"HEAD" or status in _NO_BODY:
+            return 0
+        if statuses is not None and statuses.isdisjoint((str(status), f"{status // 100}xx")):
             return 0
         kind = (value_of(fields, b"content-type") or b"").partition(b";")[0].lower()
         if kind == _EVENTS or not (status >= _ERRORS or any(name in kind for name in types)):
