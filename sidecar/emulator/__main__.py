@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sidecar.emulator.faults import Switches, change
 from sidecar.emulator.issuer import Account
-from sidecar.emulator.server import NAMES, Emulator
+from sidecar.emulator.listening import NAMES
+from sidecar.emulator.server import Emulator
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Self
 from urllib.parse import parse_qsl
 
@@ -20,12 +19,8 @@ from sidecar.clock import Clock, SystemClock
 from sidecar.emulator import answers, api, faults, streams
 from sidecar.emulator.faults import Counters, Switches
 from sidecar.emulator.issuer import GRANTS, Account, Issuer, refusal
-from sidecar.emulator.listening import authority_of, listen, server_context
+from sidecar.emulator.listening import NAMES, authority_of, listen, serving
 
-KEEPALIVE_SECONDS = 75.0  # as nginx and many application servers
-MAX_FIELD = 256 << 10
-"""Above any limit of a proxy under test, so that never the emulator is the one that refuses a head."""
-NAMES = ("localhost", "127.0.0.1", "::1")
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -74,32 +69,16 @@ class Emulator:
         file lives as long as the context. Requests still running at the end get two seconds.
         """
         emulator = cls(account=account or Account(), switches=switches or Switches(), clock=clock or SystemClock())
-        server = web.Server(
-            emulator._answer,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            # The echo reports the bytes that were sent, not what they decompress to.
-            auto_decompress=False,
-            max_line_size=MAX_FIELD,
-            max_field_size=MAX_FIELD,
-            max_headers=1000,
-        )
-        runner = web.ServerRunner(server, shutdown_timeout=2.0)
-        with TemporaryDirectory(prefix="auth-sidecar-emulator-") as folder:
-            emulator.ca_path = Path(folder) / "ca.pem"
-            context = server_context(names, emulator.ca_path)
-            await runner.setup()
-            try:
-                if tls:
-                    bound = await listen(runner, host, port, context)
-                    emulator.base_url = f"https://{authority_of(names[0], bound)}"
-                if plain or not tls:
-                    bound = await listen(runner, host, plain_port if tls else plain_port or port, None)
-                    emulator.plain_url = f"http://{authority_of(names[0], bound)}"
-                emulator.base_url = emulator.base_url or emulator.plain_url or ""
-                yield emulator
-            finally:
-                await runner.cleanup()
+        # The echo reports the bytes that were sent, not what they decompress to.
+        async with serving(emulator._answer, names, auto_decompress=False) as (runner, context, emulator.ca_path):
+            if tls:
+                bound = await listen(runner, host, port, context)
+                emulator.base_url = f"https://{authority_of(names[0], bound)}"
+            if plain or not tls:
+                bound = await listen(runner, host, plain_port if tls else plain_port or port, None)
+                emulator.plain_url = f"http://{authority_of(names[0], bound)}"
+            emulator.base_url = emulator.base_url or emulator.plain_url or ""
+            yield emulator
 
     @property
     def token_url(self) -> str:

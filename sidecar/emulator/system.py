@@ -1,20 +1,19 @@
 """What the emulated systems that log in with sessions have in common: serving, sessions, and what is counted."""
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from aiohttp import web
 
 from sidecar.clock import Clock, SystemClock
 from sidecar.emulator import answers
-from sidecar.emulator.listening import authority_of, listen, server_context
-from sidecar.emulator.server import KEEPALIVE_SECONDS, MAX_FIELD, NAMES
+from sidecar.emulator.listening import NAMES, authority_of, listen, serving
 
 CONTROL = "/_emulator/"
 
@@ -52,7 +51,7 @@ class SystemSwitches:
     gateway: bool = True
 
 
-class System:
+class System(ABC):
     """A running system; made by `start`. Its `/_emulator/` asks for no credential: loopback only.
 
     `counters`: logins, refused_logins, logouts, deaths, calls and more. `rows`: what was written, by the id that the
@@ -90,24 +89,10 @@ class System:
     ) -> AsyncIterator[Self]:
         """Serve until the context ends; port 0 asks the system for a free one."""
         made = cls(switches or SystemSwitches(), clock or SystemClock())
-        server = web.Server(
-            made._answer,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            max_line_size=MAX_FIELD,
-            max_field_size=MAX_FIELD,
-        )
-        runner = web.ServerRunner(server, shutdown_timeout=2.0)
-        with TemporaryDirectory(prefix="auth-sidecar-emulator-") as folder:
-            made.ca_path = Path(folder) / "ca.pem"
-            context = server_context(names, made.ca_path) if tls else None
-            await runner.setup()
-            try:
-                bound = await listen(runner, host, port, context)
-                made.base_url = f"{'https' if tls else 'http'}://{authority_of(names[0], bound)}"
-                yield made
-            finally:
-                await runner.cleanup()
+        async with serving(made._answer, names) as (runner, context, made.ca_path):
+            bound = await listen(runner, host, port, context if tls else None)
+            made.base_url = f"{'https' if tls else 'http'}://{authority_of(names[0], bound)}"
+            yield made
 
     def log_in(self, user: str, password: str) -> str | None:
         """Return a fresh session, None for a wrong password; a second one of a user may end the first."""
@@ -164,9 +149,9 @@ class System:
         alive = len(self.sessions)
         return {"counters": dict(self.counters), "rows": len(self.rows), "doubled": doubled, "sessions": alive}
 
+    @abstractmethod
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request for the system."""
-        raise NotImplementedError
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

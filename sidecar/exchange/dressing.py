@@ -18,11 +18,21 @@ class Dressed(NamedTuple):
     body: RequestBody
 
 
-async def dressed(errand: Errand, token: Token | None, hop: bytes) -> Dressed:
+async def looked_into(errand: Errand) -> bytes | None:
+    """Return the body if the credential may have to stand in it, None: it goes out as it came.
+
+    So does one that is longer than what is kept in memory.
+    """
+    edit = errand.destination.dialect.edit
+    if edit is None or errand.bare or not edit.looks(errand.request, errand.way.target):
+        return None
+    return await errand.body.gather(errand.destination.replay_memory)
+
+
+def dressed(errand: Errand, token: Token | None, hop: bytes, whole: bytes | None = None) -> Dressed:
     """Return *errand* with *token* shown, None: with no credential; *hop* is our value of Auth-Sidecar-Hop.
 
-    A body that the credential may stand in is read whole first, as far as it is kept in memory; a longer one goes out
-    as it is.
+    *whole*: the body, where it was looked into.
     """
     request, way, destination, body = errand.request, errand.way, errand.destination, errand.body
     dialect = destination.dialect
@@ -32,9 +42,6 @@ async def dressed(errand: Errand, token: Token | None, hop: bytes) -> Dressed:
     if token is not None:
         credential = dialect.dress(token.values, request, target)
         if dialect.edit is not None:
-            whole = None
-            if dialect.edit.looks(request, target):
-                whole = await body.gather(destination.replay_memory)
             edited = dialect.edit.edit(token.values, request, target, whole)
             target, fields = edited.target, edited.fields
             if edited.body is not None:

@@ -12,7 +12,7 @@ from sidecar.errors import Reason, Refusal, UpstreamFailure
 from sidecar.exchange.answer import Answer
 from sidecar.exchange.brought import Brought
 from sidecar.exchange.destination import Destination
-from sidecar.exchange.dressing import Dressed, dressed
+from sidecar.exchange.dressing import dressed, looked_into
 from sidecar.exchange.errand import Errand
 from sidecar.exchange.peek import peek
 from sidecar.policy import headers
@@ -145,7 +145,8 @@ class Rounds:
         errand.tally.attempts += 1
         # A probe that went to a kept connection could meet one that ended with the outage.
         fresh = fresh or not destination.admission.breaker.closed
-        sent: Dressed = await dressed(errand, token, self._hop)
+        whole = None if destination.dialect.edit is None else await looked_into(errand)
+        sent = dressed(errand, token, self._hop, whole)
         try:
             return await destination.pool.send(errand.request.method, sent.head, sent.body, fresh=fresh)
         except UpstreamFailure as failure:

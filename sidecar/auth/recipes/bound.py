@@ -13,6 +13,7 @@ from sidecar.errors import ConfigurationError
 from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
 from sidecar.settings import Recipe, SecretReference
+from sidecar.settings.recipe import Send
 
 STATELESS = {"=": Secret("true")}
 """The values of a credential that is nothing but what is configured."""
@@ -30,6 +31,12 @@ class Bound:
     credential: Mapping[str, str | int | bool | SecretReference]
     origin: Origin
     _read: dict[str, Secret] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sends(self) -> tuple[Send, ...]:
+        """How the session is shown, and the part that lives in it, if there is one."""
+        recipe = self.recipe
+        return (recipe.login.send, recipe.csrf.send) if recipe.csrf is not None else (recipe.login.send,)
 
     @property
     def secrets(self) -> dict[str, SecretReference]:

@@ -1,6 +1,6 @@
 """The dialect of a recipe: how the credential is shown, and what answers say of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidecar.auth.dialect import Dialect
@@ -29,7 +29,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
     """
     recipe = bound.recipe
     lookup = bound.lookup()
-    sends = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
+    sends = bound.sends
     names = _header_names(recipe, sends, lookup)
     jar = any(send.cookies == "jar" for send in sends)
     excluded = [glob(path, lookup) for path in recipe.exclude]
@@ -64,7 +64,7 @@ def recipe_dialect(bound: Bound, strip: Strip, placeholders: tuple[str, ...]) ->
     )
 
 
-def _header_names(recipe: Recipe, sends: list[Send], lookup: Lookup) -> frozenset[str]:
+def _header_names(recipe: Recipe, sends: Sequence[Send], lookup: Lookup) -> frozenset[str]:
     """Return the fields that show the credential, as far as their names are known before it is there."""
     names = {"Authorization"} if any(send.basic for send in sends) or recipe.login.oauth2 is not None else set()
     elses = {name: source.else_ for gets in _named_gets(recipe) for name, sources in gets.items() for source in sources}
@@ -92,7 +92,7 @@ def _gets(recipe: Recipe) -> list[Any]:
     return [sources for gets in _named_gets(recipe) for sources in gets.values()]
 
 
-def _strips(recipe: Recipe, strip: Strip, sends: list[Send], names: frozenset[str], *, jar: bool) -> StripSet:
+def _strips(recipe: Recipe, strip: Strip, sends: Sequence[Send], names: frozenset[str], *, jar: bool) -> StripSet:
     """Return what is removed: what the credential is shown in, in whatever place, and what else is named."""
     parameters = {name for send in sends for name in send.query}
     return strip_set(
@@ -105,7 +105,7 @@ def _strips(recipe: Recipe, strip: Strip, sends: list[Send], names: frozenset[st
 
 
 def _ours(names: frozenset[str], *, jar: bool) -> StripSet | None:
-    fields = {normal_name(name.encode()) for name in names} - {b"authorization"}
+    fields = {normal_name(name.encode()) for name in names}
     if jar:
         fields |= {b"set-cookie", b"set-cookie2"}
     cookies = frozenset(name.encode() for name in names if name != "Authorization")
@@ -114,7 +114,7 @@ def _ours(names: frozenset[str], *, jar: bool) -> StripSet | None:
 
 def _dresser(bound: Bound) -> Callable[[Values, Request, bytes], Fields]:
     recipe, configured = bound.recipe, bound.lookup()
-    layers = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
+    layers = bound.sends
     bearer = recipe.login.oauth2 is not None
     secure = bound.origin.scheme == "https"
     jar = any(send.cookies == "jar" for send in layers)

@@ -24,7 +24,7 @@ _MOST = 64 << 20
 def edit_of(bound: Bound, placeholders: tuple[str, ...]) -> Edit | None:
     """Return what puts the credential of *bound* there, None where it is shown in fields of its own alone."""
     recipe = bound.recipe
-    sends = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
+    sends = bound.sends
     words = tuple(form.encode() for word in placeholders for form in (word, as_jwt(word)) if word)
     swaps = frozenset(recipe.swap) if recipe.shim and words else frozenset()
     shown, bearer = _shown(bound), recipe.login.oauth2 is not None

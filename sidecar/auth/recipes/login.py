@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from sidecar.auth.grant import JAR, Anew, Grant, Values
@@ -45,7 +45,7 @@ class RecipeIssuer:
         self._csrf = [course_of(step, bound) for step in (recipe.csrf.steps if recipe.csrf else ())]
         self._logout = course_of(recipe.logout, bound) if recipe.logout else None
         self._dead = any_of(dead_of(recipe.login), bound.lookup())
-        self._shows = [recipe.login.send, *([recipe.csrf.send] if recipe.csrf else [])]
+        self._shows = bound.sends
         self._failures = 0
 
     @property
@@ -108,7 +108,7 @@ class RecipeIssuer:
         """Nothing is held between calls."""
 
     @contextlib.asynccontextmanager
-    async def _walk(self, seconds: float) -> Any:
+    async def _walk(self, seconds: float) -> AsyncIterator[Walk]:
         context: ssl.SSLContext = await self._contexts.of(self._tls)
         try:
             async with asyncio.timeout(seconds), Walk(self._bound, context, self._who, self._clock.now) as walk:
