@@ -1,6 +1,7 @@
 """Reads the templates of recipes: text with `{name}` or `{name|filter|filter}` in it (docs/recipes.md)."""
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 FILTERS = frozenset({"md5", "sha256", "b64", "url", "xml", "lower", "jwt"})
@@ -20,6 +21,7 @@ class Field(NamedTuple):
     filters: tuple[str, ...] = ()
 
 
+@cache
 def parse(text: str) -> tuple[str | Field, ...]:
     """Return the parts of *text*, literal ones as text; () for empty text.
 
