@@ -18,7 +18,7 @@ from sidecar.events import Event, Renewal, RequestDone
 if TYPE_CHECKING:
     from sidecar.emulator import Emulator
 
-_SCRIPT = Path(__file__).parents[1] / "emulator/demo_script.py"
+_SCRIPT = Path(__file__).parents[1] / "emulator/scripts/oauth2.py"
 _REVOKED_AFTER = 2
 """All tokens are revoked a quarter of a life after this renewal, so that the script meets a 401."""
 _SCOPE = "supplier_mgmt offline_access"

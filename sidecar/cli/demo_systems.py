@@ -8,18 +8,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.emulator.systems.known import NAMES, system_class
 from sidecar.errors import SidecarError
 from sidecar.events import Event
 
 if TYPE_CHECKING:
-    from sidecar.emulator.system import System
+    from sidecar.emulator.systems.system import System
 
-_SCRIPTS = Path(__file__).parents[1] / "emulator"
+_SCRIPTS = Path(__file__).parents[1] / "emulator/scripts"
 _DEATHS = 5
 _WITHIN = "1s"
 _PASSWORD = "caNARY-of-last-year"  # noqa: S105  what the script knows, and the system must never see
 
-SYSTEMS = ("arena", "teamcenter")
+SYSTEMS = NAMES
 
 
 def play(name: str, seconds: float) -> None:
@@ -27,14 +28,14 @@ def play(name: str, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sidecar.settings.shipped import preset
+
     console = Console(soft_wrap=True)
-    console.print(
-        f"an emulated {name.capitalize()} ends every session {_DEATHS} times, and somebody else logs in once;"
-    )
-    console.print(f"the script logs in by itself, runs {seconds:g} s and knows nothing of that ...")
-    if name == "arena":
+    console.print(f"an emulated system ({preset(name).title}) ends every session {_DEATHS} times,")
+    console.print(f"somebody else logs in once; the script logs in by itself, runs {seconds:g} s and knows nothing ...")
+    if _has_one_seat(name):
         console.print(
-            "(deaths follow each other here faster than in a plant, so a recipe that extends arena sets"
+            f"(deaths follow each other here faster than in a plant, so a recipe that extends {name} sets"
             f" sessions.stolen.within to {_WITHIN}; the default is 10s)"
         )
     report, state, shown = asyncio.run(_play(name, seconds))
@@ -61,27 +62,25 @@ def play(name: str, seconds: float) -> None:
 
 async def _play(name: str, seconds: float) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     from sidecar.clock import SystemClock
-    from sidecar.emulator.arena import Arena
-    from sidecar.emulator.teamcenter import Teamcenter
     from sidecar.run.running import running
     from sidecar.settings import Settings
 
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-    made: type[System] = Arena if name == "arena" else Teamcenter
 
     def quiet(_: Event) -> None:
         """Nobody reads a log here."""
 
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-demo-") as folder:
-        async with made.start(names=("localhost",)) as system:
+        async with system_class(name).start() as system:
             settings = Settings.model_validate(_configuration(name, system, Path(folder)))
             async with running(settings, clock=SystemClock(), emit=quiet) as app:
-                target = settings.upstreams[name].base_url.replace("https://", "http://", 1)
+                target = system.api_url.replace("https://", "http://", 1)
                 environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
                 proxy = f"http://{app.addresses['proxy']}"
+                places = {key: place.replace("https://", "http://", 1) for key, place in system.places.items()}
                 script = await asyncio.create_subprocess_exec(
-                    *(sys.executable, str(_SCRIPTS / f"demo_{name}.py"), target, str(seconds)),
-                    env=environment | {"http_proxy": proxy, "HTTP_PROXY": proxy},
+                    *(sys.executable, str(_SCRIPTS / f"{_script(name)}.py"), target, str(seconds)),
+                    env=environment | places | {"http_proxy": proxy, "HTTP_PROXY": proxy, "PASSWORD": _PASSWORD},
                     stdout=asyncio.subprocess.PIPE,
                 )
                 trouble = asyncio.create_task(_trouble(system, seconds))
@@ -102,20 +101,28 @@ async def _trouble(system: "System", seconds: float) -> None:
         act()
 
 
+def _script(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _has_one_seat(name: str) -> bool:
+    from sidecar.settings.shipped import preset
+
+    return preset(name).sessions.per_account == "one"
+
+
 def _configuration(name: str, system: "System", folder: Path) -> dict[str, Any]:
-    password = {"value": system.password}
-    credential = (
-        {"email": system.user, "password": password} if name == "arena" else {"user": system.user, "password": password}
-    )
-    way = (
-        {"recipe": {"extends": name, "sessions": {"stolen": {"within": _WITHIN}}}}
-        if name == "arena"
-        else {"preset": name}
-    )
-    base_url = system.base_url + ("/v1" if name == "arena" else "")
-    upstream = {"base_url": base_url, "tls": {"ca": str(system.ca_path)}, "credential": credential} | way
+    secrets = {key: {"value": value} for key, value in system.secrets.items()}
+    way: dict[str, Any] = {"preset": name}
+    if _has_one_seat(name):
+        way = {"recipe": {"extends": name, "sessions": {"stolen": {"within": _WITHIN}}}}
+    upstream = {
+        "base_url": system.api_url,
+        "tls": {"ca": str(system.ca_path)},
+        "credential": system.credential | secrets,
+    }
     return {
         "state_dir": str(folder),
         "listen": {"proxy": "127.0.0.1:0", "admin": "127.0.0.1:0"},
-        "upstreams": {name: upstream},
+        "upstreams": {"plm": upstream | way},
     }

@@ -22,7 +22,7 @@ from sidecar.emulator import ACCESS_PREFIX, REFRESH_PREFIX, Account, Emulator, S
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "sidecar" / "emulator" / "demo_script.py"
+SCRIPT = ROOT / "sidecar" / "emulator" / "scripts" / "oauth2.py"
 
 
 class OwnedClock(SystemClock):

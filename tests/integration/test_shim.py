@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from sidecar.clock import SystemClock
-from sidecar.emulator.arena import Arena
-from sidecar.emulator.system import SystemSwitches
+from sidecar.emulator.systems.arena import Arena
+from sidecar.emulator.systems.system import SystemSwitches
 from sidecar.errors import ConfigurationError
 from sidecar.events import RequestDone
 from sidecar.run.credentials import credentials

@@ -46,7 +46,17 @@ ROOMS: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
     "addons": RUN | {"run"},
 }
-INNER_FOLDERS = frozenset({"auth/recipes", "settings/presets", "observe/dashboard", "run/exec", "tokens/redis"})
+INNER_FOLDERS = frozenset(
+    {
+        "auth/recipes",
+        "emulator/scripts",
+        "emulator/systems",
+        "settings/presets",
+        "observe/dashboard",
+        "run/exec",
+        "tokens/redis",
+    }
+)
 
 # Of the tokens, observe may know the plain records, not the parts that do something.
 RECORDS = ("sidecar.tokens.token", "sidecar.tokens.store")
@@ -63,9 +73,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "httpx": ("sidecar/auth/", "sidecar/cli/", "sidecar/run/"),
     "mitmproxy": ("sidecar/proxy/", "addons/"),
     "prometheus_client": ("sidecar/observe/metrics.py",),
-    "random": ("sidecar/clock.py", "sidecar/emulator/demo_script.py"),
+    "random": ("sidecar/clock.py",),
     "redis": ("sidecar/tokens/redis/client.py",),
-    "time": ("sidecar/clock.py", "sidecar/emulator/demo_"),
+    "time": ("sidecar/clock.py",),
 }
 
 PURE = frozenset({"idna"})
@@ -282,10 +292,13 @@ def third_party(module: Module) -> set[str]:
     return {name.split(".")[0] for name in module.imports} - sys.stdlib_module_names - {"sidecar", "addons"}
 
 
+SCRIPTS = ROOT / "sidecar/emulator/scripts"
+"""Programs of their own, that stand for what people have."""
 MODULES = [
     Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
     for top in ("sidecar", "addons")
     for path in sorted((ROOT / top).rglob("*.py"))
+    if path.parent != SCRIPTS
 ]
 
 
@@ -337,6 +350,13 @@ def test_modules_are_short() -> None:
 def test_long_modules_exist() -> None:
     """The list of long modules names no module that has gone."""
     assert set(LONG_MODULES) <= {module.path for module in MODULES}
+
+
+def test_scripts_know_nothing_of_the_product() -> None:
+    """They import the standard library, and what they have in common."""
+    scripts = [Module(path.relative_to(ROOT).as_posix(), path.read_text()) for path in SCRIPTS.glob("*.py")]
+    assert set().union(*(third_party(script) for script in scripts)) == {"sync"}
+    assert not [script.path for script in scripts if re.search(r"^(from|import) sidecar", script.text, re.MULTILINE)]
 
 
 def test_names_say_something() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches
 
 _SERVICES = "/tc/JsonRestServices/"
 _EXCEPTIONS = "http://teamcenter.com/Schemas/Soa/2006-03/Exceptions."
@@ -27,6 +27,8 @@ class Teamcenter(System):
     `xml`: a dead session is told in XML. `slow`: seconds between two pieces of a slow answer.
     """
 
+    preset = "teamcenter"
+
     def __init__(self, switches: SystemSwitches, clock: Clock) -> None:
         super().__init__(switches, clock)
         self.xml = False
@@ -35,6 +37,11 @@ class Teamcenter(System):
         self.tickets: dict[str, str] = {}
         self.xsrf = "canary-xsrf-1"
         self._uid = 0
+
+    @property
+    def credential(self) -> dict[str, str]:
+        """What `preset: teamcenter` wants."""
+        return {"user": self.user}
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request: session variables, a service, or a file."""

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches
 
 _PREFIX = "/v1"
 _LOCK = 300.0
@@ -28,6 +28,8 @@ _LIMIT = 25000
 class Arena(System):
     """Arena; its API is below `/v1`, its token endpoint for machine users at `/oauth2/token`."""
 
+    preset = "arena"
+
     def __init__(self, switches: SystemSwitches, clock: Clock) -> None:
         super().__init__(switches, clock)
         switches.per_user = True
@@ -39,6 +41,11 @@ class Arena(System):
     def api_url(self) -> str:
         """The base URL of the API."""
         return self.base_url + _PREFIX
+
+    @property
+    def credential(self) -> dict[str, str]:
+        """What `preset: arena` wants."""
+        return {"email": self.user}
 
     def kill(self) -> None:
         """End every session and token."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from aiohttp import web
 
@@ -54,10 +54,12 @@ class SystemSwitches:
 class System(ABC):
     """A running system; made by `start`. Its `/_emulator/` asks for no credential: loopback only.
 
+    `preset`: the recipe it is emulated for. `user`, `password`: of the account, or the client's id and secret.
     `counters`: logins, refused_logins, logouts, deaths, calls and more. `rows`: what was written, by the id that the
     client gave, and how often. `shown`: every password and session that a client showed.
     """
 
+    preset: ClassVar[str]
     user = "svc"
     password = "caNARY-svc-password"  # noqa: S105  of an account that exists nowhere else
 
@@ -93,6 +95,26 @@ class System(ABC):
             bound = await listen(runner, host, port, context if tls else None)
             made.base_url = f"{'https' if tls else 'http'}://{authority_of(names[0], bound)}"
             yield made
+
+    @property
+    def api_url(self) -> str:
+        """The base URL of an upstream that is this system."""
+        return self.base_url
+
+    @property
+    def credential(self) -> dict[str, str]:
+        """What a credential of the recipe holds, but for secrets."""
+        return {"username": self.user}
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secrets of a credential of the recipe."""
+        return {"password": self.password}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where else a script has to go, by the name of the environment variable that tells it."""
+        return {}
 
     def log_in(self, user: str, password: str) -> str | None:
         """Return a fresh session, None for a wrong password; a second one of a user may end the first."""

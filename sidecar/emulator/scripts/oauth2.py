@@ -3,7 +3,7 @@
 It stands for the unmodified script: it knows nothing of tokens but the stale one somebody pasted into it, and
 of proxies only what `urllib` reads from the environment. It imports nothing of this package.
 
-    python demo_script.py http://plm.example.com:8443 20
+    python oauth2.py http://plm.example.com:8443 20
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def call(method: str, url: str, payload: object = None, key: str = "") -> object
     """Send one request and return the JSON of its answer; raises for anything but 2xx."""
     body = None if payload is None else json.dumps(payload).encode()
     headers = dict(HEADERS, **({"Idempotency-Key": key} if key else {}))
-    request = urllib.request.Request(url, data=body, headers=headers, method=method)  # noqa: S310  the operator's URL
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         return json.loads(answer.read())
 
 
@@ -75,5 +75,5 @@ if __name__ == "__main__":
     try:
         _, address, duration = sys.argv
     except ValueError:
-        sys.exit("usage: demo_script.py BASE_URL SECONDS")
+        sys.exit("usage: oauth2.py BASE_URL SECONDS")
     sys.exit(main(address, float(duration)))

@@ -1,0 +1,20 @@
+"""The emulated systems by the preset that each is for; imported when they are asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.emulator.systems.system import System
+
+_CLASSES = {
+    "arena": "arena.Arena",
+    "teamcenter": "teamcenter.Teamcenter",
+}
+NAMES = tuple(_CLASSES)
+
+
+def system_class(preset: str) -> "type[System]":
+    """Return the system that *preset* is tried against; KeyError for one that has none."""
+    module, _, name = _CLASSES[preset].partition(".")
+    found: type[System] = getattr(import_module(f"sidecar.emulator.systems.{module}"), name)
+    return found
