@@ -13,7 +13,7 @@ from sidecar.auth.client_auth import prove, read_secret, sign
 from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.auth.lifetimes import claims_of, issuer_time
 from sidecar.auth.tls import Contexts, read_pem
-from sidecar.auth.token_answer import read_grant
+from sidecar.auth.token_answer import Judge, read_grant
 from sidecar.auth.token_endpoint import Form, open_client, post
 from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, ConfigurationError, CredentialRejected, IssuerUnavailable, Unusable
@@ -30,7 +30,7 @@ _GRANT_TYPES = {
 
 
 class OAuth2Issuer:
-    """Obtain tokens for one credential.
+    """Obtain tokens for one credential; *judge* has the last word on each, None: what was granted counts.
 
     Nothing is kept between calls but by how much the issuer's clock is ahead of ours, the TLS context, one of
     *contexts*, which others may use as well, and the first refresh token, as another one is another credential: all
@@ -38,8 +38,17 @@ class OAuth2Issuer:
     Calls may overlap; that only one instance renews at a time is the caller's business.
     """
 
-    def __init__(self, settings: OAuth2, *, tls: Tls, clock: Clock, contexts: Contexts | None = None) -> None:
+    def __init__(
+        self,
+        settings: OAuth2,
+        *,
+        tls: Tls,
+        clock: Clock,
+        contexts: Contexts | None = None,
+        judge: Judge | None = None,
+    ) -> None:
         self._settings = settings
+        self._judge = judge
         self._tls = tls
         self._clock = clock
         user = _user(settings)
@@ -200,7 +209,7 @@ class OAuth2Issuer:
         received_at = self._clock.now()
         if (date := issuer_time(answer.fields)) is not None:
             self._skew = date - received_at
-        return read_grant(
+        granted = read_grant(
             answer,
             who=self._who,
             grant=grant,
@@ -212,6 +221,7 @@ class OAuth2Issuer:
             encoded=proof.encoded,
             received_at=received_at,
         )
+        return granted if self._judge is None else self._judge(answer, granted)
 
 
 def _user(settings: OAuth2) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, quote_plus
@@ -15,6 +15,9 @@ from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Mis
 from sidecar.policy.classify import retry_after
 from sidecar.policy.message import value_of
 from sidecar.secret import Secret
+
+Judge = Callable[[Answer, Grant], Grant]
+"""From an answer and what it grants to the grant that counts; raises CredentialRejected for one that is of no use."""
 
 _WEATHER = frozenset({"server_error", "temporarily_unavailable", "slow_down", "rate_limit_exceeded"})
 """Codes that speak of the issuer's state or of the rate, not of the credential."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _SCRIPTS = Path(__file__).parents[1] / "emulator/scripts"
 _DEATHS = 5
-_WITHIN = "1s"
+_WITHIN = 0.05
+"""Of the time that the script runs: a session that dies younger was taken by another login."""
 _PASSWORD = "caNARY-of-last-year"  # noqa: S105  what the script knows, and the system must never see
 
 SYSTEMS = NAMES
@@ -36,7 +37,7 @@ def play(name: str, seconds: float) -> None:
     if _has_one_seat(name):
         console.print(
             f"(deaths follow each other here faster than in a plant, so a recipe that extends {name} sets"
-            f" sessions.stolen.within to {_WITHIN}; the default is 10s)"
+            f" sessions.stolen.within to {seconds * _WITHIN:g}s; the default is 10s)"
         )
     report, state, shown = asyncio.run(_play(name, seconds))
     counters = state["counters"]
@@ -72,7 +73,7 @@ async def _play(name: str, seconds: float) -> tuple[dict[str, Any], dict[str, An
 
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-demo-") as folder:
         async with system_class(name).start() as system:
-            settings = Settings.model_validate(_configuration(name, system, Path(folder)))
+            settings = Settings.model_validate(_configuration(name, system, Path(folder), seconds * _WITHIN))
             async with running(settings, clock=SystemClock(), emit=quiet) as app:
                 target = system.api_url.replace("https://", "http://", 1)
                 environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
@@ -111,11 +112,11 @@ def _has_one_seat(name: str) -> bool:
     return preset(name).sessions.per_account == "one"
 
 
-def _configuration(name: str, system: "System", folder: Path) -> dict[str, Any]:
+def _configuration(name: str, system: "System", folder: Path, within: float) -> dict[str, Any]:
     secrets = {key: {"value": value} for key, value in system.secrets.items()}
     way: dict[str, Any] = {"preset": name}
     if _has_one_seat(name):
-        way = {"recipe": {"extends": name, "sessions": {"stolen": {"within": _WITHIN}}}}
+        way = {"recipe": {"extends": name, "sessions": {"stolen": {"within": within}}}}
     upstream = {
         "base_url": system.api_url,
         "tls": {"ca": str(system.ca_path)},

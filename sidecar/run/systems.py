@@ -49,14 +49,14 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     from sidecar.auth.recipes.dialect import recipe_dialect
     from sidecar.auth.recipes.keepalive import use_of
     from sidecar.auth.recipes.login import RecipeIssuer
-    from sidecar.auth.recipes.oauth2 import oauth2_settings
+    from sidecar.auth.recipes.oauth2 import judge_of, oauth2_settings
     from sidecar.auth.recipes.shims import logins_of
 
     bound = Bound(name, recipe, upstream.credential, upstream.origin)
     oauth2 = oauth2_settings(bound) if recipe.login.oauth2 is not None else None
     issuer: Issuer
     if oauth2 is not None:
-        issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts)
+        issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, judge=judge_of(bound))
     else:
         issuer = RecipeIssuer(bound, tls=upstream.tls, clock=clock, contexts=contexts)
     return System(

@@ -14,6 +14,7 @@ from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
 from sidecar.settings import Recipe, SecretReference
 from sidecar.settings.recipe import Send
+from sidecar.settings.values import parse_duration
 
 STATELESS = {"=": Secret("true")}
 """The values of a credential that is nothing but what is configured."""
@@ -97,6 +98,17 @@ class Bound:
             secrets = {name: reference.read().reveal() for name, reference in self.secrets.items()}
             parts["secrets"] = hashlib.sha256(json.dumps(secrets, sort_keys=True).encode()).hexdigest()
         return json.dumps(parts, sort_keys=True)
+
+    def duration(self, given: float | str | None) -> float | None:
+        """Return a duration of the recipe in seconds, None for None; raises ConfigurationError for what is none."""
+        if given is None or isinstance(given, float):
+            return given
+        try:
+            return parse_duration(text(render(given, self.lookup())))
+        except (Unset, ValueError):
+            raise ConfigurationError(
+                f"upstreams.{self.name}: login.life is {given}, which gives no duration; expected one such as 20m"
+            ) from None
 
     def _names_somebody(self) -> bool:
         """Tell whether a value that the recipe wants, and that is no secret, says whose the credential is."""

@@ -12,14 +12,12 @@ from sidecar.auth.recipes.bound import STATELESS, Bound, as_values, known
 from sidecar.auth.recipes.jar import Jar, from_text, to_text
 from sidecar.auth.recipes.matches import any_of
 from sidecar.auth.recipes.steps import Unreached, Walk, course_of
-from sidecar.auth.recipes.templates import Unset, render, text
 from sidecar.auth.tls import Contexts
 from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable
 from sidecar.secret import Secret
 from sidecar.settings import Tls, prime
 from sidecar.settings.recipe import Layer, Match
-from sidecar.settings.values import parse_duration
 
 _IN_A_ROW = 2
 _SHARE = 0.3
@@ -141,7 +139,7 @@ class RecipeIssuer:
     def _grant(self, values: Values, variables: Mapping[str, Any], requested_at: float) -> Grant:
         life = self._bound.recipe.login.life
         told = _seconds(variables.get("expires_in"))
-        longest = self._duration(life.max_)
+        longest = self._bound.duration(life.max_)
         return Grant(
             values=values,
             kept=None,
@@ -149,16 +147,8 @@ class RecipeIssuer:
             lifetime=told or longest or math.inf,
             source="expires_in" if told else "recipe",
             how="login" if self._login else "configured",
-            idle=self._duration(life.idle),
+            idle=self._bound.duration(life.idle),
         )
-
-    def _duration(self, given: float | str | None) -> float | None:
-        if given is None or isinstance(given, float):
-            return given
-        try:
-            return parse_duration(text(render(given, self._bound.lookup())))
-        except (Unset, ValueError):
-            raise IssuerUnavailable(f"{self._who}: life is {given}, which is no duration") from None
 
 
 def dead_of(layer: Layer) -> tuple[Match, ...]:
