@@ -68,6 +68,19 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     )
 
 
+def doubts_of(settings: Settings) -> list[str]:
+    """Return what the recipes of upstreams say in vain, each a key path and a sentence."""
+    from sidecar.auth.recipes.bound import Bound
+    from sidecar.auth.recipes.lint import lint
+
+    return [
+        f"upstreams.{name}.recipe.{doubt}"
+        for name, upstream in settings.upstreams.items()
+        if upstream.recipe is not None and upstream.system is not None
+        for doubt in lint(Bound(name, upstream.system, upstream.credential, upstream.origin))
+    ]
+
+
 def hosts_of(settings: Settings, clock: Clock) -> list[tuple[str, int]]:
     """Return host and port of every upstream, and of every origin that one answers logins of its clients for."""
     found: dict[tuple[str, int], None] = {}

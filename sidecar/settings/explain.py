@@ -1,5 +1,6 @@
 """What is wrong with a value, in one line that names the key path and what is accepted."""
 
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,7 +19,8 @@ def explained(error: ValidationError, model: type[BaseModel]) -> str:
         message = f"expected a mapping of {', '.join(_known_keys(model, location))}"
     if first["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(model, location[:-1])
-        message = f"unknown key; expected one of: {', '.join(known)}"
+        near = get_close_matches(str(location[-1]), known, 1) if location else []
+        message = f"unknown key; expected one of: {', '.join(known)}{f'; did you mean {near[0]}?' if near else ''}"
         if known == list(SecretReference.model_fields):
             location = location[:-1]  # in braces, the secret itself would be the key
     key = ".".join(str(part) for part in location)

@@ -200,11 +200,17 @@ UNKNOWN = [
 def test_unknown_key_is_refused(key: str) -> None:
     """A misspelt key, or one of a part that is not built, would be a setting that has no effect."""
     message = refused(f"{key}=1")
-    known = message.partition("unknown key; expected one of: ")[2].split(", ")
+    known = message.partition("unknown key; expected one of: ")[2].partition("; did you mean ")[0].split(", ")
 
     assert message.startswith(f"configuration: {key}: unknown key; expected one of: ")
     assert len(known) >= 2
     assert all(name.isidentifier() for name in known)
+
+
+def test_a_slip_of_the_pen_is_guessed() -> None:
+    """What is near is asked for; what is not is no guess."""
+    assert refused("listen.proxxy=1").endswith("; did you mean proxy?")
+    assert "did you mean" not in refused("x=1")
 
 
 def test_known_keys_are_those_of_the_place() -> None:
