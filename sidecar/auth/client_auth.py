@@ -107,3 +107,17 @@ def read_secret(key: str, reference: SecretReference | None) -> Secret:
     if reference is None:
         raise ConfigurationError(f"oauth2.{key} is missing; {EXPECTED}")
     return reference.read()
+
+
+def user_of(settings: OAuth2) -> str | None:
+    """Return whom the grant names."""
+    return {"password": settings.username, "jwt_bearer": settings.subject}.get(settings.grant)
+
+
+def given_of(settings: OAuth2) -> Secret | None:
+    """Return the ready token that says whose the new one is to be, None with a grant that sends none."""
+    if settings.grant == "token_exchange":
+        return read_secret("subject_token", settings.subject_token)
+    if settings.grant == "jwt_bearer" and settings.assertion_file:
+        return SecretReference(file=settings.assertion_file).read()
+    return None

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sidecar.auth.client_auth import prove, read_secret, sign
+from sidecar.auth.client_auth import given_of, prove, read_secret, sign, user_of
 from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.auth.lifetimes import claims_of, issuer_time
 from sidecar.auth.tls import Contexts, read_pem
 from sidecar.auth.token_answer import Judge, read_grant
-from sidecar.auth.token_endpoint import Form, open_client, post
+from sidecar.auth.token_endpoint import Form, asked, open_client, post
+from sidecar.auth.watch import Watch
 from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, ConfigurationError, CredentialRejected, IssuerUnavailable, Unusable
 from sidecar.secret import Secret
@@ -32,6 +33,8 @@ _GRANT_TYPES = {
 class OAuth2Issuer:
     """Obtain tokens for one credential; *judge* has the last word on each, None: what was granted counts.
 
+    *watch* is told of each request and its answer.
+
     Nothing is kept between calls but by how much the issuer's clock is ahead of ours, the TLS context, one of
     *contexts*, which others may use as well, and the first refresh token, as another one is another credential: all
     other secrets are read anew each time, each request has its own connection.
@@ -46,12 +49,14 @@ class OAuth2Issuer:
         clock: Clock,
         contexts: Contexts | None = None,
         judge: Judge | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._settings = settings
         self._judge = judge
+        self._watch = watch
         self._tls = tls
         self._clock = clock
-        user = _user(settings)
+        user = user_of(settings)
         whose = f"client {settings.client_id!r}" + (f", user {user!r}" if user else "")
         self._who = f"issuer {settings.origin.authority}, {whose}:"
         self._contexts = contexts or Contexts()
@@ -119,12 +124,12 @@ class OAuth2Issuer:
             parts |= {
                 "token_url": settings.token_url,
                 "grant": settings.grant,
-                "user": _user(settings),
+                "user": user_of(settings),
                 "scope": sorted(set((settings.scope or "").split())),
                 "extra": settings.extra,
                 "resource": sorted(settings.resource),
             }
-            if given := _given(settings):
+            if given := given_of(settings):
                 # What says whose token it is stays when the text is renewed; of an opaque one nothing does.
                 claims = claims_of(given.reveal())
                 whose = [claims.get("iss"), claims.get("sub")]
@@ -168,7 +173,7 @@ class OAuth2Issuer:
         if settings.grant == "password":
             return [("username", settings.username or ""), ("password", read_secret("password", settings.password))]
         if settings.grant == "jwt_bearer":
-            given = _given(settings) or sign(settings, settings.subject or "", self._clock.now() + self._skew)
+            given = given_of(settings) or sign(settings, settings.subject or "", self._clock.now() + self._skew)
             return [("assertion", given)]
         if settings.grant == "token_exchange":
             subject_token = read_secret("subject_token", settings.subject_token)
@@ -207,6 +212,8 @@ class OAuth2Issuer:
         sent = [(name, value) for name, value in whole if value]
         answer = await post(client, settings.token_url, sent, proof.authorization, who=self._who)
         received_at = self._clock.now()
+        if self._watch is not None:
+            self._watch(asked(settings.token_url, sent, proof.authorization, answer))
         if (date := issuer_time(answer.fields)) is not None:
             self._skew = date - received_at
         granted = read_grant(
@@ -222,20 +229,6 @@ class OAuth2Issuer:
             received_at=received_at,
         )
         return granted if self._judge is None else self._judge(answer, granted)
-
-
-def _user(settings: OAuth2) -> str | None:
-    """Return whom the grant names."""
-    return {"password": settings.username, "jwt_bearer": settings.subject}.get(settings.grant)
-
-
-def _given(settings: OAuth2) -> Secret | None:
-    """Return the ready token that says whose the new one is to be, None with a grant that sends none."""
-    if settings.grant == "token_exchange":
-        return read_secret("subject_token", settings.subject_token)
-    if settings.grant == "jwt_bearer" and settings.assertion_file:
-        return SecretReference(file=settings.assertion_file).read()
-    return None
 
 
 def _hash(secret: Secret) -> str:

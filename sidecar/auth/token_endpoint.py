@@ -9,6 +9,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from sidecar.auth.watch import Asked
 from sidecar.errors import BrokenOff, IssuerUnavailable
 from sidecar.policy.message import Fields
 from sidecar.secret import Secret
@@ -89,6 +90,21 @@ async def post(
     except (httpx.HTTPError, OSError) as error:  # a TLS error after the handshake comes as a bare ssl.SSLError
         failure = BrokenOff(f"{who} broke off before its answer was complete: {cause_of(error)}")
     raise failure  # out here, so that nothing that knows the request hangs on to it
+
+
+def asked(url: str, form: Iterable[tuple[str, str | Secret]], authorization: Secret | None, answer: Answer) -> Asked:
+    """Return what `post` sent and got, for those who look on."""
+    shown = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in form]
+    return Asked(
+        where="oauth2",
+        method="POST",
+        url=url,
+        fields=() if authorization is None else ((b"Authorization", authorization.reveal().encode()),),
+        body=urlencode(shown).encode(),
+        status=answer.status,
+        answer=answer.fields,
+        content=answer.body,
+    )
 
 
 async def _read(response: "httpx.Response") -> Answer:

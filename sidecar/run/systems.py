@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sidecar.auth.dialect import Dialect, oauth2_dialect
 from sidecar.auth.oauth2 import OAuth2Issuer
 from sidecar.auth.tls import Contexts
+from sidecar.auth.watch import Watch
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.policy.idleness import Use
@@ -30,20 +31,27 @@ class System:
     oauth2: OAuth2 | None
 
 
-def system_of(name: str, upstream: Upstream, clock: Clock, contexts: Contexts | None) -> System:
-    """Return the system of the upstream *name*; raises ConfigurationError, also for a recipe that cannot be used."""
+def system_of(
+    name: str, upstream: Upstream, clock: Clock, contexts: Contexts | None, watch: Watch | None = None
+) -> System:
+    """Return the system of the upstream *name*; raises ConfigurationError, also for a recipe that cannot be used.
+
+    *watch* is told of each request of a login, and its answer.
+    """
     recipe = upstream.system
     if recipe is not None:
-        return _by_recipe(name, upstream, recipe, clock, contexts)
+        return _by_recipe(name, upstream, recipe, clock, contexts, watch)
     if (oauth2 := upstream.oauth2) is None:
         raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
-    issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts)
+    issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch)
     return System(
         issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), logins=frozenset(), use=None, oauth2=oauth2
     )
 
 
-def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, contexts: Contexts | None) -> System:
+def _by_recipe(
+    name: str, upstream: Upstream, recipe: Recipe, clock: Clock, contexts: Contexts | None, watch: Watch | None
+) -> System:
     # Late: who has no recipe is spared the memory.
     from sidecar.auth.recipes.bound import Bound
     from sidecar.auth.recipes.dialect import recipe_dialect
@@ -56,9 +64,11 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     oauth2 = oauth2_settings(bound) if recipe.login.oauth2 is not None else None
     issuer: Issuer
     if oauth2 is not None:
-        issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, judge=judge_of(bound))
+        issuer = OAuth2Issuer(
+            oauth2, tls=upstream.tls, clock=clock, contexts=contexts, judge=judge_of(bound), watch=watch
+        )
     else:
-        issuer = RecipeIssuer(bound, tls=upstream.tls, clock=clock, contexts=contexts)
+        issuer = RecipeIssuer(bound, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch)
     return System(
         issuer=issuer,
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),

@@ -13,7 +13,7 @@ from sidecar.errors import ConfigurationError
 from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
 from sidecar.settings import Recipe, SecretReference
-from sidecar.settings.recipe import Send
+from sidecar.settings.recipe import Layer, Match, Send
 from sidecar.settings.values import parse_duration
 
 STATELESS = {"=": Secret("true")}
@@ -146,6 +146,13 @@ class Bound:
         if variable.default is None or name in names_in(variable.default):
             raise Unset
         return render(variable.default, self.lookup())
+
+
+def dead_of(layer: Layer) -> tuple[Match, ...]:
+    """Return what the layer's answers of a dead credential are: 401 unless it says, if it is obtained at all."""
+    if layer.dead is not None:
+        return layer.dead
+    return (Match(status=(401,)),) if layer.steps or layer.oauth2 is not None else ()
 
 
 def known(values: Values) -> Lookup:

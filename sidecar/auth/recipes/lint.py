@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sidecar.auth.recipes.bound import Bound
+from sidecar.auth.recipes.bound import Bound, dead_of
 from sidecar.auth.recipes.documents import Document, set_at
-from sidecar.auth.recipes.login import dead_of
 from sidecar.auth.recipes.matches import Message, any_of, compile_match, glob, url_of
 from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.settings.recipe import Layer, Match, Pattern, Source, Step

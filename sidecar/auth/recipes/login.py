@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from sidecar.auth.grant import JAR, Anew, Grant, Values
-from sidecar.auth.recipes.bound import STATELESS, Bound, as_values, known
+from sidecar.auth.recipes.bound import STATELESS, Bound, as_values, dead_of, known
 from sidecar.auth.recipes.jar import Jar, from_text, to_text
 from sidecar.auth.recipes.matches import any_of
-from sidecar.auth.recipes.steps import Unreached, Walk, course_of
+from sidecar.auth.recipes.steps import Course, Unreached, Walk, course_of
 from sidecar.auth.tls import Contexts
+from sidecar.auth.watch import Watch
 from sidecar.clock import Clock
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable
 from sidecar.secret import Secret
 from sidecar.settings import Tls, prime
-from sidecar.settings.recipe import Layer, Match
+from sidecar.settings.recipe import Layer
 
 _IN_A_ROW = 2
 _SHARE = 0.3
@@ -29,19 +30,29 @@ _PAUSE = 300.0
 class RecipeIssuer:
     """Obtain the credential of *bound* by its steps; without steps it is what is configured.
 
-    Calls may overlap; that only one instance logs in at a time is the caller's business.
+    Calls may overlap; that only one instance logs in at a time is the caller's business. *watch* is told of each
+    request and its answer.
     """
 
-    def __init__(self, bound: Bound, *, tls: Tls, clock: Clock, contexts: Contexts | None = None) -> None:
+    def __init__(
+        self,
+        bound: Bound,
+        *,
+        tls: Tls,
+        clock: Clock,
+        contexts: Contexts | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         recipe = bound.recipe
+        self._watch = watch
         self._bound = bound
         self._tls = tls
         self._clock = clock
         self._contexts = contexts or Contexts()
         self._who = f"login of {bound.name}"
-        self._login = [course_of(step, bound) for step in recipe.login.steps]
-        self._csrf = [course_of(step, bound) for step in (recipe.csrf.steps if recipe.csrf else ())]
-        self._logout = course_of(recipe.logout, bound) if recipe.logout else None
+        self._login = _courses("login", recipe.login, bound)
+        self._csrf = _courses("csrf", recipe.csrf, bound)
+        self._logout = course_of("logout", recipe.logout, bound) if recipe.logout else None
         self._dead = any_of(dead_of(recipe.login), bound.lookup())
         self._shows = bound.sends
         self._failures = 0
@@ -109,7 +120,10 @@ class RecipeIssuer:
     async def _walk(self, seconds: float) -> AsyncIterator[Walk]:
         context: ssl.SSLContext = await self._contexts.of(self._tls)
         try:
-            async with asyncio.timeout(seconds), Walk(self._bound, context, self._who, self._clock.now) as walk:
+            async with (
+                asyncio.timeout(seconds),
+                Walk(self._bound, context, self._who, self._clock.now, self._watch) as walk,
+            ):
                 yield walk
         except TimeoutError:
             raise BrokenOff(f"{self._who} gave no complete answer within {seconds:.3g} s; see renew.timeout") from None
@@ -151,11 +165,9 @@ class RecipeIssuer:
         )
 
 
-def dead_of(layer: Layer) -> tuple[Match, ...]:
-    """Return what the layer's answers of a dead credential are: 401 unless it says, if it is obtained at all."""
-    if layer.dead is not None:
-        return layer.dead
-    return (Match(status=(401,)),) if layer.steps or layer.oauth2 is not None else ()
+def _courses(name: str, layer: Layer | None, bound: Bound) -> list[Course]:
+    steps = layer.steps if layer is not None else ()
+    return [course_of(f"{name}.steps.{number}", step, bound) for number, step in enumerate(steps)]
 
 
 def _seconds(given: Any) -> float | None:

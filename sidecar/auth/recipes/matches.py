@@ -17,7 +17,7 @@ from sidecar.settings.recipe import Match, Pattern, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A request, or an answer with the *request* that it answers.
+    """A request, or an answer with the *request* that it answers; *before*: the redirect that led to it.
 
     *url*: scheme, host and path of a request as sent. *document*: its body, empty when it was not looked at.
     """
@@ -29,6 +29,7 @@ class Message:
     query: str = ""
     status: int = 0
     request: "Message | None" = None
+    before: "Message | None" = None
 
     def header(self, name: str) -> list[str]:
         """Return the values of the fields called *name*, which is compared without case and with `_` as `-`."""

@@ -1,9 +1,8 @@
 """What answers say of the credential, by a recipe, and which of them are looked into."""
 
 from sidecar.auth.dialect import HoldBack, Read
-from sidecar.auth.recipes.bound import Bound
+from sidecar.auth.recipes.bound import Bound, dead_of
 from sidecar.auth.recipes.documents import Document
-from sidecar.auth.recipes.login import dead_of
 from sidecar.auth.recipes.matches import Message, any_of, joined, url_of
 from sidecar.auth.recipes.sources import number
 from sidecar.policy.classify import classify_unauthorized, retry_after

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -12,10 +12,12 @@ from sidecar.auth.recipes.documents import MAX_BODY, Document
 from sidecar.auth.recipes.jar import Jar, shown, taken, value_in
 from sidecar.auth.recipes.matches import Matching, Message, any_of
 from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
+from sidecar.auth.recipes.seen import seen
 from sidecar.auth.recipes.sources import find, number
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
-from sidecar.auth.recipes.words import said, unmet
+from sidecar.auth.recipes.words import path_of, said, unmet
 from sidecar.auth.token_endpoint import cause_of
+from sidecar.auth.watch import Watch
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Lapsed, Misplaced
 from sidecar.policy.classify import retry_after
 from sidecar.policy.coding import decoded
@@ -37,19 +39,20 @@ _PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A step, its matches compiled."""
+    """The step at the key path *where*, its matches compiled."""
 
+    where: str
     step: Step
     ok: Matching
     fatal: Matching
     pauses: tuple[Matching, ...]
 
 
-def course_of(step: Step, bound: Bound) -> Course:
+def course_of(where: str, step: Step, bound: Bound) -> Course:
     """Return *step* ready to be taken."""
     lookup = bound.lookup()
     pauses = tuple(any_of(pause.when, lookup) for pause in step.pause)
-    return Course(step, any_of(step.ok, lookup), any_of(step.fatal, lookup), pauses)
+    return Course(where, step, any_of(step.ok, lookup), any_of(step.fatal, lookup), pauses)
 
 
 class Unreached(IssuerUnavailable):
@@ -57,9 +60,15 @@ class Unreached(IssuerUnavailable):
 
 
 class Walk:
-    """One login under way: `variables` and `jar` grow with each step; a context that gives its connections back."""
+    """One login under way: `variables` and `jar` grow with each step; a context that gives its connections back.
 
-    def __init__(self, bound: Bound, context: ssl.SSLContext, who: str, now: Callable[[], float]) -> None:
+    *watch* is told of each step's requests and their answers.
+    """
+
+    def __init__(
+        self, bound: Bound, context: ssl.SSLContext, who: str, now: Callable[[], float], watch: Watch | None = None
+    ) -> None:
+        self._watch = watch
         self._bound = bound
         self._context = context
         self._who = who
@@ -97,7 +106,10 @@ class Walk:
         for name, template in step.set.items():
             self._set(name, template, lookup)
         answer = await self._answer(step, shows, lookup)
-        where = f"{self._who}: {step.request.split()[0]} {_path(answer)} answered {answer.status}"
+        if self._watch is not None:
+            for each in seen(course.where, step, answer, self.jar, self._bound, lookup):
+                self._watch(each)
+        where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
                 wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
@@ -155,7 +167,7 @@ class Walk:
                 method, body = "GET", b""
                 headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
             sent = Outgoing(method, self._joined(sent.url, location), headers, body)
-            answer = await self._send(sent)
+            answer = replace(await self._send(sent), before=answer)
         return answer
 
     async def _send(self, sent: Outgoing) -> Message:
@@ -236,8 +248,3 @@ async def _read(response: "httpx.Response") -> bytes:
         if len(body) > MAX_BODY:
             break
     return bytes(body[:MAX_BODY])
-
-
-def _path(answer: Message) -> str:
-    url = answer.request.url if answer.request else ""
-    return "/" + url.partition("://")[2].partition("/")[2]

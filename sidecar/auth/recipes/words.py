@@ -94,3 +94,9 @@ def said(answer: Message) -> str:
             if isinstance(value, int | str) and _WORD.fullmatch(str(value)):
                 return f" ({value})"
     return ""
+
+
+def path_of(answer: Message) -> str:
+    """Return the path that was asked for."""
+    url = answer.request.url if answer.request else ""
+    return "/" + url.partition("://")[2].partition("/")[2]

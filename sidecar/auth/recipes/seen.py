@@ -1,0 +1,73 @@
+"""A step of a login as those see it who look on: each request and answer, and what was looked for in the last."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from sidecar.auth.recipes.bound import Bound, dead_of
+from sidecar.auth.recipes.jar import Jar, value_in
+from sidecar.auth.recipes.matches import Message
+from sidecar.auth.recipes.sources import find
+from sidecar.auth.recipes.templates import Lookup, Unset, text
+from sidecar.auth.recipes.words import unmet
+from sidecar.auth.watch import Asked
+from sidecar.settings.recipe import Match, Source, Step
+
+
+def seen(where: str, step: Step, answer: Message, jar: Jar, bound: Bound, lookup: Lookup) -> Iterator[Asked]:
+    """Yield the requests of *step*, redirects first; *jar*: as the last answer left it."""
+    verdicts, hidden = _verdicts(step, answer, jar, bound, lookup)
+    hops = [answer]
+    while (earlier := hops[0].before) is not None:
+        hops.insert(0, earlier)
+    for hop in hops:
+        request = hop.request or hop
+        yield Asked(
+            where=where,
+            method=request.method,
+            url=request.url + (f"?{request.query}" if request.query else ""),
+            fields=request.fields,
+            body=request.document.data or b"",
+            status=hop.status,
+            answer=hop.fields,
+            content=hop.document.data or b"",
+            hidden=tuple(hidden),
+            verdicts=tuple(verdicts) if hop is answer else ("followed: a redirect",),
+        )
+
+
+def _verdicts(step: Step, answer: Message, jar: Jar, bound: Bound, lookup: Lookup) -> tuple[list[str], list[str]]:
+    lacks = unmet(step.ok, answer, lookup)
+    found = [f"ok: {'does not hold: ' + lacks if lacks else 'holds'}"]
+    hidden = []
+    for name, sources in step.get.items():
+        value, place = _found(sources, answer, jar, lookup)
+        hidden += [] if place is None else [value]
+        found.append(f"get {name}: {f'found, {place}' if place else f'not found, {_places(sources)}'}")
+    for number, pause in enumerate(step.pause):
+        found.append(f"pause {number}: {_word(pause.when, answer, lookup)}")
+    found += [f"fatal {number}: {_word([match], answer, lookup)}" for number, match in enumerate(step.fatal)]
+    dead = dead_of(bound.recipe.login)
+    holding = [str(number) for number, match in enumerate(dead) if _word([match], answer, lookup) == "holds"]
+    found.append(f"login.dead: {' and '.join(holding) + ' of ' if holding else 'none of '}{len(dead)} holds")
+    return found, hidden
+
+
+def _found(sources: Sequence[Source], answer: Message, jar: Jar, lookup: Lookup) -> tuple[str, str | None]:
+    """Return the value that *sources* give, and the place that it came from; None: there is none."""
+    for source in sources:
+        for place, each in ((_places([source]), source.model_copy(update={"else_": None})), ("else", source)):
+            with contextlib.suppress(Unset):
+                return text(find([each], answer, lambda cookie: value_in(jar, cookie), lookup)), place
+    return "", None
+
+
+def _word(matches: Sequence[Match], answer: Message, lookup: Lookup) -> str:
+    return "does not hold" if unmet(matches, answer, lookup) else "holds"
+
+
+def _places(sources: Sequence[Source]) -> str:
+    found = []
+    for source in sources:
+        named = ((name, getattr(source, name)) for name in ("json_", "xml", "header", "cookie", "body"))
+        found.append(next((f"{name.rstrip('_')} {where}" for name, where in named if where is not None), "else"))
+    return ", ".join(found)
