@@ -40,10 +40,13 @@ SESSION = re.compile(rb"canary-session-\d+|canary-xsrf-\d+")
 
 
 def quick(name: str) -> dict[str, Any]:
-    """Return what to change where deaths follow each other fast, and no foreign login is behind them."""
-    if preset(name).sessions.per_account == "many":
-        return {}
-    return {"recipe": {"extends": name, "sessions": {"stolen": {"within": "1ms"}}}}
+    """Return what to change where deaths follow each other fast, and no foreign login or mistake is behind them."""
+    recipe = preset(name)
+    if recipe.login.oauth2 is not None:
+        return {"renew": {"min_interval": 0}}
+    if recipe.sessions.per_account == "one":
+        return {"recipe": {"extends": name, "sessions": {"stolen": {"within": "1ms"}}}}
+    return {}
 
 
 @dataclass

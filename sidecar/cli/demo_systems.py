@@ -34,11 +34,8 @@ def play(name: str, seconds: float) -> None:
     console = Console(soft_wrap=True)
     console.print(f"an emulated system ({preset(name).title}) ends every session {_DEATHS} times,")
     console.print(f"somebody else logs in once; the script logs in by itself, runs {seconds:g} s and knows nothing ...")
-    if _has_one_seat(name):
-        console.print(
-            f"(deaths follow each other here faster than in a plant, so a recipe that extends {name} sets"
-            f" sessions.stolen.within to {seconds * _WITHIN:g}s; the default is 10s)"
-        )
+    if changes := _haste(name, seconds):
+        console.print(f"(deaths follow each other here faster than in a plant, hence {json.dumps(changes)})")
     report, state, shown = asyncio.run(_play(name, seconds))
     counters = state["counters"]
     table = Table(box=None, show_header=False)
@@ -73,7 +70,7 @@ async def _play(name: str, seconds: float) -> tuple[dict[str, Any], dict[str, An
 
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-demo-") as folder:
         async with system_class(name).start() as system:
-            settings = Settings.model_validate(_configuration(name, system, Path(folder), seconds * _WITHIN))
+            settings = Settings.model_validate(_configuration(name, system, Path(folder), seconds))
             async with running(settings, clock=SystemClock(), emit=quiet) as app:
                 target = system.api_url.replace("https://", "http://", 1)
                 environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
@@ -106,17 +103,22 @@ def _script(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _has_one_seat(name: str) -> bool:
+def _haste(name: str, seconds: float) -> dict[str, Any]:
+    """Return what an upstream needs that does not take deaths in quick succession for mistakes, or foreign logins."""
     from sidecar.settings.shipped import preset
 
-    return preset(name).sessions.per_account == "one"
+    recipe = preset(name)
+    if recipe.login.oauth2 is not None:
+        return {"renew": {"min_interval": 0}}
+    if recipe.sessions.per_account == "one":
+        return {"recipe": {"extends": name, "sessions": {"stolen": {"within": seconds * _WITHIN}}}}
+    return {}
 
 
-def _configuration(name: str, system: "System", folder: Path, within: float) -> dict[str, Any]:
+def _configuration(name: str, system: "System", folder: Path, seconds: float) -> dict[str, Any]:
     secrets = {key: {"value": value} for key, value in system.secrets.items()}
-    way: dict[str, Any] = {"preset": name}
-    if _has_one_seat(name):
-        way = {"recipe": {"extends": name, "sessions": {"stolen": {"within": within}}}}
+    changes = _haste(name, seconds)
+    way = {} if "recipe" in changes else {"preset": name}
     upstream = {
         "base_url": system.api_url,
         "tls": {"ca": str(system.ca_path)},
@@ -125,5 +127,5 @@ def _configuration(name: str, system: "System", folder: Path, within: float) -> 
     return {
         "state_dir": str(folder),
         "listen": {"proxy": "127.0.0.1:0", "admin": "127.0.0.1:0"},
-        "upstreams": {"plm": upstream | way},
+        "upstreams": {"plm": upstream | way | changes},
     }

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from sidecar.clock import SystemClock
-from sidecar.emulator.systems.arena import Arena
+from sidecar.emulator.systems.arena import Arena, ArenaTokens
 from sidecar.emulator.systems.system import SystemSwitches
 from sidecar.errors import ConfigurationError
 from sidecar.events import RequestDone
@@ -29,9 +29,9 @@ async def arena(**switches: Any) -> AsyncIterator[tuple[Arena, Arena]]:
     """Yield the API, and the host where its tokens are obtained."""
     async with (
         Arena.start(switches=SystemSwitches(**switches), names=("localhost",)) as api,
-        Arena.start(names=("127.0.0.1",)) as sso,
+        ArenaTokens.start(names=("127.0.0.1",)) as sso,
     ):
-        sso.tokens = api.tokens
+        sso.sessions = api.sessions
         yield api, sso
 
 
@@ -47,8 +47,8 @@ def settings(api: Arena, sso: Arena, folder: Path, **changes: Any) -> dict[str, 
         "preset": "arena-oauth",
         "tls": {"ca": bundle(folder, api, sso)},
         "credential": {
-            "client_id": "ours",
-            "client_secret": {"value": sso.client_secret},
+            "client_id": sso.user,
+            "client_secret": {"value": sso.password},
             "workspace_id": 1,
             "token_url": f"{sso.base_url}/oauth2/token",
         },

@@ -23,6 +23,7 @@ _PACIFIC = timezone(timedelta(hours=-7), "PDT")
 _ITEMS = 120
 _WORKSPACE = 898
 _LIMIT = 25000
+_TOKEN = 5399.0
 
 
 class Arena(System):
@@ -33,8 +34,6 @@ class Arena(System):
     def __init__(self, switches: SystemSwitches, clock: Clock) -> None:
         super().__init__(switches, clock)
         switches.per_user = True
-        self.tokens: dict[str, float] = {}
-        self.client_secret = "caNARY-arena-client"  # noqa: S105  of a client that exists nowhere else
         self._guid = 0
 
     @property
@@ -46,11 +45,6 @@ class Arena(System):
     def credential(self) -> dict[str, str]:
         """What `preset: arena` wants."""
         return {"email": self.user}
-
-    def kill(self) -> None:
-        """End every session and token."""
-        super().kill()
-        self.tokens.clear()
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request: the login, the token endpoint, or the API."""
@@ -64,9 +58,7 @@ class Arena(System):
             return await self._login(request)
         session = request.headers.get("arena_session_id")
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if bearer:
-            self.shown.add(bearer)
-        if not (self.use(session) if session else self.tokens.get(bearer, 0.0) > self.clock.monotonic()):
+        if not self.use(session or bearer):
             if not self.switches.early:
                 await request.read()
             return self._dressed(_error(self.switches.odd_status or 401, 401, "You are not authorized."), request)
@@ -106,14 +98,13 @@ class Arena(System):
 
     async def _token(self, request: web.BaseRequest) -> web.Response:
         form = dict(parse_qsl((await request.read()).decode()))
-        self.shown.add(form.get("client_secret", ""))
-        if form.get("client_secret") != self.client_secret or not form.get("workspace_id"):
-            self.counters["refused_logins"] += 1
+        await self.clock.sleep(self.switches.login_delay)
+        if self.switches.login_faults:
+            return web.json_response({"error": "server_error"}, status=self.switches.login_faults.pop(0))
+        token = self.log_in(form.get("client_id", ""), form.get("client_secret", ""))
+        if token is None or not form.get("workspace_id"):
             return web.json_response({"error": "invalid_client"}, status=401)
-        self.counters["logins"] += 1
-        token = f"canary-arena-token-{self.counters['logins']:06d}"
-        self.tokens[token] = self.clock.monotonic() + 5399
-        return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": 5399})
+        return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": int(_TOKEN)})
 
     async def _api(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         body = await request.read()
@@ -164,6 +155,33 @@ class Arena(System):
         if isinstance(answer, web.Response) and answer.body and "gzip" in request.headers.get("Accept-Encoding", ""):
             answer.enable_compression(web.ContentCoding.gzip)
         return answer
+
+
+class ArenaTokens(Arena):
+    """Arena as a machine user sees it: tokens of OAuth, of which several may live."""
+
+    preset = "arena-oauth"
+    logs_out = False
+
+    def __init__(self, switches: SystemSwitches, clock: Clock) -> None:
+        super().__init__(switches, clock)
+        switches.per_user = False
+        switches.longest = min(switches.longest, _TOKEN)
+
+    @property
+    def credential(self) -> dict[str, str]:
+        """What `preset: arena-oauth` wants."""
+        return {"client_id": self.user, "workspace_id": str(_WORKSPACE), "token_url": self.places["TOKEN_URL"]}
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secret of the client."""
+        return {"client_secret": self.password}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The token endpoint, which is another origin than the API."""
+        return {"TOKEN_URL": self.base_url.replace("localhost", "127.0.0.1") + "/oauth2/token"}
 
 
 def _page(request: web.BaseRequest) -> web.Response:

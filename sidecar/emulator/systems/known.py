@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "arena": "arena.Arena",
+    "arena-oauth": "arena.ArenaTokens",
     "teamcenter": "teamcenter.Teamcenter",
 }
 NAMES = tuple(_CLASSES)
