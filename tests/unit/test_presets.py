@@ -12,10 +12,25 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from sidecar.auth.recipes.bound import Bound
+from sidecar.auth.recipes.lint import lint
+from sidecar.emulator.systems.known import NAMES, system_class
+from sidecar.policy.routing import parse_base_url
 from sidecar.settings import load
 from sidecar.settings.shipped import PRESETS, preset_data, preset_text, resolved, starting
+from sidecar.settings.yaml_text import parse
+from tests.stage import SCRIPTED
 
 ROOT = Path(__file__).parents[2]
+STATIC = {"api-key", "basic"}
+"""Nothing dies there that a script could outlive."""
+HEADINGS = [
+    "What the system does",
+    "What the sidecar does",
+    "What to ask the administrator for",
+    "What is often said, and wrong",
+    "What cannot be had",
+]
 VENDOR_KEYS = ("add", "csrf", "exclude", "keepalive", "login", "logout", "quota", "retry", "shim", "throttle")
 
 
@@ -94,3 +109,32 @@ def test_who_has_no_recipe_loads_nothing_of_them() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in STATIC])
+def test_a_preset_is_whole(name: str) -> None:
+    """It has an emulator, a demo, scripts in two languages, and a page with the headings of all pages."""
+    assert system_class(name).preset == name
+    assert (ROOT / f"sidecar/emulator/scripts/{name.replace('-', '_')}.py").exists()
+    assert len([client for each, client in SCRIPTED if each == name]) >= 2
+    pages = [
+        page.read_text() for page in (ROOT / "docs/systems").glob("*.md") if f"preset: {name}\n" in page.read_text()
+    ]
+    assert pages
+    for page in pages:
+        assert [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")] == HEADINGS
+
+
+def test_every_emulator_has_a_preset() -> None:
+    """A system that is demonstrated is one that can be configured."""
+    assert set(NAMES) <= set(PRESETS) - STATIC
+
+
+def test_the_template_is_a_sound_recipe() -> None:
+    """Who begins with it begins with something that works."""
+    data = parse((ROOT / "docs/systems/template.yaml").read_text())
+    recipe = resolved(data)
+    bound = Bound("plm", recipe, {"username": "svc", "password": "x"}, parse_base_url("https://plm.example.com"))
+    assert lint(bound) == []
+    told = [fact for facts in data["facts"].values() for fact in facts]
+    assert {fact.partition(":")[0] for fact in told} == set(VENDOR_KEYS) & data.keys()
