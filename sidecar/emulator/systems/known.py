@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "arena": "arena.Arena",
     "teamcenter": "teamcenter.Teamcenter",
+    "windchill": "windchill.Windchill",
 }
 NAMES = tuple(_CLASSES)
 
