@@ -20,10 +20,10 @@ HoldBack = Callable[[Request, int, Fields], int]
 """
 Read = Callable[[Request, int, Fields, bytes | None, float], Reading]
 """From a request, its answer's head, the whole body and wall time to what it says; None: the body was not looked at."""
-Roll = Callable[[Values, Request, Fields], Values | None]
-"""From the values that are held, a request and its answer's fields to the values as that answer changed them.
+Roll = Callable[[Values, Values, Request, Fields], Values | None]
+"""From the values that are held, those of a request, that and its answer's fields to what the answer made of the first.
 
-None: it changed nothing. The values may be those of a later answer than the one that was asked with.
+None: it changed nothing. What is held may be of a later answer than the one that was asked with.
 """
 
 

@@ -255,10 +255,10 @@ def test_a_cookie_that_rolls_changes_what_follows_it() -> None:
     }
     made = dialect(steps)
     assert made.roll is not None
-    rolled = made.roll({"xsrf": Secret('"1"')}, request(), ((b"Set-Cookie", b"X=2; Path=/"),))
+    rolled = made.roll({"xsrf": Secret('"1"')}, {}, request(), ((b"Set-Cookie", b"X=2; Path=/"),))
     assert rolled is not None
     assert dressed(made, request(), rolled) == {b"X-X": b"2", b"Cookie": b"X=2"}
-    assert made.roll(rolled, request(), ((b"Set-Cookie", b"X=2; Path=/"),)) is None
+    assert made.roll(rolled, {}, request(), ((b"Set-Cookie", b"X=2; Path=/"),)) is None
     assert dialect().roll is None
 
 

@@ -17,6 +17,7 @@ class NonceSystem(System):
     way when its session ends is still answered.
     """
 
+    logs_out = False
     cookie = "JSESSIONID"
 
     def __init__(self, switches: SystemSwitches, clock: Clock) -> None:

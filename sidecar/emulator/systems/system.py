@@ -54,12 +54,13 @@ class SystemSwitches:
 class System(ABC):
     """A running system; made by `start`. Its `/_emulator/` asks for no credential: loopback only.
 
-    `preset`: the recipe it is emulated for. `user`, `password`: of the account, or the client's id and secret.
+    `preset`: the recipe it is emulated for. `logs_out`: it has a logout. `user`, `password`: of the account, or the client's id and secret.
     `counters`: logins, refused_logins, logouts, deaths, calls and more. `rows`: what was written, by the id that the
     client gave, and how often. `shown`: every password and session that a client showed.
     """
 
     preset: ClassVar[str]
+    logs_out: ClassVar[bool] = True
     user = "svc"
     password = "caNARY-svc-password"  # noqa: S105  of an account that exists nowhere else
 
