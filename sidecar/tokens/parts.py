@@ -103,9 +103,7 @@ class Parts:
     async def _ask(self, ours: Token) -> bool:
         grant = await self._issuer.obtain(None, self._timeout, values=ours.values)
         # With the cookies that it was fetched with: it is good in their session alone.
-        fetched = {
-            name: value for name, value in grant.values.items() if name == JAR or ours.values.get(name) != value
-        }
+        fetched = {name: value for name, value in grant.values.items() if name == JAR or ours.values.get(name) != value}
 
         def change(values: Values) -> Values:
             return {**values, **fetched}

@@ -54,9 +54,9 @@ class SystemSwitches:
 class System(ABC):
     """A running system; made by `start`. Its `/_emulator/` asks for no credential: loopback only.
 
-    `preset`: the recipe it is emulated for. `logs_out`: it has a logout. `user`, `password`: of the account, or the client's id and secret.
-    `counters`: logins, refused_logins, logouts, deaths, calls and more. `rows`: what was written, by the id that the
-    client gave, and how often. `shown`: every password and session that a client showed.
+    `preset`: the recipe it is emulated for. `logs_out`: it has a logout. `user`, `password`: of the account, or the
+    client's id and secret. `counters`: logins, refused_logins, logouts, deaths, calls and more. `rows`: what was
+    written, by the id that the client gave, and how often. `shown`: every password and session that a client showed.
     """
 
     preset: ClassVar[str]

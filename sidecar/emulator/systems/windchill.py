@@ -110,8 +110,12 @@ class Windchill(NonceSystem):
         answers = []
         for text in re.findall(r"^POST \S*Parts.*?\r\n\r\n(\{.*?\})\r\n", body, re.DOTALL | re.MULTILINE):
             made = self._create(_json(text.encode()))
-            answers.append(f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n")
-        return web.Response(body="".join([*answers, "--b--\r\n"]).encode(), headers={"Content-Type": "multipart/mixed;boundary=b"})
+            answers.append(
+                f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n"
+            )
+        return web.Response(
+            body="".join([*answers, "--b--\r\n"]).encode(), headers={"Content-Type": "multipart/mixed;boundary=b"}
+        )
 
     async def _stage_2(self, request: web.BaseRequest) -> web.Response:
         body = await request.read()
