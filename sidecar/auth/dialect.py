@@ -63,12 +63,14 @@ class Local:
 
     *obtains*: the credential is to be there first. *matches* None: it is one whatever its body says; else from the body
     to whether it is. *reply*: from the values, those held now if it *obtains*, else empty, the address under which the
-    client sees the base URL, and the request's body.
+    client sees the base URL, and the request's body. *onward*: the upstream answers, and the reply's fields are put on
+    what it says.
     """
 
     obtains: bool
     matches: Callable[[bytes], bool] | None
     reply: Callable[[Values, str, bytes], Reply]
+    onward: bool = False
 
 
 Shim = Callable[[Request, str], tuple[Local, ...]]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "arena": "arena.Arena",
+    "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",
     "windchill": "windchill.Windchill",
 }
