@@ -133,3 +133,64 @@ async def test_a_batch_shows_the_nonce_outside(tmp_path: Path) -> None:
         assert answer.text.count("HTTP/1.1 201") == 3
         assert at.system.rows == {f"POST b-{number}": 1 for number in range(3)}
         assert at.system.counters["stale"] == 1
+
+
+# sap-odata
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["API_PRODUCT_SRV/", "API_PRODUCT_SRV/A_Product", ""])
+async def test_a_script_that_fetches_a_token_gets_one_that_it_can_go_on_with(
+    tmp_path: Path, method: str, path: str
+) -> None:
+    """With the answer that it asked for, also where that is an error; the real one stays here, whoever fetched it."""
+    async with stage(tmp_path, "sap-odata") as at, connected(at) as client:
+        at.system.heads = path != "API_PRODUCT_SRV/"
+        for number, word in enumerate(("Fetch", "fetch", "FETCH")):
+            told = await client.request(method, f"{at.base}/{path}", headers={"X-CSRF-Token": word}, auth=OLD_SCRIPT)
+            assert told.status_code == (405 if method == "HEAD" and not at.system.heads else 200 if path else 404)
+            assert len(told.headers.get_list("x-csrf-token")) == 1
+            assert told.cookies
+            assert bool(told.content) is (method == "GET")
+            at.system.kill()
+            given = {"X-CSRF-Token": told.headers["X-CSRF-Token"]}
+            url = f"{at.base}/API_PRODUCT_SRV/A_Product"
+            answer = await client.post(url, json={"Product": f"p-{number}"}, headers=given, auth=OLD_SCRIPT)
+            assert (answer.status_code, "x-csrf-token" in answer.headers) == (201, False)
+            clean(at, str(told.headers).encode(), told.content)
+        assert at.system.rows == {f"POST p-{number}": 1 for number in range(3)}
+
+
+@pytest.mark.parametrize("root", ["/", "/API_PRODUCT_SRV/"])
+async def test_a_missing_authorization_is_no_stale_token(tmp_path: Path, root: str) -> None:
+    """Its 403 says nothing of a token, and none is fetched; a script that never heard of tokens can write."""
+    async with stage(tmp_path, "sap-odata") as at:
+        credential = at.system.credential | {"password": {"env": "OURS"}, "csrf_url": at.base + root}
+        async with served(at, "one", at.configure(credential=credential)) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                url = f"{at.base}/API_PRODUCT_SRV/A_Product"
+                assert (await client.post(url, json={"Product": "p-1"})).status_code == 201
+                fetched = at.system.counters["nonces"]
+                for _ in range(10):
+                    answer = await client.post(url, json={"Product": "forbidden"})
+                    assert (answer.status_code, "authorization" in answer.text) == (403, True)
+                assert (at.system.counters["nonces"], at.system.counters["forbidden"]) == (fetched, 10)
+                at.system.stale()
+                for method in ("POST", "MERGE", "PUT", "DELETE"):
+                    answer = await client.request(method, url, json={"Product": f"p-{method}"})
+                    assert "CSRF" not in answer.text
+                assert at.system.counters["nonces"] == fetched + 1
+                assert at.system.counters["logins"] == 1
+
+
+async def test_a_batch_of_sap_shows_the_token_outside(tmp_path: Path) -> None:
+    """Its parts go out as they came, once, also where session and token die."""
+    part = "--b\nContent-Type: application/http\n\nPOST A_Product HTTP/1.1\nContent-Type: application/json\n\n%s\n\n"
+    body = "".join([*(part % f'{{"Product": "b-{number}"}}' for number in range(3)), "--b--\n"])
+    async with stage(tmp_path, "sap-odata") as at, connected(at) as client:
+        await client.get(f"{at.base}/API_PRODUCT_SRV/A_Product")
+        at.system.kill()
+        url = f"{at.base}/API_PRODUCT_SRV/$batch"
+        answer = await client.post(url, content=body, headers={"Content-Type": "multipart/mixed; boundary=b"})
+        assert (answer.status_code, answer.text.count("HTTP/1.1 201")) == (202, 3)
+        assert at.system.rows == {f"POST b-{number}": 1 for number in range(3)}

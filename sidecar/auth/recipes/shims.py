@@ -48,7 +48,12 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
     """Return what finds the logins among a client's requests; the first of *placeholders* is given out."""
     lookup = bound.lookup()
     compiled = [
-        (shim, compile_match(_head(shim.match), lookup), compile_match(shim.match, lookup), _local(bound, shim, placeholders))
+        (
+            shim,
+            compile_match(_head(shim.match), lookup),
+            compile_match(shim.match, lookup),
+            _local(bound, shim, placeholders),
+        )
         for shim in bound.recipe.shim
     ]
 

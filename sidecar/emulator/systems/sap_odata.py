@@ -76,8 +76,8 @@ class SapOdata(NonceSystem):
 
     def _read(self, request: web.BaseRequest) -> web.Response:
         parts = request.path.removeprefix(_PREFIX).strip("/").split("/")
-        if request.method == "HEAD":
-            return web.Response(status=200 if self.heads else 405)
+        if request.method == "HEAD" and not self.heads:
+            return web.Response(status=405)
         match parts:
             case [service] if service in _SERVICES:
                 return web.json_response({"d": {"EntitySets": ["A_Product"]}})
@@ -119,7 +119,9 @@ class SapOdata(NonceSystem):
         answers = []
         for found in re.findall(r"^POST \S*A_Product.*?\r?\n\r?\n(\{.*?\})\r?\n", text, re.DOTALL | re.MULTILINE):
             made = self._create(_json(found.encode()))
-            answers.append(f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n")
+            answers.append(
+                f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n"
+            )
         kind = {"Content-Type": "multipart/mixed; boundary=b"}
         return web.Response(status=202, body="".join([*answers, "--b--\r\n"]).encode(), headers=kind)
 
