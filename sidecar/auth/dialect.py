@@ -20,10 +20,10 @@ HoldBack = Callable[[Request, int, Fields], int]
 """
 Read = Callable[[Request, int, Fields, bytes | None, float], Reading]
 """From a request, its answer's head, the whole body and wall time to what it says; None: the body was not looked at."""
-Roll = Callable[[Values, Request, Fields], Values | None]
-"""From the values that are held, a request and its answer's fields to the values as that answer changed them.
+Roll = Callable[[Values, Values, Request, Fields], Values | None]
+"""From the values that are held, those of a request, that and its answer's fields to what the answer made of the first.
 
-None: it changed nothing. The values may be those of a later answer than the one that was asked with.
+None: it changed nothing. What is held may be of a later answer than the one that was asked with.
 """
 
 
@@ -63,12 +63,14 @@ class Local:
 
     *obtains*: the credential is to be there first. *matches* None: it is one whatever its body says; else from the body
     to whether it is. *reply*: from the values, those held now if it *obtains*, else empty, the address under which the
-    client sees the base URL, and the request's body.
+    client sees the base URL, and the request's body. *onward*: the upstream answers, and the reply's fields are put on
+    what it says.
     """
 
     obtains: bool
     matches: Callable[[bytes], bool] | None
     reply: Callable[[Values, str, bytes], Reply]
+    onward: bool = False
 
 
 Shim = Callable[[Request, str], tuple[Local, ...]]

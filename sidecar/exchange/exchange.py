@@ -4,7 +4,8 @@ route, then the rounds (admission -> token -> inject -> attempt -> read -> decid
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from sidecar.clock import Clock
 from sidecar.errors import REASONS, Reason, Refusal, where
@@ -24,7 +25,7 @@ from sidecar.policy.breaker import endpoint_of
 from sidecar.policy.decide import SAFE
 from sidecar.policy.headers import StripSet
 from sidecar.policy.hosts import normal_host
-from sidecar.policy.message import Request
+from sidecar.policy.message import Fields, Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
 from sidecar.policy.routing import Origin, Routes
@@ -111,13 +112,16 @@ class Exchange:
         way = self.routes.find(request)
         destination = self._enter(way.upstream, tally)
         dialect = destination.dialect
+        beside: Callable[[], Fields] = tuple
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
         if dialect.shim is not None:
             check_method(request)
             if found := await shim.find(dialect.shim, request, way.origin, way.target, body):
-                await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
-                return
+                if not found[0].onward:
+                    await shim.answer(request, *found, client, destination, tally, self._clock.monotonic)
+                    return
+                beside = partial(shim.beside, request, *found, destination)
         check_method(request, read_only=destination.read_only)
         tally.endpoint = endpoint_of(way.target)
         if (names := mirror(request, way.origin, destination.links)) is not None:
@@ -126,7 +130,7 @@ class Exchange:
         errand.bare = dialect.excludes is not None and dialect.excludes(way.target)
         answer = await self.rounds.run(errand)
         try:
-            await self._pass_on(answer, dialect.ours, names, client, tally)
+            await self._pass_on(answer, dialect.ours, names, beside(), client, tally)
         finally:
             answer.close()
 
@@ -157,11 +161,18 @@ class Exchange:
         return self._destinations[upstream]
 
     async def _pass_on(
-        self, answer: Answer, ours: StripSet | None, names: Mirror | None, client: Client, tally: Tally
+        self,
+        answer: Answer,
+        ours: StripSet | None,
+        names: Mirror | None,
+        beside: Fields,
+        client: Client,
+        tally: Tally,
     ) -> None:
         fields, rewriter = headers.incoming(answer.fields, ours), None
         if names is not None:
             fields, rewriter = names.inward(answer.status, fields)
+        fields = (*fields, *beside)
         await relay(answer, fields, client, tally, self._emit, f"upstream {tally.upstream}", rewriter)
 
     async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:

@@ -172,7 +172,7 @@ class Rounds:
         # The cookies of an answer that ends the session are those of nobody's.
         alive = reading.sign is not Sign.EXPIRED or reading.part != LOGIN
         if roll is not None and alive and value_of(answer.fields, b"set-cookie") is not None:
-            destination.broker.roll(token, lambda values: roll(values, asked, answer.fields))
+            destination.broker.roll(token, lambda values: roll(values, token.values, asked, answer.fields))
         if reading.quota is not None:
             destination.admission.learn(reading.quota, self._clock.now())
         if reading.sign is Sign.EXHAUSTED:

@@ -7,7 +7,7 @@ from sidecar.auth.dialect import Local, Shim
 from sidecar.exchange.body import RequestBody
 from sidecar.exchange.destination import Client, Destination
 from sidecar.exchange.tally import Tally
-from sidecar.policy.message import Request, value_of
+from sidecar.policy.message import Fields, Request, value_of
 from sidecar.policy.paths import as_served
 from sidecar.policy.routing import Origin
 from sidecar.secret import Secret
@@ -32,6 +32,12 @@ async def find(
         if local.matches is None or (whole is not None and local.matches(whole)):
             return local, whole or b""
     return None
+
+
+def beside(request: Request, local: Local, data: bytes, destination: Destination) -> Fields:
+    """Return what is put on the upstream's answer to *request*, which is *local* and goes onward."""
+    token = destination.broker.current()
+    return local.reply(token.values if token else {}, _seen_as(request, destination.pool.origin), data).fields
 
 
 async def answer(

@@ -65,15 +65,18 @@ class Reply(Model):
 
 
 class Shim(Model):
-    """A login or logout of the client's that is answered here."""
+    """A login or logout of the client's that is answered here; *onward*: by the upstream, with the reply's fields."""
 
     match: RequestMatch
     reply: Reply = Reply()
+    onward: bool = False
 
     @model_validator(mode="after")
     def _where(self) -> Self:
         if self.match.path is None:
             raise ValueError("match: expected a path, which is the login or logout that is answered here")
+        if self.onward and self.reply.model_fields_set - {"headers", "cookies"}:
+            raise ValueError("reply: with onward the upstream answers; expected headers and cookies alone")
         return self
 
 

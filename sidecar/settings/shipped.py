@@ -12,7 +12,7 @@ from sidecar.settings.recipe import Recipe
 from sidecar.settings.soundness import check_names, check_origins
 from sidecar.settings.yaml_text import parse
 
-PRESETS = ("api-key", "arena", "arena-oauth", "basic", "teamcenter")
+PRESETS = ("api-key", "arena", "arena-oauth", "basic", "sap-odata", "teamcenter", "windchill")
 """Their ids, in the order of the alphabet."""
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from sidecar.auth.grant import Values
+from sidecar.auth.grant import JAR, Values
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, IssuerError, Lapsed, StoreError
 from sidecar.tokens.holding import Holding
@@ -42,22 +42,22 @@ class Parts:
         self._clock = clock
         self._spawn = spawn
         self._task: asyncio.Task[None] | None = None
-        self._login = 0
+        self._asked: int | None = None
         self._pause = 0.0
         self._again_at = -math.inf
         self._dead: Token | None = None
 
     async def newer(self, used: Token, deadline: float) -> Token | None:
-        """Return a newer token than *used*, None if none was brought by *deadline* (monotonic clock).
+        """Return a token with a newer part than *used*, None if none was brought by *deadline* (monotonic clock).
 
-        Raises Lapsed when the session itself was found dead.
+        One whose cookies alone are newer is none. Raises Lapsed when the session itself was found dead.
         """
         holding = self._holding
-        if (newer := holding.newer_than(used)) or (ours := holding.token) is None or not ours.same_login(used):
+        if (newer := self._newer(used)) or (ours := holding.token) is None or not ours.same_login(used):
             return newer
-        if ours.login != self._login:
-            self._login, self._pause, self._again_at = ours.login, 0.0, -math.inf
         if self._task is None or self._task.done():
+            if ours.granted != self._asked:  # another session, perhaps
+                self._asked, self._pause, self._again_at = ours.granted, 0.0, -math.inf
             if self._clock.monotonic() < self._again_at:
                 return None
             self._dead = None
@@ -66,13 +66,19 @@ class Parts:
         await self._changes.until(self._task.done, deadline)
         if self._dead is not None and self._dead.same_login(used) and holding.newer_than(used) is None:
             raise Lapsed("the session is dead")
-        return holding.newer_than(used)
+        return self._newer(used)
+
+    def _newer(self, used: Token) -> Token | None:
+        newer = self._holding.newer_than(used)
+        if newer is None or not newer.same_login(used):
+            return newer
+        return newer if _beside_cookies(newer) != _beside_cookies(used) or not _beside_cookies(used) else None
 
     async def _fetch(self, used: Token) -> None:
         leased, changed = False, False
         try:
             leased = await self._taken(used)
-            if self._holding.newer_than(used) is None and (ours := self._holding.token) is not None:
+            if self._newer(used) is None and (ours := self._holding.token) is not None:
                 changed = await self._ask(ours)
                 await self._rolls.stored()
             else:
@@ -90,15 +96,20 @@ class Parts:
     async def _taken(self, used: Token) -> bool:
         """Take the lease, so that one instance asks; a store in trouble keeps nobody from it: no login is at stake."""
         try:
-            return await self._lease.take(lambda: self._holding.newer_than(used) is None, patient=False)
+            return await self._lease.take(lambda: self._newer(used) is None, patient=False)
         except StoreError:
             return False
 
     async def _ask(self, ours: Token) -> bool:
         grant = await self._issuer.obtain(None, self._timeout, values=ours.values)
-        fetched = {name: value for name, value in grant.values.items() if ours.values.get(name) != value}
+        # With the cookies that it was fetched with: it is good in their session alone.
+        fetched = {name: value for name, value in grant.values.items() if name == JAR or ours.values.get(name) != value}
 
         def change(values: Values) -> Values:
             return {**values, **fetched}
 
         return self._rolls.roll(ours, change)
+
+
+def _beside_cookies(token: Token) -> Values:
+    return {name: value for name, value in token.values.items() if name != JAR}

@@ -139,6 +139,7 @@ class FakeIssuer:
         if values is not None:
             self.refetched.append(values)
             fetched = self.fetches.popleft() if self.fetches else {}
+            await self.gate.wait()
             if isinstance(fetched, Exception):
                 raise fetched
             return replace(granted_to(self.clock), values={**values, **fetched})

@@ -255,11 +255,25 @@ def test_a_cookie_that_rolls_changes_what_follows_it() -> None:
     }
     made = dialect(steps)
     assert made.roll is not None
-    rolled = made.roll({"xsrf": Secret('"1"')}, request(), ((b"Set-Cookie", b"X=2; Path=/"),))
+    rolled = made.roll({"xsrf": Secret('"1"')}, {}, request(), ((b"Set-Cookie", b"X=2; Path=/"),))
     assert rolled is not None
     assert dressed(made, request(), rolled) == {b"X-X": b"2", b"Cookie": b"X=2"}
-    assert made.roll(rolled, request(), ((b"Set-Cookie", b"X=2; Path=/"),)) is None
+    assert made.roll(rolled, {}, request(), ((b"Set-Cookie", b"X=2; Path=/"),)) is None
     assert dialect().roll is None
+
+
+def test_cookies_of_a_session_that_was_left_are_left_too() -> None:
+    """The nonce that is held is good in another: one that was fetched since the request was sent."""
+    csrf = {
+        "steps": [{"request": "GET {base}/nonce", "get": {"nonce": {"header": "X-N"}}}],
+        "send": {"headers": {"X-N": "{nonce}"}},
+    }
+    made = dialect({"steps": [STEP], "send": {"cookies": "jar"}}, csrf=csrf)
+    assert made.roll is not None
+    older, newer = {"nonce": Secret('"1"')}, {"nonce": Secret('"2"')}
+    fields = ((b"Set-Cookie", b"S=2; Path=/"),)
+    assert made.roll(newer, older, request(), fields) is None
+    assert made.roll(newer, newer, request(), fields) is not None
 
 
 SHIM = [{"match": "POST {base}/login", "reply": {"json": {"s": "{placeholder}"}}}]

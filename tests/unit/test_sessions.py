@@ -173,6 +173,36 @@ async def test_a_plain_refusal_does_not_double_the_load(rig: Rig) -> None:
     assert bare(await broker.after(newer, rig.after(10), CSRF)).values["csrf"] == secret("csrf-3")
 
 
+async def test_a_part_is_good_with_the_cookies_that_it_was_fetched_with(rig: Rig) -> None:
+    """Cookies that were set since are no newer part; and those that come while it is fetched are left."""
+    broker = await session(rig)
+    first = bare(broker.current())
+    rig.issuer.fetches.append({"csrf": secret("csrf-1"), "=jar": secret("jar-1")})
+    used = bare(await broker.after(first, rig.after(10), CSRF))
+    rolls(broker, used, "=jar", "jar-2")
+    held = bare(broker.current())
+    rig.issuer.fetches.append({"csrf": secret("csrf-2"), "=jar": secret("jar-2")})
+    rig.issuer.gate = asyncio.Event()
+    asked = asyncio.create_task(broker.after(used, rig.after(10), CSRF))
+    await settle()
+    rolls(broker, used, "=jar", "jar-3")
+    rig.issuer.gate.set()
+    newer = bare(await asked)
+    assert newer.values == {**held.values, "csrf": secret("csrf-2"), "=jar": secret("jar-2")}
+
+
+async def test_another_session_is_asked_at_once(rig: Rig) -> None:
+    """A refetch that brought nothing new says nothing of the session that other cookies stand for."""
+    broker = await session(rig)
+    used = bare(broker.current())
+    for _ in range(4):
+        assert await broker.after(used, rig.after(10), CSRF) is None
+    assert len(rig.issuer.refetched) == 1
+    rolls(broker, used, "=jar", "jar-2")
+    rig.issuer.fetches.append({"csrf": secret("csrf-2")})
+    assert bare(await broker.after(bare(broker.current()), rig.after(10), CSRF)).values["csrf"] == secret("csrf-2")
+
+
 async def test_a_part_whose_session_is_dead_comes_with_the_next_login(rig: Rig) -> None:
     """One login for all who ask, and no second refetch."""
     broker = await session(rig)

@@ -147,7 +147,7 @@ def _dresser(bound: Bound) -> Callable[[Values, Request, bytes], Fields]:
     return dress
 
 
-def _roller(bound: Bound) -> Callable[[Values, Request, Fields], Values | None]:
+def _roller(bound: Bound) -> Callable[[Values, Values, Request, Fields], Values | None]:
     recipe = bound.recipe
     follow = {
         name: source.cookie
@@ -156,8 +156,11 @@ def _roller(bound: Bound) -> Callable[[Values, Request, Fields], Values | None]:
         for source in sources
         if source.cookie is not None
     }
+    fetched = {name for step in (recipe.csrf.steps if recipe.csrf else ()) for name in step.get} - follow.keys()
 
-    def roll(values: Values, request: Request, fields: Fields) -> Values | None:
+    def roll(values: Values, used: Values, request: Request, fields: Fields) -> Values | None:
+        if any(values.get(name) != used.get(name) for name in fetched):
+            return None  # cookies of a session that is left: what was fetched since is good in another
         before = from_text(values[JAR].reveal()) if JAR in values else ()
         after = taken(before, bound.origin.host, request.target.decode("latin-1"), fields)
         if after == before:

@@ -29,7 +29,7 @@ def lent(bound: Bound) -> tuple[Origin, ...]:
     """Return the origins beside the base URL's whose logins are answered here."""
     found: dict[Origin, None] = {}
     for shim in bound.recipe.shim:
-        if (origin := _origin(shim.match, bound)) is not None:
+        if not shim.onward and (origin := _origin(shim.match, bound)) is not None:
             found[origin] = None
     return tuple(found)
 
@@ -48,7 +48,12 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
     """Return what finds the logins among a client's requests; the first of *placeholders* is given out."""
     lookup = bound.lookup()
     compiled = [
-        (compile_match(_head(shim.match), lookup), compile_match(shim.match, lookup), _local(bound, shim, placeholders))
+        (
+            shim,
+            compile_match(_head(shim.match), lookup),
+            compile_match(shim.match, lookup),
+            _local(bound, shim, placeholders),
+        )
         for shim in bound.recipe.shim
     ]
 
@@ -59,8 +64,9 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
                 obtains=obtains,
                 matches=_by_body(request, url, whole, lookup) if whole.looks else None,
                 reply=partial(reply, fields=request.fields),
+                onward=shim.onward,
             )
-            for head, whole, (obtains, reply) in compiled
+            for shim, head, whole, (obtains, reply) in compiled
             if head.holds(message, lookup)
         )
 

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 _CLASSES = {
     "arena": "arena.Arena",
     "arena-oauth": "arena.ArenaTokens",
+    "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",
+    "windchill": "windchill.Windchill",
 }
 NAMES = tuple(_CLASSES)
 
