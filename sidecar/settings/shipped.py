@@ -12,7 +12,19 @@ from sidecar.settings.recipe import Recipe
 from sidecar.settings.soundness import check_names, check_origins
 from sidecar.settings.yaml_text import parse
 
-PRESETS = ("api-key", "arena", "arena-oauth", "basic", "sap-odata", "teamcenter", "windchill")
+PRESETS = (
+    "3dexperience",
+    "api-key",
+    "arena",
+    "arena-oauth",
+    "autodesk",
+    "basic",
+    "salesforce",
+    "sap-odata",
+    "teamcenter",
+    "veeva-vault",
+    "windchill",
+)
 """Their ids, in the order of the alphabet."""
 
 
@@ -89,4 +101,6 @@ def starting(recipe: Recipe) -> dict[str, Any]:
         elif variable.example is not None:
             credential[name] = variable.example
     base = {} if recipe.base else {"base_url": f"https://{recipe.id}.example.com"}
-    return {"upstreams": {recipe.id.replace("-", "_"): {**base, "preset": recipe.id, "credential": credential}}}
+    name = recipe.id.replace("-", "_")
+    name = name if name[0].isalpha() else f"plm_{name}"
+    return {"upstreams": {name: {**base, "preset": recipe.id, "credential": credential}}}

@@ -60,7 +60,10 @@ def login(**changes: Any) -> dict[str, Any]:
         (login(dead={"status": "2xx"}), "login.dead.0: holds for any good answer too"),
         (login(dead={"not": {"status": 401}}), "login.dead.0: holds for any good answer too"),
         (login(fatal={"type": "json"}), "login.fatal.0: holds for any good answer too"),
-        (login(steps=[STEP | {"fatal": {"json": {"/state": "OK"}}}]), "login.steps.0.fatal: also holds for the answer"),
+        (
+            login(steps=[STEP | {"ok": {"status": 200}, "fatal": {"type": "json"}}]),
+            "login.steps.0.fatal: also holds for the answer",
+        ),
         (
             login(steps=[STEP | {"pause": [{"when": {"status": 200}, "for": "1m"}]}]),
             "login.steps.0.pause.0.when: also holds for the answer",

@@ -115,7 +115,7 @@ OAUTH2 = {"token_url": "https://x/t", "client_id": "c", "client_auth": "none"}
         ({**ARENA, "oauth2": OAUTH2}, EXACTLY),
         ({**ARENA, "recipe": {"extends": "arena"}}, EXACTLY),
         ({"base_url": "https://x", "oauth2": OAUTH2, "credential": {"a": 1}}, ".credential: is what preset"),
-        ({"preset": "nope"}, ".preset: unknown; expected one of api-key, arena, "),
+        ({"preset": "nope"}, ".preset: unknown; expected one of 3dexperience, api-key, arena, "),
         (
             {"preset": "basic", "credential": OWN["credential"]},
             ".credential: user: unknown key; basic accepts",
@@ -164,7 +164,7 @@ def step(**changes: Any) -> dict[str, Any]:
         (own(id="Own"), "id: String should match"),
         (own(logn={}), "logn: unknown key; expected one of: recipe, id"),
         ({**OWN, "recipe": {"id": "x", "login": {}}}, "recipe: missing; expected recipe: 1"),
-        ({**OWN, "recipe": {"extends": "nope"}}, "extends: unknown; expected one of api-key"),
+        ({**OWN, "recipe": {"extends": "nope"}}, "extends: unknown; expected one of 3dexperience, api-key"),
         ({**OWN, "recipe": {"extends": "arena", "id": "x"}}, "id: not with extends"),
         (step(request="POST"), "login.steps.0.request: expected METHOD and a URL"),
         (step(request="PUT|POST {base}/x"), "login.steps.0.request: expected one METHOD and a URL"),

@@ -72,7 +72,7 @@ def _login(login: Layer, bound: Bound) -> Iterator[str]:
     lookup = bound.lookup()
     for number, step in enumerate(login.steps):
         if (answer := _made_up(step, bound)) is not None:
-            if any_of(step.fatal, lookup).holds(answer, lookup):
+            if not any_of(step.ok, lookup).looks and any_of(step.fatal, lookup).holds(answer, lookup):
                 yield f"login.steps.{number}.fatal: also holds for the answer that ok asks for, and goes first"
             for place, pause in enumerate(step.pause):
                 if any_of(pause.when, lookup).holds(answer, lookup):
@@ -84,17 +84,16 @@ def _login(login: Layer, bound: Bound) -> Iterator[str]:
 
 
 def _shims(bound: Bound) -> Iterator[str]:
-    lookup = bound.lookup()
     earlier: list[Match] = []
     for number, shim in enumerate(bound.recipe.shim):
         for place, match in enumerate(earlier):
-            if _covers(match, shim.match, lookup):
+            if _covers(match, shim.match):
                 yield f"shim.{number}.match: shim.{place} holds for all of it, and goes first; this one never answers"
                 break
         earlier.append(shim.match)
 
 
-def _covers(first: Match, second: Match, lookup: Lookup) -> bool:
+def _covers(first: Match, second: Match) -> bool:
     """Tell whether *first* holds for whatever *second* holds for, as far as that can be seen."""
     rest = {"path", "method"}
     if first.model_dump(exclude=rest, exclude_defaults=True) not in (
@@ -104,10 +103,15 @@ def _covers(first: Match, second: Match, lookup: Lookup) -> bool:
         return False
     if first.method and not (second.method and set(second.method) <= set(first.method)):
         return False
+    # Two names may have one value in one plant, and two in the next.
     try:
-        return bool(glob(str(first.path), lookup).search(text(render(second.path, lookup))))
-    except (Unset, ValueError):
+        return bool(glob(str(first.path), _quoted).search(text(render(second.path, _quoted))))
+    except ValueError:  # alternatives
         return first.path == second.path
+
+
+def _quoted(name: str) -> str:
+    return f"<{name}>"
 
 
 def _unused(bound: Bound) -> Iterator[str]:

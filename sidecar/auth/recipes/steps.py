@@ -114,22 +114,21 @@ class Walk:
             if matching.holds(answer, lookup):
                 wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
                 raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or _PAUSE)
-        if course.fatal.holds(answer, lookup):
-            lacks = unmet(step.ok, answer, lookup)
-            told = said(answer) or (f" ({lacks})" if lacks else "")
+        good = course.ok.holds(answer, lookup)
+        # A body that is what was asked for is no refusal, whatever else it has in it.
+        if course.fatal.holds(answer, lookup) and not (good and course.ok.looks):
+            told = said(answer, unmet(step.ok, answer, lookup))
             raise CredentialRejected("", f"{where}: the credential is refused{told}", locks=True)
         if dead is not None and dead.holds(answer, lookup):
             raise Lapsed(f"{where}: the session is over")
-        if course.ok.holds(answer, lookup):
+        if good:
             self._get(step, answer, lookup)
         elif step.optional:
             self._get(step, None, lookup)
         else:
             wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
-            raise IssuerUnavailable(
-                f"{where}, which is not what a login is answered with: {unmet(step.ok, answer, lookup)}",
-                retry_after=wait,
-            )
+            lacks = unmet(step.ok, answer, lookup)
+            raise IssuerUnavailable(f"{where}, which is not what a login is answered with: {lacks}", retry_after=wait)
 
     def _known(self, name: str) -> Any:
         if name not in self.variables:

@@ -87,13 +87,13 @@ def _got(values: Sequence[Any]) -> str:
     return " and ".join(each if _SHOWN.fullmatch(each) else "another value" for each in shown)
 
 
-def said(answer: Message) -> str:
-    """Return the vendor's code in brackets, where one stands in the usual places, else ""."""
+def said(answer: Message, otherwise: str) -> str:
+    """Return in brackets the vendor's code, where one stands in the usual places, else *otherwise*; "" for neither."""
     for pointer in _CODES:
         for value in answer.document.json(pointer):
             if isinstance(value, int | str) and _WORD.fullmatch(str(value)):
                 return f" ({value})"
-    return ""
+    return f" ({otherwise})" if otherwise else ""
 
 
 def path_of(answer: Message) -> str:

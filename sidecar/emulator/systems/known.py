@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 _CLASSES = {
     "arena": "arena.Arena",
     "arena-oauth": "arena.ArenaTokens",
+    "salesforce": "salesforce.Salesforce",
     "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",
+    "veeva-vault": "veeva_vault.VeevaVault",
     "windchill": "windchill.Windchill",
 }
 NAMES = tuple(_CLASSES)

@@ -17,6 +17,21 @@ from sidecar.emulator.systems.system import SystemSwitches
 _PREFIX = "/sap/opu/odata/sap"
 _SERVICES = ("API_PRODUCT_SRV", "API_CV_ATTACHMENT_SRV")
 _PAGE = 25
+_METADATA = """<?xml version="1.0" encoding="utf-8"?>
+<edmx:Edmx Version="1.0" xmlns:edmx="http://schemas.microsoft.com/ado/2007/06/edmx">
+ <edmx:DataServices xmlns:m="http://schemas.microsoft.com/ado/2007/08/dataservices/metadata" m:DataServiceVersion="2.0">
+  <Schema Namespace="API_PRODUCT_SRV" xmlns="http://schemas.microsoft.com/ado/2008/09/edm">
+   <EntityType Name="A_ProductType">
+    <Key><PropertyRef Name="Product"/></Key>
+    <Property Name="Product" Type="Edm.String" Nullable="false"/>
+    <Property Name="ID" Type="Edm.Int32" Nullable="true"/>
+   </EntityType>
+   <EntityContainer Name="API_PRODUCT_SRV_Entities" m:IsDefaultEntityContainer="true">
+    <EntitySet Name="A_Product" EntityType="API_PRODUCT_SRV.A_ProductType"/>
+   </EntityContainer>
+  </Schema>
+ </edmx:DataServices>
+</edmx:Edmx>"""
 
 
 class SapOdata(NonceSystem):
@@ -85,6 +100,8 @@ class SapOdata(NonceSystem):
                 start = int(request.query.get("$skip", "0"))
                 rows = [{"Product": f"OLD{number:05d}"} for number in range(start, start + _PAGE)]
                 return web.json_response({"d": {"results": rows}})
+            case ["API_PRODUCT_SRV", "$metadata"]:
+                return web.Response(text=_METADATA, content_type="application/xml")
             case ["API_CV_ATTACHMENT_SRV", entity, "$value"] if entity in self.files:
                 content, kind = self.files[entity]
                 return web.Response(body=content, content_type=kind)
