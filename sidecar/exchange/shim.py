@@ -71,6 +71,7 @@ async def answer(
 def _seen_as(request: Request, origin: Origin) -> str:
     """Return the address under which the client of *request* sees the base URL *origin*."""
     if request.upstream is None:
-        return origin.url
+        # Who asks for a login without TLS does so because it has none, or does not trust our authority.
+        return origin.url.replace("https", request.scheme, 1) if origin.scheme == "https" else origin.url
     host = value_of(request.fields, b"host")
     return f"http://{host.decode('latin-1')}" if host else origin.url

@@ -24,7 +24,8 @@ def seen(where: str, step: Step, answer: Message, jar: Jar, bound: Bound, lookup
         yield Asked(
             where=where,
             method=request.method,
-            url=request.url + (f"?{request.query}" if request.query else ""),
+            # What an answer led to may have a ticket in it.
+            url=request.url + (f"?{'***' if hop.before else request.query}" if request.query else ""),
             fields=request.fields,
             body=request.document.data or b"",
             status=hop.status,

@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from sidecar.emulator.systems.system import System
 
 _CLASSES = {
+    "3dexperience": "three_dexperience.ThreeDexperience",
     "arena": "arena.Arena",
     "arena-oauth": "arena.ArenaTokens",
+    "autodesk": "autodesk.Autodesk",
     "salesforce": "salesforce.Salesforce",
     "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",
