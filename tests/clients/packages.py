@@ -16,6 +16,8 @@ AXIOS = "1.21.1"
 OLD_AXIOS = "1.7.9"
 """One that asks a proxy for `https://` in plain, without CONNECT."""
 SOAP = "1.13.0"
+CLOUD_SDK = "4.9.1"
+JSFORCE = "3.10.26"
 
 
 def program(name: str) -> str:
