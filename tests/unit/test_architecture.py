@@ -46,7 +46,9 @@ ROOMS: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
     "addons": RUN | {"run"},
 }
-INNER_FOLDERS = frozenset({"auth/recipes", "settings/presets", "observe/dashboard", "run/exec", "tokens/redis"})
+INNER_FOLDERS = frozenset(
+    {"auth/recipes", "settings/presets", "observe/dashboard", "run/doctor", "run/exec", "tokens/redis"}
+)
 
 # Of the tokens, observe may know the plain records, not the parts that do something.
 RECORDS = ("sidecar.tokens.token", "sidecar.tokens.store")

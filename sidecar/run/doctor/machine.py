@@ -1,0 +1,115 @@
+"""What can be told of this machine alone: secrets, state directory, proxy variables. Nothing is sent."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from sidecar.clock import Clock
+from sidecar.errors import ConfigurationError
+from sidecar.run.doctor.check import Check, Row, failed, passed, warned
+from sidecar.run.exec.no_proxy import entries, is_loopback, without_upstreams
+from sidecar.run.state import prepare
+from sidecar.run.systems import hosts_of
+from sidecar.settings import HostPort, SecretReference, Settings, prime, secret_references
+
+_READABLE = "put a value where it is read from, or change where that is; the user that runs the sidecar must read it"
+
+
+async def secrets(settings: Settings, names: list[str], seconds: float) -> tuple[Check, ...]:
+    """Read every secret that is not of another upstream than *names*: a line for each that cannot be read."""
+    wanted = [each for each in secret_references(settings) if _owner(each[0], names) is not None]
+    try:
+        async with asyncio.timeout(seconds):
+            await prime(reference for _, reference in wanted)
+    except TimeoutError:
+        slow = ", ".join(path for path, reference in wanted if reference.due)
+        return (failed(Row.SECRETS, f"{slow}: not here within {seconds:g} s", "see what the command waits for"),)
+    broken = tuple(
+        failed(Row.SECRETS, f"{path}: {why}", _READABLE, _owner(path, names) or None)
+        for path, reference in wanted
+        if (why := _unreadable(reference))
+    )
+    return broken or (passed(Row.SECRETS, f"{len(wanted)} can be read"),)
+
+
+def _owner(path: str, names: list[str]) -> str | None:
+    """Return the upstream that *path* is of, empty where it is of none; None for one that is not in *names*."""
+    parts = path.split(".")
+    if parts[0] != "upstreams":
+        return ""
+    return parts[1] if parts[1] in names else None
+
+
+def _unreadable(reference: SecretReference) -> str:
+    try:
+        reference.read()
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def state_dir(settings: Settings) -> Check:
+    """Write a file without a name into the state directory, which is made if it is not there."""
+    place = settings.state_dir
+    try:
+        prepare(place)
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(b"probe")
+    except (ConfigurationError, OSError) as error:
+        why = str(error) if isinstance(error, ConfigurationError) else f"{place}: {error.strerror}"
+        return failed(Row.STATE_DIR, why, "make it a directory that this user can write, or set state_dir to one")
+    return passed(Row.STATE_DIR, f"{place} can be written")
+
+
+def proxy(
+    settings: Settings, names: list[str], environ: Mapping[str, str], running: Mapping[str, str], clock: Clock
+) -> tuple[Check, ...]:
+    """Look at the caller's proxy variables; *running*: the addresses of the sidecar that runs, empty for none."""
+    chosen = settings.model_copy(update={"upstreams": {name: settings.upstreams[name] for name in names}})
+    found = (*_hidden(chosen, environ, clock), *_another(chosen, environ, running))
+    return found or (passed(Row.PROXY, "no proxy variable stands in the way"),)
+
+
+def _hidden(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Check]:
+    given = entries(environ.get(name) for name in ("NO_PROXY", "no_proxy"))
+    for host, port in hosts_of(settings, clock):
+        kept = without_upstreams(given, [(host, port)])
+        if hiding := [entry for entry in given if entry not in kept]:
+            yield warned(
+                Row.PROXY,
+                f"NO_PROXY has {', '.join(hiding)}: clients go to {host} past the sidecar, without a credential",
+                "take that out of NO_PROXY, or start scripts by auth-sidecar exec, which does",
+            )
+
+
+def _another(settings: Settings, environ: Mapping[str, str], running: Mapping[str, str]) -> Iterator[Check]:
+    schemes = {upstream.origin.scheme for upstream in settings.upstreams.values()}
+    seen = set()
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        scheme, value = name.lower().partition("_")[0], environ.get(name, "")
+        address = _address(value)
+        if not address or address in seen or not (scheme in schemes or scheme == "all"):
+            continue
+        if address not in _own(settings, running):
+            seen.add(address)
+            yield warned(
+                Row.PROXY,
+                f"{name} names {address[0]}:{address[1]}, which is not this sidecar; upstreams are reached directly",
+                "see that this machine may go there directly; to scripts give the variables of auth-sidecar env",
+            )
+
+
+def _address(url: str) -> tuple[str, int] | None:
+    """Return host and port of a proxy's URL, None for none; a password in it is not looked at."""
+    try:
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        return "what is no URL", 0
+    return (("localhost" if is_loopback(host) else host), port) if host else None
+
+
+def _own(settings: Settings, running: Mapping[str, str]) -> set[tuple[str, int]]:
+    configured = [str(address) for _, address in settings.served.values() if isinstance(address, HostPort)]
+    return {address for each in (*configured, *running.values()) if (address := _address(f"http://{each}"))}
