@@ -1,6 +1,5 @@
 """The steps of a login over the network: one after another, with one cookie jar, to no origin that is not named."""
 
-import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sidecar.auth.recipes.matches import Matching, Message, any_of
 from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
 from sidecar.auth.recipes.sources import find, number
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.auth.recipes.wanting import lacking, said
 from sidecar.auth.token_endpoint import cause_of
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Lapsed, Misplaced
 from sidecar.policy.classify import retry_after
@@ -33,7 +33,6 @@ _AS_GET = frozenset({301, 302, 303})
 _BUSY = frozenset({429, 503})
 _PAUSE = 60.0
 """Seconds, when the answer that asks for a pause does not say how long."""
-_WORD = re.compile(r"[\w. -]{1,60}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,12 @@ class Walk:
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
                 wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
-                raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or _PAUSE)
+                detail = (
+                    f"{where}{said(answer)}, which asks for a pause of {wait or _PAUSE:g} s, as a locked account does"
+                )
+                raise IssuerUnavailable(detail, retry_after=wait or _PAUSE)
         if course.fatal.holds(answer, lookup):
-            raise CredentialRejected("", f"{where}: the credential is refused{_said(answer)}", locks=True)
+            raise CredentialRejected("", f"{where}: the credential is refused{said(answer)}", locks=True)
         if dead is not None and dead.holds(answer, lookup):
             raise Lapsed(f"{where}: the session is over")
         if course.ok.holds(answer, lookup):
@@ -113,7 +115,8 @@ class Walk:
             self._get(step, None, lookup)
         else:
             wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
-            raise IssuerUnavailable(f"{where}, which is not what a login is answered with", retry_after=wait)
+            detail = f"{where}{said(answer)}, which is not what a login is answered with"
+            raise IssuerUnavailable(f"{detail}: expected {lacking(step.ok, answer, lookup)}", retry_after=wait)
 
     def _known(self, name: str) -> Any:
         if name not in self.variables:
@@ -237,12 +240,3 @@ async def _read(response: "httpx.Response") -> bytes:
 def _path(answer: Message) -> str:
     url = answer.request.url if answer.request else ""
     return "/" + url.partition("://")[2].partition("/")[2]
-
-
-def _said(answer: Message) -> str:
-    """Return the vendor's code, where one stands in the usual places; no other part of a body is told."""
-    for pointer in ("/errors/*/code", "/errors/*/type", "/error", "/code", "/.QName"):
-        for value in answer.document.json(pointer):
-            if isinstance(value, int | str) and _WORD.fullmatch(str(value)):
-                return f" ({value})"
-    return ""

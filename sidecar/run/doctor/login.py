@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from sidecar.clock import Clock, span
 from sidecar.errors import Reason, Refusal
@@ -35,7 +36,8 @@ async def obtain(broker: Broker, heard: "asyncio.Future[Renewal]", clock: Clock,
         return token
     getting = asyncio.create_task(broker.token(clock.monotonic() + seconds))
     try:
-        await asyncio.wait({getting, heard}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {getting, heard}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
             failure = heard.result()
             rejected = failure.result == "rejected"

@@ -154,10 +154,10 @@ def _left_alone(state: Mapping[str, Any], name: str) -> Check:
     if state.get("usable"):
         what = "the running sidecar has the only session, in its memory; no login was made, which would end it"
         return passed(Row.LOGIN, what, name)
-    last = state.get("last_renewal") or {}
+    last = (state.get("last_renewal") or {}).get("detail") or "no more is known"
     return failed(
         Row.LOGIN,
-        f"the running sidecar has no session ({state.get('state', 'it gave no answer')}) {last.get('detail', '')}".strip(),
+        f"the running sidecar has no session ({state.get('state', 'it gave no answer')}): {last}",
         f"see `auth-sidecar token show {name}`; no login was made here, as it could end another one",
         name,
     )
