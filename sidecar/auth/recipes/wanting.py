@@ -45,7 +45,7 @@ def _lacks(match: Match, answer: Message, lookup: Lookup) -> Iterator[str]:
             name, wanted = next(iter(part.header.items()))
             yield f"the field {name} to be {_wanted(wanted)}, {_came(answer.header(name))}"
         else:
-            yield f"another {key}"
+            yield "nothing of what its `not` names" if key == "not" else f"another {key}"
 
 
 def _parts(match: Match) -> Iterator[tuple[str, Match]]:
