@@ -38,7 +38,7 @@ class Asked:
 
 def request_of(upstream: Upstream, use: Use | None) -> Use:
     """Return the request: the one that keeps the session alive, else a GET of the base URL."""
-    return use or Use(target=upstream.origin.path or b"/", every=0.0, within=0.0)
+    return use or Use(target=upstream.origin.path + b"/", every=0.0, within=0.0)
 
 
 async def ask(
@@ -57,6 +57,9 @@ async def ask(
             if quota is not None:
                 await quota.refresh()
             asked = await _ask(name, upstream, system, use, destination, clock)
+            for moment in (destination.admission.pause, quota):
+                if moment is not None:
+                    await moment.told()
     except TimeoutError:
         remedy = "see what keeps it; scripts wait as long, see timeout.first_byte"
         return Asked((failed(Row.UPSTREAM, f"no answer within {seconds:g} s", remedy, name),))
@@ -119,7 +122,8 @@ def _said(
     if status >= _SERVER_ERRORS:
         yield warned(Row.UPSTREAM, f"{what}: it is in trouble", "ask who runs it", name)
         return
-    yield passed(Row.UPSTREAM, what, name)
+    little = ", which says little of the credential: nothing is there to be read" if status in _MISSING else ""
+    yield passed(Row.UPSTREAM, what + little, name)
     location = (value_of(fields, b"location") or b"").decode("latin-1")
     if status in _MOVED and (host := _elsewhere(upstream, location)):
         remedy = "set base_url to the address that serves this tenant, or check that the account is let in there"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sidecar.errors import ConfigurationError, Refusal
+from sidecar.errors import ConfigurationError, Reason, Refusal
 from sidecar.events import Event, Renewal
 from sidecar.policy.routing import Origin, parse_base_url
 from sidecar.run.credentials import Credential, Shared, make_broker
@@ -72,6 +72,11 @@ async def subject(
             await obtain(broker, heard, shared.clock, seconds)
         except Refusal as refusal:
             return [*found, refused(refusal, first, shared.clock.now())]
+        if (standing := broker.status()).state == "seat_taken":
+            detail = (
+                f"{standing.taken} sessions in a row were taken soon after they began; no login is made for a while"
+            )
+            return [*found, refused(Refusal(Reason.SEAT_TAKEN, detail), first, shared.clock.now())]
         reachable = {name: upstream for name, upstream in upstreams.items() if _there(by_name[name])}
         asked = await _asked(reachable, credential, broker, context, shared)
         found += [check for each in asked.values() for check in each.checks]
