@@ -19,7 +19,8 @@ class System:
 
     *speak*: from the placeholders that stand for the credential on the client's side to the dialect. *logins*: the
     requests of clients that are answered here at other origins, a text each, the same for the same ones. *use*: the
-    request that keeps its session alive, as the recipe has it, None: none. *oauth2*: what the issuer is a token
+    request that keeps its session alive, as the recipe has it, None: none; *probe*: the same where it is never sent by
+    itself. *oauth2*: what the issuer is a token
     endpoint by, None: it is a login.
     """
 
@@ -27,6 +28,7 @@ class System:
     speak: Callable[[Sequence[str]], Dialect]
     logins: frozenset[str]
     use: Use | None
+    probe: Use | None
     oauth2: OAuth2 | None
 
 
@@ -39,7 +41,12 @@ def system_of(name: str, upstream: Upstream, clock: Clock, contexts: Contexts | 
         raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
     issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts)
     return System(
-        issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), logins=frozenset(), use=None, oauth2=oauth2
+        issuer=issuer,
+        speak=lambda _: oauth2_dialect(upstream.strip),
+        logins=frozenset(),
+        use=None,
+        probe=None,
+        oauth2=oauth2,
     )
 
 
@@ -47,7 +54,7 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
     # Late: who has no recipe is spared the memory.
     from sidecar.auth.recipes.bound import Bound
     from sidecar.auth.recipes.dialect import recipe_dialect
-    from sidecar.auth.recipes.keepalive import use_of
+    from sidecar.auth.recipes.keepalive import request_of, use_of
     from sidecar.auth.recipes.login import RecipeIssuer
     from sidecar.auth.recipes.oauth2 import oauth2_settings
     from sidecar.auth.recipes.shims import logins_of
@@ -64,6 +71,7 @@ def _by_recipe(name: str, upstream: Upstream, recipe: Recipe, clock: Clock, cont
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),
         logins=logins_of(bound),
         use=use_of(bound),
+        probe=request_of(bound),
         oauth2=oauth2,
     )
 

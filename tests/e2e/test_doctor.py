@@ -19,6 +19,7 @@ from sidecar.emulator import Account, Emulator, Switches
 from sidecar.emulator.arena import Arena
 from sidecar.emulator.listening import authority_of, listen, serving
 from sidecar.emulator.system import System, SystemSwitches
+from sidecar.emulator.teamcenter import Teamcenter
 from sidecar.tokens.seal import new_key
 from tests.canary import NEEDLES, canary
 from tests.redis_servers import Server, redis_of_session, redis_server
@@ -155,6 +156,38 @@ async def test_a_healthy_session_is_logged_in_to_once(tmp_path: Path) -> None:
         assert "no login was made" in told.text("login")
         assert {"seat", "quota"} <= told.names()
         assert (system.counters["logins"], system.counters["logouts"]) == (1, 0)
+
+
+async def test_a_healthy_gateway_is_asked_what_its_recipe_knows(tmp_path: Path) -> None:
+    """The request that could keep a session alive is used, though it is never sent by itself."""
+    place = Place(tmp_path)
+    async with Teamcenter.start(names=NAMES) as system:
+        place.write(
+            {
+                "base_url": system.base_url,
+                "preset": "teamcenter",
+                "credential": {"user": System.user, "password": {"env": "OURS"}},
+                "tls": {"ca": str(system.ca_path)},
+            }
+        )
+        told = await place.doctor()
+    assert (told.wrong(), told.code) == ({}, 0)
+    assert "getTCSessionInfo with the credential was answered with 200" in told.text("upstream")
+
+
+async def test_a_key_that_is_wrong(tmp_path: Path) -> None:
+    """Nothing is obtained: the upstream itself says no."""
+    place = Place(tmp_path)
+    async with issuer() as emulator:
+        upstream = {
+            "base_url": f"{emulator.base_url}/echo",
+            "preset": "api-key",
+            "credential": {"key": {"env": "SECRET"}},
+        }
+        place.write(upstream | {"tls": {"ca": str(emulator.ca_path)}})
+        told = await place.doctor()
+    assert told.wrong() == {"upstream": "FAIL"}
+    assert "refuses the credential" in told.text("upstream")
 
 
 async def test_lines_are_for_people(tmp_path: Path) -> None:
@@ -493,7 +526,7 @@ async def test_what_cannot_be_read(tmp_path: Path) -> None:
         upstream["oauth2"]["client_secret"] = {"file": str(tmp_path / "nothing")}
         place.write(upstream)
         told = await place.doctor()
-        assert told.wrong()["secrets"] == "FAIL"
+        assert told.wrong() == {"secrets": "FAIL"}
         assert "upstreams.plm.oauth2.client_secret" in told.text("secrets")
         place.write(upstream | {"colour": "green"})
         broken = await place.doctor()

@@ -112,7 +112,7 @@ def _said(
         remedy = "grant the account what it is to do, or set keepalive.path to a path that it may read"
         yield warned(Row.UPSTREAM, f"{what}: the credential is taken, and may not do this", remedy, name)
         return
-    if visible:
+    if visible or status == _UNAUTHORIZED:
         token = "a fresh credential" if fresh else "the credential, and no newer one was to be had"
         remedy = (
             "check that base_url and the issuer belong together, audience and scope, and that the account is let in"

@@ -32,17 +32,18 @@ def diagnose(path: Path | None, overrides: Sequence[str], upstream: str | None) 
     if unknown := set(names) - settings.upstreams.keys():
         known = ", ".join(settings.upstreams)
         raise ConfigurationError(f"upstream {unknown.pop()} is not configured; expected one of: {known}")
+    settings = settings.model_copy(update={"upstreams": {name: settings.upstreams[name] for name in names}})
     running = find_running(settings)
     alone = {
         name: _state(settings, name)
-        for name in names
-        if running is not None and in_memory(settings, settings.upstreams[name]) and _one(settings.upstreams[name])
+        for name, each in settings.upstreams.items()
+        if running is not None and in_memory(settings, each) and _one(each)
     }
     count = f"{len(names)} upstream{'' if len(names) == 1 else 's'}"
     found = [
         passed(Row.CONFIGURATION, f"{configuration_file(path)} can be used; {count}"),
-        *machine.proxy(settings, names, os.environ, running.addresses if running else {}, clock),
-        *asyncio.run(_examine(settings, names, alone)),
+        *machine.proxy(settings, os.environ, running.addresses if running else {}, clock),
+        *asyncio.run(_examine(settings, alone)),
     ]
     order = list(Row)
     return sorted(found, key=lambda each: (_place(each, names), order.index(each.name)))
@@ -65,16 +66,19 @@ def _state(settings: Settings, name: str) -> dict[str, Any]:
     return found
 
 
-async def _examine(settings: Settings, names: list[str], alone: Mapping[str, dict[str, Any]]) -> list[Check]:
-    found = [*await machine.secrets(settings, names, SECONDS), machine.state_dir(settings)]
+async def _examine(settings: Settings, alone: Mapping[str, dict[str, Any]]) -> list[Check]:
+    unread = await machine.secrets(settings, SECONDS)
+    found = [*unread, machine.state_dir(settings)]
     if found[-1].verdict is not Verdict.PASS:
         return found
+    secretless = frozenset(check.upstream for check in unread if check.verdict is not Verdict.PASS)
     try:
         async with opened_store(settings) as shared:
             every = credentials(settings, shared.clock, shared.contexts)
-            wanted = [credential for credential in every if not set(names).isdisjoint(credential.names)]
-            found += await storing.store(settings, shared, wanted, SECONDS)
-            parts = await asyncio.gather(*(subject(settings, shared, each, names, alone) for each in wanted))
+            found += await storing.store(settings, shared, every, SECONDS)
+            parts = await asyncio.gather(*(subject(settings, shared, each, alone, secretless) for each in every))
             return [*found, *(check for checks in parts for check in checks)]
     except ConfigurationError as error:
+        if None in secretless:
+            return found  # it is that secret
         return [*found, failed(Row.STORE, str(error), "check store.keys and the files in state_dir")]

@@ -67,6 +67,9 @@ def refused(refusal: Refusal, name: str, now: float, until: float | None = None)
 
 
 def _steps(finding: Finding) -> str:
+    if finding.id == Reason.TOKEN_UNAVAILABLE:
+        # What it says to look at is told here, and a pause that a login asks for is not to be cut short.
+        return "mend what that says; it is tried again by itself, once any pause that was asked for is over"
     return " ".join(step.text + (f" `{step.command}`" if step.command else "") for step in finding.steps)
 
 
@@ -156,7 +159,7 @@ def ending(token: Token, every: float | None, name: str) -> Check:
     """Say whether use moves the end; *every*: how often the session is kept alive, None: never."""
     if token.idle is None:
         absolute = token.lifetime < math.inf
-        what = f"absolute, at {_moment(token.expires_at)}: use does not move it" if absolute else "none is known"
+        what = f"absolute, by what was granted: {_moment(token.expires_at)}" if absolute else "none is known"
         return passed(Row.EXPIRY, what, name)
     end = f", and in any case after {span(token.lifetime)}" if token.lifetime < math.inf else ""
     what = f"sliding: {span(token.idle)} after the last use{end}"

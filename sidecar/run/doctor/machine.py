@@ -16,29 +16,21 @@ from sidecar.settings import HostPort, SecretReference, Settings, prime, secret_
 _READABLE = "put a value where it is read from, or change where that is; the user that runs the sidecar must read it"
 
 
-async def secrets(settings: Settings, names: list[str], seconds: float) -> tuple[Check, ...]:
-    """Read every secret that is not of another upstream than *names*: a line for each that cannot be read."""
-    wanted = [each for each in secret_references(settings) if _owner(each[0], names) is not None]
+async def secrets(settings: Settings, seconds: float) -> tuple[Check, ...]:
+    """Read every secret: a line for each that cannot be read, with its key path; what a program waits for is one."""
+    wanted = dict(secret_references(settings))
+    late: list[str] = []
     try:
         async with asyncio.timeout(seconds):
-            await prime(reference for _, reference in wanted)
+            await prime(wanted.values())
     except TimeoutError:
-        slow = ", ".join(path for path, reference in wanted if reference.due)
-        return (failed(Row.SECRETS, f"{slow}: not here within {seconds:g} s", "see what the command waits for"),)
+        late = [path for path, reference in wanted.items() if reference.due]
     broken = tuple(
-        failed(Row.SECRETS, f"{path}: {why}", _READABLE, _owner(path, names) or None)
-        for path, reference in wanted
-        if (why := _unreadable(reference))
+        failed(Row.SECRETS, f"{path}: {why}", _READABLE, path.split(".")[1] if path.startswith("upstreams.") else None)
+        for path, reference in wanted.items()
+        if (why := f"not here within {seconds:g} s" if path in late else _unreadable(reference))
     )
     return broken or (passed(Row.SECRETS, f"{len(wanted)} can be read"),)
-
-
-def _owner(path: str, names: list[str]) -> str | None:
-    """Return the upstream that *path* is of, empty where it is of none; None for one that is not in *names*."""
-    parts = path.split(".")
-    if parts[0] != "upstreams":
-        return ""
-    return parts[1] if parts[1] in names else None
 
 
 def _unreadable(reference: SecretReference) -> str:
@@ -63,11 +55,10 @@ def state_dir(settings: Settings) -> Check:
 
 
 def proxy(
-    settings: Settings, names: list[str], environ: Mapping[str, str], running: Mapping[str, str], clock: Clock
+    settings: Settings, environ: Mapping[str, str], running: Mapping[str, str], clock: Clock
 ) -> tuple[Check, ...]:
     """Look at the caller's proxy variables; *running*: the addresses of the sidecar that runs, empty for none."""
-    chosen = settings.model_copy(update={"upstreams": {name: settings.upstreams[name] for name in names}})
-    found = (*_hidden(chosen, environ, clock), *_another(chosen, environ, running))
+    found = (*_hidden(settings, environ, clock), *_another(settings, environ, running))
     return found or (passed(Row.PROXY, "no proxy variable stands in the way"),)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,15 +33,15 @@ async def subject(
     settings: Settings,
     shared: Shared,
     credential: Credential,
-    names: Sequence[str],
     alone: Mapping[str, dict[str, Any]],
+    secretless: Container[str | None],
 ) -> list[Check]:
-    """Return all that is to be said of one credential, and of those of *names* that have it.
+    """Return all that is to be said of one credential, and of the upstreams that have it.
 
     *alone*: by upstream, the state of a credential that a running sidecar has in its memory, and that must not be
-    obtained here.
+    obtained here. *secretless*: the upstreams with a secret that cannot be read.
     """
-    upstreams = {name: settings.upstreams[name] for name in credential.names if name in names}
+    upstreams = {name: settings.upstreams[name] for name in credential.names}
     first = next(iter(upstreams))
     heard: asyncio.Future[Renewal] = asyncio.get_running_loop().create_future()
 
@@ -65,7 +65,8 @@ async def subject(
         await broker.recall()
         if first in alone:
             return [*found, _left_alone(alone[first], first)]
-        if not all(map(_there, at_issuers or reached)) and not broker.status().usable:
+        able = all(map(_there, at_issuers or reached)) and first not in secretless
+        if not able and not broker.status().usable:
             return found
         seconds = max(SECONDS, upstreams[first].renew.timeout)
         try:
@@ -130,7 +131,7 @@ async def _asked(
         system = credential.systems[name]
         destination = make_destination(name, upstream, credential, broker, context, tuple, shared)
         try:
-            use = use_of(upstream, system)
+            use = use_of(upstream, system) or system.probe
             return await ask(name, upstream, system, use, destination, shared.clock, SECONDS)
         finally:
             await destination.admission.aclose()
