@@ -158,6 +158,31 @@ async def test_a_healthy_session_is_logged_in_to_once(tmp_path: Path) -> None:
         assert (system.counters["logins"], system.counters["logouts"]) == (1, 0)
 
 
+async def test_who_runs_is_not_disturbed(tmp_path: Path, redis_server: Server) -> None:
+    """Three at once, beside a sidecar that has not logged in yet: all use one session, and it goes on."""
+    place = Place(tmp_path)
+    async with Arena.start(switches=SystemSwitches(login_delay=1.0), names=NAMES) as system:
+        place.write(arena(system, listen="127.0.0.1:0"), store=fleet(tmp_path, redis_server))
+        async with served(place) as addresses, httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+            found = await asyncio.gather(*(place.doctor() for _ in range(3)))
+            assert [told.wrong() for told in found] == [{}] * 3
+            assert (await client.get(f"http://{addresses['plm']}/items")).status_code == 200
+            assert (system.counters["logins"], system.counters["logouts"]) == (1, 0)
+
+
+async def test_a_token_that_was_revoked_is_no_fault(tmp_path: Path) -> None:
+    """The upstream refuses the one that is held: another is obtained, as for any request, and it says so."""
+    place = Place(tmp_path)
+    async with issuer() as emulator:
+        place.write(plm(emulator))
+        assert (await place.doctor()).wrong() == {}
+        emulator.revoke_all()
+        told = await place.doctor()
+        assert told.wrong() == {}
+        assert "after the upstream refused the one that was held" in told.text("login")
+        assert emulator.counters.tokens_issued == 2
+
+
 async def test_a_healthy_gateway_is_asked_what_its_recipe_knows(tmp_path: Path) -> None:
     """The request that could keep a session alive is used, though it is never sent by itself."""
     place = Place(tmp_path)

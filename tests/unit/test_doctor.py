@@ -7,12 +7,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
+from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, Reason, Refusal
 from sidecar.policy.routing import parse_base_url
 from sidecar.run.doctor import examine, machine, subject
+from sidecar.run.doctor.asking import Told, said
 from sidecar.run.doctor.check import Row, Verdict
 from sidecar.run.doctor.login import ending, got, granted, lasting, refused
 from sidecar.run.doctor.reaching import Reached, certificate, clocks, reach
@@ -218,6 +221,69 @@ def test_proxy_variables(environ: dict[str, str], words: str | None) -> None:
     assert [check.verdict for check in found] == [Verdict.PASS if words is None else Verdict.WARN]
     assert (words or "no proxy variable") in found[0].what
     assert canary("proxy") not in f"{found}"
+
+
+def test_certificate_variables_where_the_proxy_leads_here(tmp_path: Path) -> None:
+    """Without our authority clients refuse what the sidecar shows; who goes elsewhere is not looked at."""
+    given = settings().model_copy(update={"state_dir": tmp_path})
+    here = {"HTTPS_PROXY": "http://127.0.0.1:8080"}
+    assert machine.ca(given, here, {}) is None  # it has never run
+    trust = Trust(tmp_path / "ca", frozenset({"plm.example.com"}), SystemClock(), lambda _: None)
+    trust.prepare()
+    assert machine.ca(given, {"HTTPS_PROXY": "http://proxy.example:3128"}, {}) is None
+    checks = [
+        machine.ca(given, here | more, {})
+        for more in (
+            {},
+            {"SSL_CERT_FILE": certifi.where(), "CURL_CA_BUNDLE": str(trust.bundle)},
+            {"SSL_CERT_FILE": str(tmp_path / "none")},
+            {"SSL_CERT_FILE": str(trust.bundle), "NODE_EXTRA_CA_CERTS": str(trust.roots)},
+        )
+    ]
+    assert [check.verdict for check in checks if check] == [*[Verdict.WARN] * 3, Verdict.PASS]
+    assert checks[1] is not None
+    assert checks[1].what.startswith("SSL_CERT_FILE: without")
+
+
+@pytest.mark.parametrize(
+    ("more", "rows", "words"),
+    [
+        ({}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.PASS}, ""),
+        ({"status": 401}, {Row.UPSTREAM: Verdict.FAIL}, "refuses the credential"),
+        ({"status": 401, "refused": True, "fresh": True}, {Row.UPSTREAM: Verdict.FAIL}, "refuses a fresh credential"),
+        ({"status": 200, "refused": True}, {Row.UPSTREAM: Verdict.FAIL}, "refuses the credential"),
+        ({"status": 403}, {Row.UPSTREAM: Verdict.WARN}, "may not do this"),
+        ({"status": 429}, {Row.UPSTREAM: Verdict.WARN}, "too often"),
+        ({"status": 429, "spent": True}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.PASS}, ""),
+        ({"status": 503}, {Row.UPSTREAM: Verdict.WARN}, "in trouble"),
+        ({"status": 404}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.WARN}, "check upstreams.plm.base_url"),
+        ({"status": 404, "wanted": True}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.WARN}, "keepalive.path"),
+        ({"status": 404, "proven": True}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.PASS}, "says little"),
+        ({"status": 302, "location": "/login"}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.PASS}, ""),
+        (
+            {"status": 302, "location": "https://sso.example/x"},
+            {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.WARN},
+            "another host, sso.example",
+        ),
+        ({"status": 302, "location": "http://["}, {Row.UPSTREAM: Verdict.PASS, Row.BASE_URL: Verdict.WARN}, "no URL"),
+    ],
+)
+def test_what_an_answer_says(more: dict[str, Any], rows: dict[Row, Verdict], words: str) -> None:
+    """Of the credential, of the upstream, and of its address."""
+    fields = ((b"Location", more.pop("location", "").encode()),)
+    given: dict[str, Any] = {
+        "line": "GET /x",
+        "status": 200,
+        "fields": fields,
+        "fresh": False,
+        "refused": False,
+        "spent": False,
+        "wanted": False,
+        "proven": False,
+    }
+    found = list(said("plm", settings().upstreams["plm"], Told(**(given | more))))
+    assert {check.name: check.verdict for check in found} == rows
+    assert words in " ".join(f"{check.what}; {check.remedy}" for check in found)
 
 
 def test_a_certificate_that_is_not_trusted_names_its_issuer() -> None:

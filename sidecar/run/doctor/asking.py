@@ -20,7 +20,7 @@ from sidecar.settings import Upstream
 
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _MISSING = frozenset({404, 410})
-_UNAUTHORIZED, _FORBIDDEN, _SERVER_ERRORS = 401, 403, 500
+_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY, _SERVER_ERRORS = 401, 403, 429, 500
 _CREDENTIAL = frozenset({Reason.CREDENTIAL_REJECTED, Reason.TOKEN_UNAVAILABLE, *ROWS})
 
 
@@ -34,6 +34,24 @@ class Asked:
     checks: tuple[Check, ...]
     left: float | None = None
     renewed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The answer, and what is to be known to judge it.
+
+    *fresh*: the credential was obtained for this request. *refused*: it did not do. *spent*: the quota is used up.
+    *wanted*: configuration or recipe name the request. *proven*: the base URL is known to be right.
+    """
+
+    line: str
+    status: int
+    fields: Fields
+    fresh: bool
+    refused: bool
+    spent: bool
+    wanted: bool
+    proven: bool
 
 
 def request_of(upstream: Upstream, use: Use | None) -> Use:
@@ -82,11 +100,18 @@ async def _ask(
         destination.admission.leave(errand.tally)
     await answer.settle()
     answer.close()
-    line = f"{errand.request.method.decode()} {errand.way.target.partition(b'?')[0].decode('latin-1')}"
-    fresh = bool(errand.tally.renewals)
-    proven = use is None and _proven(upstream, system)
-    checks = tuple(_said(name, upstream, line, answer.status, answer.fields, fresh, errand.tally.visible, use, proven))
-    return Asked(checks, _left(answer.fields), fresh)
+    target = errand.way.target.partition(b"?")[0].decode("latin-1")
+    told = Told(
+        line=f"{errand.request.method.decode()} {target}",
+        status=answer.status,
+        fields=answer.fields,
+        fresh=bool(errand.tally.renewals),
+        refused=errand.tally.visible,
+        spent=destination.admission.quota_left(clock.monotonic()) > 0,
+        wanted=use is not None,
+        proven=use is None and _proven(upstream, system),
+    )
+    return Asked(tuple(said(name, upstream, told)), _left(answer.fields), told.fresh)
 
 
 def _proven(upstream: Upstream, system: System) -> bool:
@@ -96,45 +121,35 @@ def _proven(upstream: Upstream, system: System) -> bool:
     return (below and system.oauth2 is None) or not upstream.origin.path
 
 
-def _said(
-    name: str,
-    upstream: Upstream,
-    line: str,
-    status: int,
-    fields: Fields,
-    fresh: bool,
-    visible: bool,
-    use: Use | None,
-    proven: bool,
-) -> Iterator[Check]:
+def said(name: str, upstream: Upstream, told: Told) -> Iterator[Check]:
+    """Yield what an answer says of the credential, of the upstream and of its address."""
+    status, line = told.status, told.line
     what = f"{line} with the credential was answered with {status}"
-    if visible and status == _FORBIDDEN:
+    if status == _FORBIDDEN:
         remedy = "grant the account what it is to do, or set keepalive.path to a path that it may read"
         yield warned(Row.UPSTREAM, f"{what}: the credential is taken, and may not do this", remedy, name)
         return
-    if visible or status == _UNAUTHORIZED:
-        token = "a fresh credential" if fresh else "the credential, and no newer one was to be had"
-        remedy = (
-            "check that base_url and the issuer belong together, audience and scope, and that the account is let in"
-        )
-        yield failed(Row.UPSTREAM, f"{what}: the upstream refuses {token}", remedy, name)
+    if told.refused or status == _UNAUTHORIZED:
+        which = "a fresh credential" if told.fresh else "the credential"
+        remedy = "check that base_url and issuer belong together, audience and scope, and that the account is let in"
+        yield failed(Row.UPSTREAM, f"{what}: the upstream refuses {which}", remedy, name)
+        return
+    if status == _TOO_MANY and not told.spent:
+        yield warned(Row.UPSTREAM, f"{what}: it is asked too often", "send less; see retry.max_retry_after", name)
         return
     if status >= _SERVER_ERRORS:
         yield warned(Row.UPSTREAM, f"{what}: it is in trouble", "ask who runs it", name)
         return
     little = ", which says little of the credential: nothing is there to be read" if status in _MISSING else ""
     yield passed(Row.UPSTREAM, what + little, name)
-    location = (value_of(fields, b"location") or b"").decode("latin-1")
+    location = (value_of(told.fields, b"location") or b"").decode("latin-1")
     if status in _MOVED and (host := _elsewhere(upstream, location)):
         remedy = "set base_url to the address that serves this tenant, or check that the account is let in there"
         yield warned(Row.BASE_URL, f"{line} leads to another host, {host}", remedy, name)
-    elif status in _MISSING and not proven:
-        remedy = (
-            f"check upstreams.{name}.keepalive.path"
-            if use is not None
-            else f"check upstreams.{name}.base_url; or set keepalive.path to one that can be read, and it is asked for"
-        )
-        yield warned(Row.BASE_URL, f"{line} was answered with {status}: nothing is there", remedy, name)
+    elif status in _MISSING and not told.proven:
+        key = "keepalive.path" if told.wanted else "base_url; or set keepalive.path, and that is asked for"
+        what = f"{line} was answered with {status}: nothing is there"
+        yield warned(Row.BASE_URL, what, f"check upstreams.{name}.{key}", name)
     else:
         yield passed(Row.BASE_URL, f"{upstream.origin.url} answers itself", name)
 

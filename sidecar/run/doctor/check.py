@@ -11,6 +11,7 @@ class Row(StrEnum):
     SECRETS = "secrets"
     STATE_DIR = "state_dir"
     PROXY = "proxy"
+    CA = "ca"
     STORE = "store"
     TLS = "tls"
     ISSUER = "issuer"

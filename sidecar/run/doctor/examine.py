@@ -8,7 +8,7 @@ from typing import Any
 
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.run.credentials import credentials
+from sidecar.run.credentials import AT_ONCE, Credential, credentials
 from sidecar.run.doctor import machine, storing
 from sidecar.run.doctor.check import Check, Row, Verdict, failed, passed
 from sidecar.run.doctor.subject import SECONDS, in_memory, subject
@@ -39,10 +39,13 @@ def diagnose(path: Path | None, overrides: Sequence[str], upstream: str | None) 
         for name, each in settings.upstreams.items()
         if running is not None and in_memory(settings, each) and _one(each)
     }
+    addresses = running.addresses if running else {}
+    trust = machine.ca(settings, os.environ, addresses)
     count = f"{len(names)} upstream{'' if len(names) == 1 else 's'}"
     found = [
         passed(Row.CONFIGURATION, f"{configuration_file(path)} can be used; {count}"),
-        *machine.proxy(settings, os.environ, running.addresses if running else {}, clock),
+        *machine.proxy(settings, os.environ, addresses, clock),
+        *([trust] if trust else []),
         *asyncio.run(_examine(settings, alone)),
     ]
     order = list(Row)
@@ -76,7 +79,13 @@ async def _examine(settings: Settings, alone: Mapping[str, dict[str, Any]]) -> l
         async with opened_store(settings) as shared:
             every = credentials(settings, shared.clock, shared.contexts)
             found += await storing.store(settings, shared, every, SECONDS)
-            parts = await asyncio.gather(*(subject(settings, shared, each, alone, secretless) for each in every))
+            turns = asyncio.Semaphore(AT_ONCE)
+
+            async def one(credential: Credential) -> list[Check]:
+                async with turns:
+                    return await subject(settings, shared, credential, alone, secretless)
+
+            parts = await asyncio.gather(*map(one, every))
             return [*found, *(check for checks in parts for check in checks)]
     except ConfigurationError as error:
         if None in secretless:

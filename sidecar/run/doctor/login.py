@@ -38,7 +38,7 @@ async def obtain(broker: Broker, heard: "asyncio.Future[Renewal]", clock: Clock,
     try:
         both: set[asyncio.Future[Any]] = {getting, heard}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
+        if heard.done():
             failure = heard.result()
             rejected = failure.result == "rejected"
             raise Refusal(Reason.CREDENTIAL_REJECTED if rejected else Reason.TOKEN_UNAVAILABLE, failure.detail)
@@ -73,15 +73,21 @@ def _steps(finding: Finding) -> str:
     return " ".join(step.text + (f" `{step.command}`" if step.command else "") for step in finding.steps)
 
 
-def got(token: Token, status: BrokerStatus, upstream: Upstream, owner: str, name: str) -> Iterator[Check]:
-    """Yield how *token* was come by, and whether others want the seat of its account."""
+def got(
+    token: Token, status: BrokerStatus, upstream: Upstream, owner: str, name: str, *, renewed: bool = False
+) -> Iterator[Check]:
+    """Yield how *token* was come by, and whether others want the seat of its account.
+
+    *renewed*: the upstream refused the one before.
+    """
     recipe = upstream.system
     one = recipe is not None and recipe.sessions.per_account == "one"
     what = "session" if token.how == "login" else "token"
     if token.how == "configured":
         yield passed(Row.LOGIN, "nothing is obtained: the credential is shown as it is configured", name)
     elif token.by == owner:
-        yield passed(Row.LOGIN, f"a {what} was obtained by {token.how}, and is shared with every sidecar", name)
+        before = ", after the upstream refused the one that was held" if renewed else ""
+        yield passed(Row.LOGIN, f"a {what} was obtained by {token.how}{before}; other instances use it too", name)
     else:
         spared = "; no login was made, as the account has one session" if one else ", and no other was asked for"
         yield passed(Row.LOGIN, f"the {what} that {token.by} obtained is used{spared}", name)

@@ -3,16 +3,21 @@
 import asyncio
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from sidecar.ca.bundle import certificates
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError
 from sidecar.run.doctor.check import Check, Row, failed, passed, warned
 from sidecar.run.exec.no_proxy import entries, is_loopback, without_upstreams
+from sidecar.run.exec.variables import CA_VARIABLES
 from sidecar.run.state import prepare
 from sidecar.run.systems import hosts_of
 from sidecar.settings import HostPort, SecretReference, Settings, prime, secret_references
 
+_MOST = 4 << 20
+"""Bytes of a file of certificates that are looked at."""
 _READABLE = "put a value where it is read from, or change where that is; the user that runs the sidecar must read it"
 
 
@@ -89,6 +94,31 @@ def _another(settings: Settings, environ: Mapping[str, str], running: Mapping[st
                 f"{name} names {address[0]}:{address[1]}, which is not this sidecar; upstreams are reached directly",
                 "see that this machine may go there directly; to scripts give the variables of auth-sidecar env",
             )
+
+
+def ca(settings: Settings, environ: Mapping[str, str], running: Mapping[str, str]) -> Check | None:
+    """Look at the caller's certificate variables where its proxy variables lead here; None where they do not."""
+    led = [_address(environ.get(name, "")) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")]
+    roots = certificates(_content(str(settings.state_dir / "ca" / "roots.pem")))
+    if not roots or not any(address in _own(settings, running) for address in led if address):
+        return None
+    named = {name: path for name in CA_VARIABLES if (path := environ.get(name))}
+    strange = [name for name, path in named.items() if not set(roots) & set(certificates(_content(path)))]
+    remedy = "set them by auth-sidecar env, or start scripts by auth-sidecar exec"
+    if strange:
+        what = f"{', '.join(strange)}: without the sidecar's authority, so that clients refuse its certificates"
+        return warned(Row.CA, what, remedy)
+    if not named:
+        return warned(Row.CA, "the proxy variables lead here, and no variable names the sidecar's authority", remedy)
+    return passed(Row.CA, f"{', '.join(named)}: with the sidecar's authority")
+
+
+def _content(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as stream:
+            return stream.read(_MOST)
+    except (OSError, ValueError):
+        return b""
 
 
 def _address(url: str) -> tuple[str, int] | None:

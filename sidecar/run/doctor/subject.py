@@ -147,7 +147,8 @@ def _of_token(
     status = broker.status()
     if (token := status.token) is None:
         return
-    yield from got(token, status, upstream, shared.owner, name)
+    renewed = asked is not None and asked.renewed
+    yield from got(token, status, upstream, shared.owner, name, renewed=renewed)
     yield from granted(token, status, system, name)
     if token.how != "configured":
         use = use_of(upstream, system)
