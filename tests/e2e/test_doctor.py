@@ -252,6 +252,18 @@ async def test_a_wrong_client_secret(tmp_path: Path) -> None:
     assert "invalid_client" in told.text("login")
 
 
+async def test_an_issuer_in_trouble_is_asked_once(tmp_path: Path) -> None:
+    """What it answers is told at once; a sidecar would go on asking."""
+    place = Place(tmp_path)
+    async with issuer(token_fault=503) as emulator:
+        place.write(plm(emulator))
+        told = await place.doctor()
+        assert sum(emulator.counters.token_calls.values()) == 1
+    assert told.wrong() == {"login": "FAIL"}
+    assert "answered with 503" in told.text("login")
+    assert "renew" not in told.text("login")
+
+
 async def test_a_locked_account(tmp_path: Path) -> None:
     """What the login says is told with its code, and how long to wait."""
     place = Place(tmp_path)

@@ -69,9 +69,10 @@ def proxy(
 
 def _hidden(settings: Settings, environ: Mapping[str, str], clock: Clock) -> Iterator[Check]:
     given = entries(environ.get(name) for name in ("NO_PROXY", "no_proxy"))
-    for host, port in hosts_of(settings, clock):
-        kept = without_upstreams(given, [(host, port)])
-        if hiding := [entry for entry in given if entry not in kept]:
+    every = hosts_of(settings, clock)
+    for host in dict.fromkeys(host for host, _ in every):
+        kept = [without_upstreams(given, [each]) for each in every if each[0] == host]
+        if hiding := [entry for entry in given if any(entry not in each for each in kept)]:
             yield warned(
                 Row.PROXY,
                 f"NO_PROXY has {', '.join(hiding)}: clients go to {host} past the sidecar, without a credential",

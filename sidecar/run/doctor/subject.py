@@ -1,6 +1,7 @@
 """One credential and the upstreams that have it: who is reached, what the credential is, what upstreams say to it."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -65,8 +66,8 @@ async def subject(
         await broker.recall()
         if first in alone:
             return [*found, _left_alone(alone[first], first)]
-        able = all(map(_there, at_issuers or reached)) and first not in secretless
-        if not able and not broker.status().usable:
+        able = all(map(_there, at_issuers or reached)) or broker.status().usable
+        if first in secretless or not able:
             return found
         seconds = max(SECONDS, upstreams[first].renew.timeout)
         try:
@@ -92,10 +93,11 @@ async def subject(
 
 def _issuers(upstream: Upstream, system: System) -> list[Origin]:
     """Return the origins beside the upstream's own where the credential is obtained, as far as that is known."""
-    urls = [upstream.plain(url) for url in upstream.system.trust] if upstream.system is not None else []
-    found = [parse_base_url("/".join(url.split("/")[:3])) for url in urls if "{" not in url]
-    if system.oauth2 is not None:
-        found = [system.oauth2.origin]
+    found = [system.oauth2.origin] if system.oauth2 is not None else []
+    if system.oauth2 is None and upstream.system is not None:
+        for url in map(upstream.plain, upstream.system.trust):
+            with contextlib.suppress(ValueError):  # a name in it that only a login knows
+                found.append(parse_base_url("/".join(url.split("/")[:3])))
     ours = upstream.origin
     return [each for each in found if (each.scheme, each.host, each.port) != (ours.scheme, ours.host, ours.port)]
 
