@@ -376,6 +376,23 @@ async def test_a_store_that_is_down(tmp_path: Path, redis_server: Server) -> Non
     assert "store.url" in told.text("store")
 
 
+async def test_a_store_that_is_silent(tmp_path: Path, redis_server: Server) -> None:
+    """It holds nobody up; a session is not begun without it, and that is told as well."""
+    place = Place(tmp_path)
+    async with Arena.start(names=NAMES) as system:
+        place.write(arena(system), store=fleet(tmp_path, redis_server))
+        redis_server.freeze()
+        try:
+            async with asyncio.timeout(30):
+                told = await place.doctor()
+        finally:
+            redis_server.thaw()
+        assert told.wrong() == {"store": "FAIL", "login": "FAIL"}
+        assert "store.timeout" in told.text("store")
+        assert "without the store" in told.text("login")
+        assert system.counters["logins"] == 0
+
+
 async def test_a_store_that_takes_nothing(tmp_path: Path, redis_server: Server) -> None:
     """It answers, and has no room for a write."""
     place = Place(tmp_path)
