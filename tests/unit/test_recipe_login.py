@@ -135,41 +135,6 @@ async def test_what_nobody_understands_is_asked_for_seldom() -> None:
     assert waits == [None, 300, 300]
 
 
-@pytest.mark.parametrize(
-    ("ok", "answer", "lacks"),
-    [
-        ({"status": 200}, {"status": 500}, "expected status 200"),
-        ({"status": [200, 302]}, {"status": 500}, "expected status 200 or 302"),
-        (
-            {"json": {"/tenant": "{host}"}},
-            {"tenant": PASSWORD},
-            'expected /tenant in JSON to be "{host}", which is another',
-        ),
-        ({"json": {"/tenant": ["a", 7]}}, {"tenant": 8}, 'to be "a" or 7, which is another number'),
-        ({"json": {"/a/b": {"regex": "x+"}}}, {"a": {"b": None}}, "to be like x+, which is null"),
-        ({"json": {"/ok": True}}, {"ok": False}, "to be true, which is another truth value"),
-        ({"json": {"/ok": True}}, {"ok": [PASSWORD]}, "which is a list"),
-        ({"json": {"/ok": True}}, {"status": 200, "body": PASSWORD}, "which is not there"),
-        ({"xml": {"sid": {"regex": "."}}}, {}, "expected sid in XML to be like ., which is not there"),
-        (
-            {"header": {"X-Sid": "1"}},
-            {"headers": {"X-Sid": PASSWORD}, "status": 200},
-            'the field X-Sid to be "1", which',
-        ),
-        ({"status": 200, "json": {"/a": 1, "/b": 2}}, {"a": 1}, "expected /b in JSON to be 2, which is not there"),
-        ([{"status": 201}, {"type": "xml"}], {}, "expected status 201, or another type"),
-        ({"not": {"json": {"/a": 1}}}, {"a": 1}, "expected nothing of what its `not` names"),
-    ],
-)
-async def test_what_a_login_lacks_is_told(ok: Any, answer: dict[str, Any], lacks: str) -> None:
-    """What the recipe expects, and what kind of thing came; what holds is not told of, nor any value of the answer."""
-    async with vendor(answer) as at:
-        with pytest.raises(IssuerUnavailable, match="which is not what a login is answered with: ") as caught:
-            await obtained(at.url, [{"request": "POST {base}/login", "ok": ok}])
-    assert lacks in str(caught.value)
-    assert PASSWORD not in str(caught.value)
-
-
 async def test_a_code_that_no_key_names_is_told() -> None:
     """Who looks it up in the vendor's documents knows more than a recipe."""
     async with vendor({"status": 400, "body": {"errors": [{"code": 4711}]}}) as at:

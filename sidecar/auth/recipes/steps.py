@@ -14,7 +14,7 @@ from sidecar.auth.recipes.matches import Matching, Message, any_of
 from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
 from sidecar.auth.recipes.sources import find, number
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
-from sidecar.auth.recipes.wanting import lacking, said
+from sidecar.auth.recipes.words import path_of, said, unmet
 from sidecar.auth.token_endpoint import cause_of
 from sidecar.errors import BrokenOff, CredentialRejected, IssuerUnavailable, Lapsed, Misplaced
 from sidecar.policy.classify import retry_after
@@ -97,7 +97,7 @@ class Walk:
         for name, template in step.set.items():
             self._set(name, template, lookup)
         answer = await self._answer(step, shows, lookup)
-        where = f"{self._who}: {step.request.split()[0]} {_path(answer)} answered {answer.status}"
+        where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
                 wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
@@ -106,7 +106,9 @@ class Walk:
                 )
                 raise IssuerUnavailable(detail, retry_after=wait or _PAUSE)
         if course.fatal.holds(answer, lookup):
-            raise CredentialRejected("", f"{where}: the credential is refused{said(answer)}", locks=True)
+            lacks = unmet(step.ok, answer, lookup)
+            told = said(answer) or (f" ({lacks})" if lacks else "")
+            raise CredentialRejected("", f"{where}: the credential is refused{told}", locks=True)
         if dead is not None and dead.holds(answer, lookup):
             raise Lapsed(f"{where}: the session is over")
         if course.ok.holds(answer, lookup):
@@ -115,8 +117,10 @@ class Walk:
             self._get(step, None, lookup)
         else:
             wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
-            detail = f"{where}{said(answer)}, which is not what a login is answered with"
-            raise IssuerUnavailable(f"{detail}: expected {lacking(step.ok, answer, lookup)}", retry_after=wait)
+            raise IssuerUnavailable(
+                f"{where}{said(answer)}, which is not what a login is answered with: {unmet(step.ok, answer, lookup)}",
+                retry_after=wait,
+            )
 
     def _known(self, name: str) -> Any:
         if name not in self.variables:
@@ -235,8 +239,3 @@ async def _read(response: "httpx.Response") -> bytes:
         if len(body) > MAX_BODY:
             break
     return bytes(body[:MAX_BODY])
-
-
-def _path(answer: Message) -> str:
-    url = answer.request.url if answer.request else ""
-    return "/" + url.partition("://")[2].partition("/")[2]
