@@ -100,11 +100,10 @@ class Walk:
         where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
-                wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
-                detail = (
-                    f"{where}{said(answer)}, which asks for a pause of {wait or _PAUSE:g} s, as a locked account does"
+                wait = (pause.for_ if pause.for_ is not None else number(pause.wait, answer)) or _PAUSE
+                raise IssuerUnavailable(
+                    f"{where}{said(answer)}, which asks for a pause of {wait:g} s", retry_after=wait
                 )
-                raise IssuerUnavailable(detail, retry_after=wait or _PAUSE)
         if course.fatal.holds(answer, lookup):
             lacks = unmet(step.ok, answer, lookup)
             told = said(answer) or (f" ({lacks})" if lacks else "")

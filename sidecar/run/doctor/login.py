@@ -69,7 +69,10 @@ def refused(refusal: Refusal, name: str, now: float, until: float | None = None)
 def _steps(finding: Finding) -> str:
     if finding.id == Reason.TOKEN_UNAVAILABLE:
         # What it says to look at is told here, and a pause that a login asks for is not to be cut short.
-        return "mend what that says; it is tried again by itself, once any pause that was asked for is over"
+        return (
+            "mend what that says; it is tried again by itself, once any pause that was asked for is over, as by a"
+            " locked account: set the right secret before that"
+        )
     return " ".join(step.text + (f" `{step.command}`" if step.command else "") for step in finding.steps)
 
 
