@@ -100,10 +100,8 @@ class Walk:
         where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
-                wait = (pause.for_ if pause.for_ is not None else number(pause.wait, answer)) or _PAUSE
-                raise IssuerUnavailable(
-                    f"{where}{said(answer)}, which asks for a pause of {wait:g} s", retry_after=wait
-                )
+                rest = (pause.for_ if pause.for_ is not None else number(pause.wait, answer)) or _PAUSE
+                raise IssuerUnavailable(f"{where}{said(answer)}, asking for a pause of {rest:g} s", retry_after=rest)
         if course.fatal.holds(answer, lookup):
             lacks = unmet(step.ok, answer, lookup)
             told = said(answer) or (f" ({lacks})" if lacks else "")
