@@ -407,6 +407,22 @@ async def test_a_store_that_takes_nothing(tmp_path: Path, redis_server: Server) 
     assert "maxmemory" in told.text("store")
 
 
+async def test_a_store_that_permits_no_lease(tmp_path: Path, redis_server: Server) -> None:
+    """Words are taken, leases are not: two instances would log in at once."""
+    place, user = Place(tmp_path), canary("user")
+    allowed = ("~auth-sidecar:instances", "~auth-sidecar:token:*", "+@all")
+    redis_server.command("ACL", "SETUSER", "sync", "reset", "on", f">{user}", *allowed)
+    try:
+        async with issuer() as emulator:
+            store = fleet(tmp_path, redis_server) | {"username": "sync", "password": {"env": "PASSWORD"}}
+            place.write(plm(emulator), store=store)
+            told = await place.doctor(PASSWORD=user)
+    finally:
+        redis_server.command("ACL", "DELUSER", "sync")
+    assert told.wrong() == {"store": "FAIL"}
+    assert "ACL" in told.text("store")
+
+
 async def test_a_key_that_others_do_not_have(tmp_path: Path, redis_server: Server) -> None:
     """The record is there, and nothing opens it."""
     place = Place(tmp_path)

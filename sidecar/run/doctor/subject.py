@@ -66,8 +66,10 @@ async def subject(
         await broker.recall()
         if first in alone:
             return [*found, _left_alone(alone[first], first)]
-        able = all(map(_there, at_issuers or reached)) or broker.status().usable
-        if first in secretless or not able:
+        # A token endpoint elsewhere needs nothing of the upstream; the steps of a login begin there.
+        elsewhere = credential.systems[first].oauth2 is not None and bool(at_issuers)
+        needed = at_issuers if elsewhere else [by_name[first], *at_issuers]
+        if first in secretless or not (all(map(_there, needed)) or broker.status().usable):
             return found
         seconds = max(SECONDS, upstreams[first].renew.timeout)
         try:
@@ -84,10 +86,10 @@ async def subject(
         found += [check for each in asked.values() for check in each.checks]
         if not any(check.verdict is Verdict.FAIL and check.name in (Row.LOGIN, Row.SEAT) for check in found):
             found += _of_token(broker, upstreams[first], credential.systems[first], asked.get(first), shared, first)
-        if broker.session and in_memory(settings, upstreams[first]):
-            await broker.logout()
         return found
     finally:
+        if broker.session and in_memory(settings, upstreams[first]):
+            await broker.logout()
         await broker.aclose()
 
 
