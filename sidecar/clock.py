@@ -48,3 +48,11 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait on the event loop."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units: `4m 12s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = zip((*divmod(hours, 24), minutes, rest), "dhms", strict=True)
+    return " ".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"

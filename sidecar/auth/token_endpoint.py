@@ -128,7 +128,7 @@ def cause_of(error: BaseException | None) -> str:
         if isinstance(error, ssl.SSLError):
             return f"TLS failed ({error.reason})"
         if isinstance(error, socket.gaierror):
-            return "its host name cannot be resolved; check token_url and the DNS"
+            return "its host name cannot be resolved; check the address and the DNS"
         if isinstance(error, OSError) and error.errno:
             return os.strerror(error.errno)
         # A group means that several addresses were tried: the first speaks for all.

@@ -27,6 +27,14 @@ def certificates(pem: bytes) -> list[bytes]:
     return list(found)
 
 
+def issuer_of(certificate: bytes) -> str:
+    """Return who says to have signed *certificate* (DER), as RFC 4514 writes names; empty for what is none."""
+    try:
+        return x509.load_der_x509_certificate(certificate).issuer.rfc4514_string()
+    except ValueError:
+        return ""
+
+
 def java_truststore(pems: Iterable[bytes]) -> bytes:
     """Return a PKCS#12 store, password `TRUSTSTORE_PASSWORD`, of what `certificates` gave; for Java 8 and later.
 

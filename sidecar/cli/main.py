@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sidecar import __version__
-from sidecar.cli import check, demo, env, exec, explain, keys, presets, run, token  # noqa: A004
+from sidecar.cli import check, demo, doctor, env, exec, explain, keys, presets, run, token  # noqa: A004
 from sidecar.errors import ConfigurationError, SidecarError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("exec", context_settings={"allow_interspersed_args": False})(exec.ex
 app.command("env")(env.env)
 app.command("check")(check.check)
 app.command("explain")(explain.explain)
+app.command("doctor")(doctor.doctor)
 app.command("presets")(presets.presets)
 app.add_typer(token.app, name="token")
 app.add_typer(keys.app, name="keys")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sidecar.cli.options import ConfigOption, JsonOption, SetOption
+from sidecar.clock import span
 from sidecar.settings import load
 
 app = typer.Typer(help="State of the shared tokens; never the token itself.")
@@ -107,18 +108,10 @@ def _lines(name: str, state: Mapping[str, Any]) -> Iterator[str]:
 def _life(state: Mapping[str, Any]) -> Iterator[str]:
     left = state["expires_in"]
     if left is not None:
-        yield f"expires in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
+        yield f"expires in {span(left)}" if left > 0 else f"expired {span(-left)} ago"
         yield _when(state["expires_at"])
     if state["lifetime"] is not None:
-        yield f"lifetime {_span(state['lifetime'])}"
-
-
-def _span(seconds: float) -> str:
-    """Return a duration in its two largest units: `4m 12s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = zip((*divmod(hours, 24), minutes, rest), "dhms", strict=True)
-    return " ".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"
+        yield f"lifetime {span(state['lifetime'])}"
 
 
 def _when(seconds: float) -> str:

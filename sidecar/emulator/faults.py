@@ -39,7 +39,11 @@ class Switches:
     omit_expires_in: bool = False
     claimed_expires_in: int | None = None
     """An `expires_in` that is a lie."""
+    withheld_scope: str = ""
+    """What is not granted although it was asked for."""
 
+    ahead: float = 0.0
+    """Seconds by which the Date of every answer is ahead."""
     token_delay: Seconds = 0.0
     token_fault: int | str | None = None
     """A status (500), an error code of RFC 6749 section 5.2 (`invalid_client`), `garbage` (a page instead of JSON)

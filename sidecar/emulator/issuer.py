@@ -146,18 +146,22 @@ class Issuer:
     def _grant(self, fields: Mapping[str, str]) -> dict[str, object]:
         match fields.get("grant_type"):
             case "client_credentials":
-                return self._issue(_Grant(_allowed(fields.get("scope", "api"), SCOPES)))
+                return self._issue(_Grant(self._granted(fields)))
             case "password":
                 known = _same(fields.get("username", ""), self._account.username)
                 if not (_same(fields.get("password", ""), self._account.password) and known):
                     raise GrantError("invalid_grant", "unknown user or wrong password")
-                return self._issue(_Grant(_allowed(fields.get("scope", "api"), SCOPES)))
+                return self._issue(_Grant(self._granted(fields)))
             case "refresh_token":
                 return self._refreshed(fields)
             case None:
                 raise GrantError("invalid_request", "grant_type is missing")
             case _:
                 raise GrantError("unsupported_grant_type", f"grant_type is none of {', '.join(GRANTS)}")
+
+    def _granted(self, fields: Mapping[str, str]) -> str:
+        withheld = self._switches.withheld_scope.split()
+        return " ".join(each for each in _allowed(fields.get("scope", "api"), SCOPES).split() if each not in withheld)
 
     def _refreshed(self, fields: Mapping[str, str]) -> dict[str, object]:
         refresh = self._refresh.get(fields.get("refresh_token", ""))

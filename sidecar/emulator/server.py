@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
 from typing import Self
@@ -112,7 +113,10 @@ class Emulator:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self._route(request)
+            response = await self._route(request)
+            if self.switches.ahead and not response.prepared:
+                response.headers["Date"] = formatdate(self._clock.now() + self.switches.ahead, usegmt=True)
+            return response
         except ConnectionError:
             # The client went away: daily bread in tests of faults, and nobody is left to read an answer.
             return web.Response()

@@ -36,7 +36,7 @@ async def keep_alive(name: str, use: Use, destination: Destination, rounds: Roun
         kept_at = clock.monotonic()
         if destination.broker.current() is None:
             continue
-        trouble = await _send(_errand(name, use, destination, clock), rounds)
+        trouble = await _send(errand_of(name, use, destination, clock), rounds)
         if trouble and trouble != told:
             path = use.target.removeprefix(destination.pool.origin.path).partition(b"?")[0].decode("latin-1")
             emit(Trouble(where=f"keepalive of {name}", detail=f"{use.method.decode('latin-1')} {path}: {trouble}"))
@@ -61,7 +61,8 @@ async def _send(errand: Errand, rounds: Rounds) -> str:
     return "" if 200 <= answer.status < 300 else f"answered with {answer.status}; expected 2xx"  # noqa: PLR2004
 
 
-def _errand(name: str, use: Use, destination: Destination, clock: Clock) -> Errand:
+def errand_of(name: str, use: Use, destination: Destination, clock: Clock) -> Errand:
+    """Return *use* as a request on its way to the upstream *name*, for its own sake."""
     origin = destination.pool.origin
     length = ((b"Content-Length", b"%d" % len(use.body)),) if use.body or use.method not in _EMPTY else ()
     request = Request(

@@ -84,7 +84,7 @@ def _checked(answer: httpx.Response, what: str) -> dict[str, Any]:
 
 async def _locally(settings: Settings, action: Action, names: list[str]) -> dict[str, Any]:
     states: dict[str, Any] = {}
-    async with _store(settings) as shared:
+    async with opened_store(settings) as shared:
         for credential in credentials(settings, shared.clock):
             if not (wanted := [name for name in credential.names if name in names]):
                 continue
@@ -105,24 +105,26 @@ async def _fleet(settings: Settings) -> dict[str, dict[str, int]]:
     """Return, by upstream, which generation each instance uses; empty when the store does not answer."""
     found: dict[str, dict[str, int]] = {}
     with contextlib.suppress(StoreError):
-        async with _store(settings) as shared:
+        async with opened_store(settings) as shared:
             for instance, word in sorted((await instances(shared.store, shared.keys)).items()):
                 for name, generation in word.get("generations", {}).items():
                     found.setdefault(name, {})[instance] = generation
     return found
 
 
-@contextlib.asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[Shared]:
-    def ignore(event: Event) -> None:
-        del event
+def _ignore(event: Event) -> None:
+    del event
 
+
+@contextlib.asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Shared]:
+    """Open store and keys for one command; events go nowhere. Raises ConfigurationError."""
     prepare(settings.state_dir)
     clock = SystemClock()
     store, keys = open_store(settings, clock)
     try:
         yield Shared(
-            store=store, keys=keys, owner=instance_name(), clock=clock, emit=ignore, marks=settings.state_dir / MARKS
+            store=store, keys=keys, owner=instance_name(), clock=clock, emit=_ignore, marks=settings.state_dir / MARKS
         )
     finally:
         await store.aclose()

@@ -20,7 +20,8 @@ class System:
 
     *speak*: from the placeholders that stand for the credential on the client's side to the dialect. *logins*: the
     requests of clients that are answered here at other origins, a text each, the same for the same ones. *use*: the
-    request that keeps its session alive, as the recipe has it, None: none. *oauth2*: what the issuer is a token
+    request that keeps its session alive, as the recipe has it, None: none; *probe*: the same where it is never sent by
+    itself. *oauth2*: what the issuer is a token
     endpoint by, None: it is a login.
     """
 
@@ -28,6 +29,7 @@ class System:
     speak: Callable[[Sequence[str]], Dialect]
     logins: frozenset[str]
     use: Use | None
+    probe: Use | None
     oauth2: OAuth2 | None
 
 
@@ -45,7 +47,12 @@ def system_of(
         raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
     issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch)
     return System(
-        issuer=issuer, speak=lambda _: oauth2_dialect(upstream.strip), logins=frozenset(), use=None, oauth2=oauth2
+        issuer=issuer,
+        speak=lambda _: oauth2_dialect(upstream.strip),
+        logins=frozenset(),
+        use=None,
+        probe=None,
+        oauth2=oauth2,
     )
 
 
@@ -55,7 +62,7 @@ def _by_recipe(
     # Late: who has no recipe is spared the memory.
     from sidecar.auth.recipes.bound import Bound
     from sidecar.auth.recipes.dialect import recipe_dialect
-    from sidecar.auth.recipes.keepalive import use_of
+    from sidecar.auth.recipes.keepalive import request_of, use_of
     from sidecar.auth.recipes.login import RecipeIssuer
     from sidecar.auth.recipes.oauth2 import judge_of, oauth2_settings
     from sidecar.auth.recipes.shims import logins_of
@@ -74,6 +81,7 @@ def _by_recipe(
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),
         logins=logins_of(bound),
         use=use_of(bound),
+        probe=request_of(bound),
         oauth2=oauth2,
     )
 

@@ -75,6 +75,11 @@ class SharedMoment:
         with contextlib.suppress(StoreError):
             await self._read()
 
+    async def told(self) -> None:
+        """Wait until what is known here alone stands in the store, or cannot; at once where there is nothing."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
+
     async def aclose(self) -> None:
         """End what is under way; twice does no harm."""
         await self._tasks.aclose()

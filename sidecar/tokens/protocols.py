@@ -88,7 +88,7 @@ class BrokerStatus:
     a token can be handed out now, whatever the state. *attempted*: a call to the issuer has ended, or none was needed
     yet. *expires_in*: seconds, by a clock that nobody sets; None without an end. *sealed_with*: the key of its record,
     as `KeyRing.place` says, None without one. *forced_renewals*: what a 401 does: allowed, or stopped, because too many
-    renewed tokens were refused.
+    renewed tokens were refused. *kept*: a refresh token is held. *taken*: how many logins in a row another one took.
     """
 
     state: str
@@ -100,6 +100,8 @@ class BrokerStatus:
     last: LastRenewal | None
     sealed_with: tuple[int | None, str] | None = None
     forced_renewals: str = "allowed"
+    kept: bool = False
+    taken: int = 0
 
     @property
     def expires_at(self) -> float | None:

@@ -86,6 +86,8 @@ class Supply:
             last=renewing.last,
             sealed_with=place,
             forced_renewals="stopped" if self._verdicts.stopped else "allowed",
+            kept=holding.record.kept is not None,
+            taken=holding.record.taken,
         )
 
     def _supplied(self, deadline: float) -> bool:

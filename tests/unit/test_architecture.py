@@ -53,6 +53,7 @@ INNER_FOLDERS = frozenset(
         "emulator/systems",
         "settings/presets",
         "observe/dashboard",
+        "run/doctor",
         "run/exec",
         "tokens/redis",
     }

@@ -135,6 +135,26 @@ async def test_what_nobody_understands_is_asked_for_seldom() -> None:
     assert waits == [None, 300, 300]
 
 
+@pytest.mark.parametrize("wanted", ["{password}", "{session}", "x-{user}"])
+async def test_what_a_step_expects_shows_no_secret(wanted: str) -> None:
+    """A template is told as it is written, unless it stands for the address alone."""
+    given = {"session": PASSWORD}
+    later = {"request": "GET {base}/whoami", "ok": {"json": {"/who": wanted, "/host": "{host}"}}}
+    async with vendor(given, {"who": "nobody", "host": "elsewhere"}) as at:
+        with pytest.raises(IssuerUnavailable) as caught:
+            await obtained(at.url, [LOGIN, later])
+    assert f"json /who: expected {wanted}, got nobody" in str(caught.value)
+    assert "json /host: expected 127.0.0.1, got elsewhere" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+async def test_a_code_that_no_key_names_is_told() -> None:
+    """Who looks it up in the vendor's documents knows more than a recipe."""
+    async with vendor({"status": 400, "body": {"errors": [{"code": 4711}]}}) as at:
+        with pytest.raises(IssuerUnavailable, match=r"answered 400 \(4711\), which is not what a login"):
+            await obtained(at.url, [{"request": "POST {base}/login"}])
+
+
 async def test_a_busy_login_says_when() -> None:
     """Retry-After of a 429 or 503 counts."""
     async with vendor({"status": 429, "headers": {"Retry-After": "7"}}) as at:

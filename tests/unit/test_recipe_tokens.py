@@ -89,7 +89,7 @@ async def test_a_life_that_is_none_is_told() -> None:
         ({"status": 201}, {"status": 200}, "status: expected 201, got 200"),
         ({"json": {"/state": "OK"}}, {"body": {"state": "NO"}}, "json /state: expected OK, got NO"),
         ({"json": {"/state": ["A", "B"]}}, {"body": {}}, "json /state: expected A or B, got nothing"),
-        ({"json": {"/user": "{user}"}}, {"body": {"user": "else"}}, "json /user: expected svc, got else"),
+        ({"json": {"/user": "{user}"}}, {"body": {"user": "else"}}, "json /user: expected {user}, got else"),
         ({"json": {"/sid": {"regex": "^S"}}}, {"body": {"sid": "x"}}, "matches ^S, got another value"),
         ({"header": {"x-kind": "a"}}, {"headers": {"X-Kind": "b"}}, "header x-kind: expected a, got b"),
         ({"not": {"status": [200, 401]}}, {"status": 200}, "not: expected none with status 200, 401"),

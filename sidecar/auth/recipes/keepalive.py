@@ -14,8 +14,14 @@ _WITHIN = 6
 
 def use_of(bound: Bound) -> Use | None:
     """Return the request; None where the recipe has none, or has it never sent. Raises Unset for an unknown value."""
+    found = request_of(bound)
+    return found if found is not None and found.every > 0 else None
+
+
+def request_of(bound: Bound) -> Use | None:
+    """Return the request, sent by itself or never; None where the recipe has none. Raises Unset."""
     wanted = bound.recipe.keepalive
-    if wanted is None or wanted.every <= 0:
+    if wanted is None:
         return None
     lookup = bound.lookup()
     method, _, url = wanted.request.partition(" ")

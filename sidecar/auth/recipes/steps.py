@@ -112,8 +112,8 @@ class Walk:
         where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
-                wait = pause.for_ if pause.for_ is not None else number(pause.wait, answer)
-                raise IssuerUnavailable(f"{where}, which asks for a pause", retry_after=wait or _PAUSE)
+                rest = (pause.for_ if pause.for_ is not None else number(pause.wait, answer)) or _PAUSE
+                raise IssuerUnavailable(f"{where}{said(answer)}, asking for a pause of {rest:g} s", retry_after=rest)
         good = course.ok.holds(answer, lookup)
         # A body that is what was asked for is no refusal, whatever else it has in it.
         if course.fatal.holds(answer, lookup) and not (good and course.ok.looks):
@@ -127,8 +127,8 @@ class Walk:
             self._get(step, None, lookup)
         else:
             wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
-            lacks = unmet(step.ok, answer, lookup)
-            raise IssuerUnavailable(f"{where}, which is not what a login is answered with: {lacks}", retry_after=wait)
+            lacks = f"{said(answer)}, which is not what a login is answered with: {unmet(step.ok, answer, lookup)}"
+            raise IssuerUnavailable(where + lacks, retry_after=wait)
 
     def _known(self, name: str) -> Any:
         if name not in self.variables:

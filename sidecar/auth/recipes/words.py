@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sidecar.auth.recipes.matches import Message, compile_match
-from sidecar.auth.recipes.templates import Lookup, Unset, render, text
+from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.settings.recipe import Match, Pattern
 
 _SHOWN = re.compile(r"[\w./:@ -]{1,80}")
@@ -19,6 +19,7 @@ _FOUND: Mapping[str, Callable[[Message, str], Sequence[Any]]] = MappingProxyType
         "header": Message.header,
     }
 )
+_PUBLIC = frozenset({"base", "host", "origin"})
 _FIELDS: Mapping[str, str] = MappingProxyType({"json": "json_"})
 
 
@@ -73,10 +74,9 @@ def _expected(key: str, match: Match, message: Message, lookup: Lookup) -> str:
 def _wanted(value: Any, lookup: Lookup) -> str:
     if isinstance(value, Pattern):
         return f"what matches {value.regex}"
-    try:
-        return text(render(value, lookup)) if isinstance(value, str) else text(value)
-    except Unset:
-        return str(value)
+    if not isinstance(value, str) or not _PUBLIC.issuperset(names_in(value)):
+        return value if isinstance(value, str) else text(value)  # as it is written: its names may be secret
+    return text(render(value, lookup))
 
 
 def _got(values: Sequence[Any]) -> str:
@@ -87,7 +87,7 @@ def _got(values: Sequence[Any]) -> str:
     return " and ".join(each if _SHOWN.fullmatch(each) else "another value" for each in shown)
 
 
-def said(answer: Message, otherwise: str) -> str:
+def said(answer: Message, otherwise: str = "") -> str:
     """Return in brackets the vendor's code, where one stands in the usual places, else *otherwise*; "" for neither."""
     for pointer in _CODES:
         for value in answer.document.json(pointer):
