@@ -33,7 +33,7 @@ _GRANT_TYPES = {
 class OAuth2Issuer:
     """Obtain tokens for one credential; *judge* has the last word on each, None: what was granted counts.
 
-    *watch* is told of each request and its answer.
+    *slot*: the number of the token in a pool. *watch* is told of each request and its answer.
 
     Nothing is kept between calls but by how much the issuer's clock is ahead of ours, the TLS context, one of
     *contexts*, which others may use as well, and the first refresh token, as another one is another credential: all
@@ -49,10 +49,12 @@ class OAuth2Issuer:
         clock: Clock,
         contexts: Contexts | None = None,
         judge: Judge | None = None,
+        slot: int = 0,
         watch: Watch | None = None,
     ) -> None:
         self._settings = settings
         self._judge = judge
+        self._slot = slot
         self._watch = watch
         self._tls = tls
         self._clock = clock
@@ -134,6 +136,8 @@ class OAuth2Issuer:
                 claims = claims_of(given.reveal())
                 whose = [claims.get("iss"), claims.get("sub")]
                 parts["subject"] = whose if whose[1] else _hash(given)
+        if self._slot:
+            parts["slot"] = self._slot
         return json.dumps(parts, sort_keys=True)
 
     def fingerprint(self, salt: str) -> str:

@@ -24,7 +24,7 @@ Rest = Callable[[float], Awaitable[None]]
 class Admission:
     """The gates of the upstream *name*, for all its requests in this process.
 
-    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: there is no cap.
+    *quota*: until when the upstream's allowance is used up, None: it has none. *turns* None: one session and no cap.
     *patience*: seconds that a request waits for its turn. *longest*: seconds that it waits in pauses, all in all.
     """
 
@@ -59,9 +59,9 @@ class Admission:
         """Tell whether the request of *tally* may go on at once, with a turn if there is a cap."""
         if self._blocked(now, tally):
             return False
-        if self._turns is not None and not tally.in_turn:
-            tally.in_turn = self._turns.take_now()
-            return tally.in_turn
+        if self._turns is not None and tally.turn is None:
+            tally.turn = self._turns.take_now()
+            return tally.turn is not None
         return True
 
     async def wait(self, tally: Tally, rest: Rest) -> None:
@@ -81,9 +81,9 @@ class Admission:
                     raise Refusal(Reason.UPSTREAM_PAUSED, detail, retry_after=math.ceil(left))
                 await rest(min(spread(left, self._clock.jitter()), (left + limit - now) / 2))
                 tally.paused += self._clock.monotonic() - now
-            elif self._turns is not None and not tally.in_turn:
-                tally.in_turn = await self._turns.take(self._patience)
-                if not tally.in_turn:
+            elif self._turns is not None and tally.turn is None:
+                tally.turn = await self._turns.take(self._patience)
+                if tally.turn is None:
                     detail = "too many requests to this upstream are under way (sessions.max_in_flight)"
                     raise Refusal(Reason.TOO_MANY_CONNECTIONS, detail)
                 if self._blocked(self._clock.monotonic(), tally):
@@ -124,9 +124,9 @@ class Admission:
 
     def leave(self, tally: Tally) -> None:
         """Give back the turn that the request of *tally* has, if it has one."""
-        if tally.in_turn and self._turns is not None:
-            tally.in_turn = False
-            self._turns.give_back()
+        if tally.turn is not None and self._turns is not None:
+            turn, tally.turn = tally.turn, None
+            self._turns.give_back(turn)
 
     def learn(self, quota: Quota, now: float) -> None:
         """Take note of what an answer said of the allowance; *now* is wall time."""

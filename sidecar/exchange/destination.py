@@ -44,11 +44,11 @@ class Client(Protocol):
 class Destination:
     """One upstream, ready for use.
 
-    *token_timeout*: seconds to wait for a credential. *first*: who shows a credential that was never taken yet.
-    *idle_timeout*: seconds that a client may be silent.
+    *brokers*: one for each session of the pool. *token_timeout*: seconds to wait for a credential. *first*: who shows a
+    credential that was never taken yet. *idle_timeout*: seconds that a client may be silent.
     """
 
-    broker: Broker
+    brokers: tuple[Broker, ...]
     admission: Admission
     pool: Pool
     dialect: Dialect
@@ -61,3 +61,10 @@ class Destination:
     via: bool
     links: LinkPolicy
     first: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def broker(self) -> Broker:
+        """The broker of a session that is there, else the first: for what goes in no turn."""
+        if len(self.brokers) == 1:
+            return self.brokers[0]
+        return next((broker for broker in self.brokers if broker.current() is not None), self.brokers[0])

@@ -7,6 +7,7 @@ from sidecar.exchange.destination import Destination
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Route
+from sidecar.tokens.broker import Broker
 
 
 @dataclass(slots=True)
@@ -24,6 +25,11 @@ class Errand:
     own: bool = False
     bare: bool = False
     _asked: Request | None = None
+
+    @property
+    def broker(self) -> Broker:
+        """The broker of the session in which it has a turn."""
+        return self.destination.brokers[self.tally.turn or 0]
 
     @property
     def asked(self) -> Request:

@@ -92,7 +92,7 @@ class Exchange:
             self.busy -= 1
             if tally.upstream:
                 self._in_flight[tally.upstream] -= 1
-                if tally.in_turn:
+                if tally.turn is not None:
                     self._destinations[tally.upstream].admission.leave(tally)
             body.discard()
             self._emit(tally.done(request, self._clock.monotonic()))

@@ -83,7 +83,7 @@ class Rounds:
             elif isinstance(outcome, Answer):
                 if dialect.hold_back is not None or outcome.status >= _ERRORS:
                     reading = await self._read(errand, outcome, token)
-                destination.broker.heard(token, reading.sign, reading.part, again=token is renewed, own=errand.own)
+                errand.broker.heard(token, reading.sign, reading.part, again=token is renewed, own=errand.own)
                 if outcome.status < _ERRORS and reading.sign is Sign.FINE:
                     tally.passed()
                     return Told.THIS, None
@@ -120,8 +120,8 @@ class Rounds:
         if errand.bare:
             return None
         if token is None:
-            token = destination.broker.current()
-        return token or await destination.broker.token(self._clock.monotonic() + destination.token_timeout)
+            token = errand.broker.current()
+        return token or await errand.broker.token(self._clock.monotonic() + destination.token_timeout)
 
     async def _onward(
         self, errand: Errand, decision: Renew | Backoff, used: Token | None, part: str
@@ -132,8 +132,8 @@ class Rounds:
             if used is None:
                 return False, None
             deadline = monotonic() + destination.token_timeout
-            newer = destination.broker.newer(used) if decision.held else None
-            newer = newer or await destination.broker.after(used, deadline, part)
+            newer = errand.broker.newer(used) if decision.held else None
+            newer = newer or await errand.broker.after(used, deadline, part)
             return newer is not None, await self._ready(errand, newer) if newer else None
         destination.admission.leave(tally)
         await self._rest(decision.delay)
@@ -172,7 +172,7 @@ class Rounds:
         # The cookies of an answer that ends the session are those of nobody's.
         alive = reading.sign is not Sign.EXPIRED or reading.part != LOGIN
         if roll is not None and alive and value_of(answer.fields, b"set-cookie") is not None:
-            destination.broker.roll(token, lambda values: roll(values, token.values, asked, answer.fields))
+            errand.broker.roll(token, lambda values: roll(values, token.values, asked, answer.fields))
         if reading.quota is not None:
             destination.admission.learn(reading.quota, self._clock.now())
         if reading.sign is Sign.EXHAUSTED:
@@ -205,7 +205,7 @@ class Rounds:
             conditional=headers.conditional(request.fields),
             repeats=dialect.repeats(errand.asked, errand.body.whole()) if dialect.repeats else None,
             session=dialect.session,
-            newer=newer and token is not None and errand.destination.broker.newer(token) is not None,
+            newer=newer and token is not None and errand.broker.newer(token) is not None,
             replays=tally.replays,
             attempts=tally.attempts - tally.renewals - tally.replays,
             renewals=tally.renewals,

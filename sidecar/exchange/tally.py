@@ -21,8 +21,8 @@ class Tally:
 
     *overhead*, *verdicts*, *unauthorized*, *visible*, *refused* and *applied* as in the event RequestDone. *endpoint*:
     what evidence for the breaker is counted by. *replays*: how often it was sent again with a newer token that was
-    here. *paused*: seconds that it has waited in pauses. *in_turn*: it has one
-    of the turns that `sessions.max_in_flight` leaves, which is to be given back.
+    here. *paused*: seconds that it has waited in pauses. *turn*: the number of the session in which it has one of the
+    turns that `sessions` leaves, which is to be given back; None: it has none.
     """
 
     started: float
@@ -42,7 +42,7 @@ class Tally:
     applied: str = ""
     endpoint: bytes = b""
     paused: float = 0.0
-    in_turn: bool = False
+    turn: int | None = None
 
     def passed(self) -> None:
         """Note that an answer was passed on which no rule looks at."""

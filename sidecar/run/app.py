@@ -42,8 +42,13 @@ class App:
 
     @property
     def brokers(self) -> dict[str, Broker]:
-        """The brokers, by upstream."""
+        """By upstream, the broker of a session that is there, else the first."""
         return self._assembly.brokers
+
+    @property
+    def pools(self) -> dict[str, tuple[Broker, ...]]:
+        """The brokers of all sessions, by upstream."""
+        return self._assembly.pools
 
     @property
     def destinations(self) -> dict[str, Destination]:
@@ -106,7 +111,7 @@ class App:
 
     async def look(self) -> None:
         """Look at the store at once: another process says that there is something new."""
-        await asyncio.gather(*(broker.recall() for broker in set(self.brokers.values())))
+        await asyncio.gather(*(broker.recall() for pool in set(self.pools.values()) for broker in pool))
 
     async def drain(self, grace: float, clock: Clock, emit: Emit) -> None:
         """Take nothing new, let what is under way end within *grace* seconds, and no request wait to be retried."""

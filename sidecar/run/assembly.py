@@ -26,7 +26,7 @@ from sidecar.policy.idleness import Use
 from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.port import Dispatch, Port
-from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_broker
+from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_brokers
 from sidecar.run.destinations import all_strips, make_destination, use_of
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.settings import ListenAddress, Settings, Tls, files_of, prime
@@ -67,8 +67,13 @@ class Assembly:
 
     @property
     def brokers(self) -> dict[str, Broker]:
-        """The brokers, by upstream."""
+        """By upstream, the broker of a session that is there, else the first."""
         return {name: destination.broker for name, destination in self.destinations.items()}
+
+    @property
+    def pools(self) -> dict[str, tuple[Broker, ...]]:
+        """The brokers of all sessions, by upstream."""
+        return {name: destination.brokers for name, destination in self.destinations.items()}
 
     @property
     def busy(self) -> int:
@@ -121,13 +126,13 @@ async def assemble(
                 kept |= set(credential.names)
                 destinations |= {name: before.destinations[name] for name in credential.names}
                 continue
-            broker = make_broker(credential, settings, shared)
+            brokers = make_brokers(credential, settings, shared)
             for name in credential.names:
                 upstream = settings.upstreams[name]
                 if upstream.tls not in contexts:
                     contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
                 context = contexts[upstream.tls]
-                made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
+                made_now = make_destination(name, upstream, credential, brokers, context, around.own, shared)
                 if around.dispatch is not None:
                     dialect = made_now.dialect
                     dress = around.mask.noting(dialect.dress, dialect.strips.headers)
@@ -177,11 +182,12 @@ async def assemble(
         proxy=passing(patterns),
         every=passing((EVERY_HOST,)),
     )
-    fresh = [name for name in destinations if name not in kept]
-    await _start(_brokers(destinations[name] for name in fresh))
+    await _start(_brokers(each for name, each in destinations.items() if name not in kept))
     for name, use in uses.items():
-        work = keep_alive(name, use, destinations[name], made.proxy.exchange.rounds, shared.clock, shared.emit)
-        destinations[name].broker.beside(work, "keepalive")
+        for broker in (pool := destinations[name].brokers):
+            alone = dataclasses.replace(destinations[name], brokers=(broker,) * len(pool))  # whatever turn it gets
+            work = keep_alive(name, use, alone, made.proxy.exchange.rounds, shared.clock, shared.emit)
+            broker.beside(work, "keepalive")
     if before is not None:
         before.kept |= kept
         for name, gone in before.destinations.items():
@@ -192,7 +198,7 @@ async def assemble(
 
 def _brokers(destinations: Iterable[Destination]) -> list[Broker]:
     """Return the brokers of *destinations*, each once."""
-    return list({id(each.broker): each.broker for each in destinations}.values())
+    return list(dict.fromkeys(broker for each in destinations for broker in each.brokers))
 
 
 def _is_kept(credential: Credential, settings: Settings, before: Assembly, changed: set[Path]) -> bool:
@@ -202,8 +208,8 @@ def _is_kept(credential: Credential, settings: Settings, before: Assembly, chang
         return False
     if [before.settings.upstreams.get(name) for name in credential.names] != upstreams:
         return False
-    broker = before.destinations[credential.names[0]].broker
-    return tuple(name for name, each in before.brokers.items() if each is broker) == credential.names
+    ours = before.pools[credential.names[0]]
+    return tuple(name for name, each in before.pools.items() if each is ours) == credential.names
 
 
 async def _start(brokers: Iterable[Broker]) -> None:

@@ -52,11 +52,19 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What one or several upstreams show: its *identity*, their *systems* by name, and the *issuer* of the first."""
+    """What one or several upstreams show: its *identity*, and their *systems* by name.
+
+    *issuers*: those of the first, one for each session of the pool.
+    """
 
     identity: str
     systems: Mapping[str, System]
-    issuer: Issuer
+    issuers: tuple[Issuer, ...]
+
+    @property
+    def issuer(self) -> Issuer:
+        """The issuer of the first session."""
+        return self.issuers[0]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +89,7 @@ def credentials(
             _check_same(next(iter(known)), name, settings.upstreams)
         known[name] = system
     _check_logins(found.values())
-    return [Credential(identity, systems, next(iter(systems.values())).issuer) for identity, systems in found.items()]
+    return [Credential(identity, systems, next(iter(systems.values())).issuers) for identity, systems in found.items()]
 
 
 def _check_logins(credentials_: Iterable[Mapping[str, System]]) -> None:
@@ -127,6 +135,11 @@ def _check_same(one: str, other: str, upstreams: Mapping[str, Upstream]) -> None
                     f"upstreams.{other}.{key} is not that of {one}, which has the same credential;"
                     " expected the same, since one token serves both"
                 )
+    if upstreams[one].sessions.pool != upstreams[other].sessions.pool:
+        raise ConfigurationError(
+            f"upstreams.{other}.sessions.pool is not that of {one}, which has the same credential;"
+            " expected the same, since the sessions serve both"
+        )
     first, second = upstreams[one].system, upstreams[other].system
     if first is not None and second is not None and (first.login, first.csrf) != (second.login, second.csrf):
         raise ConfigurationError(
@@ -146,8 +159,13 @@ def _differences(one: object, other: object, path: str) -> Iterator[str]:
         yield path
 
 
-def make_broker(credential: Credential, settings: Settings, shared: Shared) -> Broker:
-    """Return the broker of *credential*; it does nothing before its `start`."""
+def make_brokers(credential: Credential, settings: Settings, shared: Shared) -> tuple[Broker, ...]:
+    """Return the brokers of *credential*, one for each session of the pool; they do nothing before their `start`."""
+    return tuple(make_broker(credential, settings, shared, number) for number in range(len(credential.issuers)))
+
+
+def make_broker(credential: Credential, settings: Settings, shared: Shared, number: int = 0) -> Broker:
+    """Return the broker of the session *number* of *credential*."""
     name = credential.names[0]
     upstream, system = settings.upstreams[name], credential.systems[name]
     recipe, oauth2 = upstream.system, system.oauth2
@@ -159,7 +177,7 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared) -> B
     said = oauth2 is not None and "lifetime" in oauth2.model_fields_set
     return Broker(
         name,
-        credential.issuer,
+        credential.issuers[number],
         MemoryStore(shared.clock) if own else shared.store,
         shared.keys,
         upstream.renew,
@@ -170,7 +188,7 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared) -> B
         turns=shared.turns,
         unauthorized=min(settings.upstreams[each].breaker.unauthorized for each in credential.names),
         configured_lifetime=oauth2.lifetime if oauth2 is not None and said else None,
-        former=former_identity(upstream.oauth2) if upstream.oauth2 is not None else None,
+        former=former_identity(upstream.oauth2) if upstream.oauth2 is not None and not number else None,
         marks=shared.marks,
         session=recipe is not None and bool(recipe.login.steps),
         seat=seat,

@@ -30,7 +30,7 @@ def make_destination(
     name: str,
     upstream: Upstream,
     credential: Credential,
-    broker: Broker,
+    brokers: tuple[Broker, ...],
     context: ssl.SSLContext,
     own: Own,
     shared: Shared,
@@ -50,8 +50,8 @@ def make_destination(
         own_addresses=own,
     )
     return Destination(
-        broker=broker,
-        admission=_admission(name, upstream, credential, shared),
+        brokers=brokers,
+        admission=_admission(name, upstream, credential, brokers, shared),
         pool=pool,
         dialect=credential.systems[name].speak(shared.keys.tags(credential.identity)),
         retry=RetryPolicy(
@@ -82,7 +82,9 @@ def use_of(upstream: Upstream, system: System) -> Use | None:
     return Use(target=target, every=wanted.every, within=wanted.only_if_used_within)
 
 
-def _admission(name: str, upstream: Upstream, credential: Credential, shared: Shared) -> Admission:
+def _admission(
+    name: str, upstream: Upstream, credential: Credential, brokers: tuple[Broker, ...], shared: Shared
+) -> Admission:
     breaker, longest = upstream.breaker, upstream.retry.max_retry_after
     pause = SharedMoment(
         name,
@@ -114,13 +116,17 @@ def _admission(name: str, upstream: Upstream, credential: Credential, shared: Sh
         open_for=breaker.open_for,
     )
     cap = upstream.sessions.max_in_flight
+
+    def fit(number: int) -> bool:
+        return brokers[number].current() is not None
+
     return Admission(
         name,
         budget=Budget(upstream.retry.budget),
         breaker=Breaker(policy),
         pause=pause,
         quota=quota,
-        turns=Turns(cap) if cap else None,
+        turns=Turns(cap, len(brokers), fit) if cap or len(brokers) > 1 else None,
         patience=upstream.timeout.connect,
         longest=longest,
         clock=shared.clock,

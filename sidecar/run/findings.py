@@ -50,7 +50,8 @@ class Findings:
         return [asdict(finding) for finding in diagnose(standings, self._clock.now())]
 
     def _standing(self, name: str, destination: Destination) -> Standing:
-        status = destination.broker.status()
+        states = [broker.status() for broker in destination.brokers]
+        status = next((state for state in states if not state.usable), states[0])
         failed = status.last if status.last and status.last.result != "ok" else None
         return Standing(
             upstream=name,

@@ -10,7 +10,7 @@ import httpx
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError, StoreError
 from sidecar.events import Event
-from sidecar.run.credentials import Shared, credentials, make_broker
+from sidecar.run.credentials import Shared, credentials, make_brokers
 from sidecar.run.join import Running, find_running, host_and_port
 from sidecar.run.state import MARKS, admin_token, prepare
 from sidecar.run.status import upstream_status
@@ -88,16 +88,18 @@ async def _locally(settings: Settings, action: Action, names: list[str]) -> dict
         for credential in credentials(settings, shared.clock):
             if not (wanted := [name for name in credential.names if name in names]):
                 continue
-            broker = make_broker(credential, settings, shared)
+            pool = make_brokers(credential, settings, shared)
             try:
-                await broker.recall()
-                if action == "renew":
-                    await broker.renew()
-                elif action == "revoke":
-                    await broker.revoke()
-                states |= {name: upstream_status(broker) for name in wanted}
+                for broker in pool:
+                    await broker.recall()
+                    if action == "renew":
+                        await broker.renew()
+                    elif action == "revoke":
+                        await broker.revoke()
+                states |= {name: upstream_status(pool) for name in wanted}
             finally:
-                await broker.aclose()
+                for broker in pool:
+                    await broker.aclose()
     return states
 
 

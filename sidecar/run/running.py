@@ -108,7 +108,7 @@ async def running(
         await admin.serve(admin_listener.socket)
         for _ in range(AT_ONCE):  # the ports come first
             turns.release()
-        word = tasks.spawn(keep_announcing(shared, lambda: app.brokers), "word")
+        word = tasks.spawn(keep_announcing(shared, lambda: app.pools), "word")
         if inherited is not None:
             tasks.spawn(metrics.keep_publishing(), "metrics")
             if inherited.replaces is not None:  # told of by our supervisor already
@@ -128,4 +128,4 @@ async def _end(app: App, emit: Emit, shared: Shared, word: "asyncio.Task[None] |
     if word is not None:
         word.cancel()
         await asyncio.wait({word})
-        await leave(shared, app.brokers.values())
+        await leave(shared, [broker for pool in app.pools.values() for broker in pool])

@@ -1,5 +1,6 @@
 """What the admin port shows and does, from a sidecar that serves."""
 
+import asyncio
 import os
 import signal
 from typing import Protocol
@@ -25,8 +26,8 @@ class Serving(Protocol):
         """The settings in effect."""
 
     @property
-    def brokers(self) -> dict[str, Broker]:
-        """The brokers, by upstream."""
+    def pools(self) -> dict[str, tuple[Broker, ...]]:
+        """The brokers of all sessions, by upstream."""
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -45,24 +46,22 @@ def make_source(app: Serving, metrics: Metrics, findings: Findings, inherited: I
             os.kill(inherited.supervisor, signal.SIGUSR1)
 
     async def renew(name: str) -> None:
-        await app.brokers[name].renew()
+        await asyncio.gather(*(broker.renew() for broker in app.pools[name]))
         tell()
 
     async def revoke(name: str) -> None:
-        await app.brokers[name].revoke()
+        await asyncio.gather(*(broker.revoke() for broker in app.pools[name]))
         tell()
 
     return Source(
         status=lambda: (
-            status(app.brokers, app.addresses, __version__, metrics.breakers(), findings.quotas())
+            status(app.pools, app.addresses, __version__, metrics.breakers(), findings.quotas())
             | {"reload_refused": app.refused or None, "findings": findings.now()}
         ),
-        problems=lambda: (
-            {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.brokers)
-        ),
+        problems=lambda: {"sidecar": "shutting down"} if app.stopping else problems(app.settings.upstreams, app.pools),
         renew=renew,
         revoke=revoke,
-        upstreams=lambda: app.brokers,
+        upstreams=lambda: app.pools,
         exec_port=app.exec_port,
         metrics=metrics.render,
         pid=inherited.supervisor if inherited else os.getpid(),

@@ -1,14 +1,23 @@
 """What `/status`, `/readyz` and `token show` say, from what the brokers know; never a secret."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidecar.settings import Upstream
 from sidecar.tokens.broker import Broker
 
 
-def upstream_status(broker: Broker) -> dict[str, Any]:
-    """Return one upstream's state as plain data; durations in seconds, times as seconds since the epoch."""
+def upstream_status(pool: Sequence[Broker]) -> dict[str, Any]:
+    """Return one upstream's state as plain data; durations in seconds, times as seconds since the epoch.
+
+    Of several sessions it is that of the first which can be used, with all of them in `sessions`.
+    """
+    shown = [_session_status(broker) for broker in pool]
+    leading = next((each for each in shown if each["usable"]), shown[0])
+    return leading if len(shown) == 1 else leading | {"sessions": shown}
+
+
+def _session_status(broker: Broker) -> dict[str, Any]:
     state = broker.status()
     token, last = state.token, state.last
     return {
@@ -35,7 +44,7 @@ def upstream_status(broker: Broker) -> dict[str, Any]:
 
 
 def status(
-    brokers: Mapping[str, Broker],
+    pools: Mapping[str, Sequence[Broker]],
     addresses: Mapping[str, str],
     version: str,
     breakers: Mapping[str, str] | None = None,
@@ -46,7 +55,7 @@ def status(
     *breakers*: the states of those that ever opened, None: of no interest. *quotas*: what is left of an allowance, and
     the end of one that is used up, wall time; None for what is not known.
     """
-    upstreams = {name: upstream_status(broker) for name, broker in brokers.items()}
+    upstreams = {name: upstream_status(pool) for name, pool in pools.items()}
     if breakers is not None:
         for name, each in upstreams.items():
             each["breaker"] = breakers.get(name, "closed")
@@ -56,20 +65,24 @@ def status(
     return {"version": version, "addresses": dict(addresses), "upstreams": upstreams}
 
 
-def problems(upstreams: Mapping[str, Upstream], brokers: Mapping[str, Broker]) -> dict[str, str]:
+def problems(upstreams: Mapping[str, Upstream], pools: Mapping[str, Sequence[Broker]]) -> dict[str, str]:
     """Return why the sidecar is not ready, by upstream.
 
     A required upstream is a problem until its first attempt has ended, and later only while it has no usable
-    token or a rejected credential.
+    token or a rejected credential. Of several sessions one that can be used is enough.
     """
     found = {}
-    for name, broker in brokers.items():
-        if upstreams[name].renew.startup == "required":
-            state = broker.status()
-            if not state.attempted and not state.usable:
-                found[name] = "the first token has not been asked for yet"
-            elif state.state == "rejected":
-                found[name] = "the issuer refused the credential"
-            elif not state.usable:
-                found[name] = "no usable token"
+    for name, pool in pools.items():
+        if upstreams[name].renew.startup != "required":
+            continue
+        states = [broker.status() for broker in pool]
+        if any(state.usable and state.state != "rejected" for state in states):
+            continue
+        state = states[0]
+        if not state.attempted and not state.usable:
+            found[name] = "the first token has not been asked for yet"
+        elif state.state == "rejected":
+            found[name] = "the issuer refused the credential"
+        elif not state.usable:
+            found[name] = "no usable token"
     return found

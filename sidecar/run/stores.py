@@ -71,14 +71,14 @@ def instance_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}-{secrets.token_hex(3)}"
 
 
-async def keep_announcing(shared: Shared, brokers: Callable[[], Mapping[str, Broker]]) -> None:
+async def keep_announcing(shared: Shared, pools: Callable[[], Mapping[str, tuple[Broker, ...]]]) -> None:
     """Leave word in the store, every ten seconds until cancelled, which generations and sessions are used here."""
     while True:
         word = {
             "version": __version__,
             "at": shared.clock.now() + shared.store.offset,
-            "generations": {name: broker.status().generation for name, broker in brokers().items()},
-            "sessions": list(_sessions(brokers().values())),
+            "generations": {name: pool[0].status().generation for name, pool in pools().items()},
+            "sessions": list(_sessions(broker for pool in pools().values() for broker in pool)),
         }
         pause = _SOON
         # Trouble is told by the brokers; nobody waits for this.

@@ -18,19 +18,24 @@ from sidecar.tokens.protocols import Issuer
 class System:
     """How one upstream is logged in to, and spoken with.
 
-    *speak*: from the placeholders that stand for the credential on the client's side to the dialect. *logins*: the
-    requests of clients that are answered here at other origins, a text each, the same for the same ones. *use*: the
-    request that keeps its session alive, as the recipe has it, None: none; *probe*: the same where it is never sent by
-    itself. *oauth2*: what the issuer is a token
-    endpoint by, None: it is a login.
+    *issuers*: one for each session of the pool. *speak*: from the placeholders that stand for the credential on the
+    client's side to the dialect. *logins*: the requests of clients that are answered here at other origins, a text
+    each, the same for the same ones. *use*: the request that keeps its session alive, as the recipe has it, None: none;
+    *probe*: the same where it is never sent by itself. *oauth2*: what the issuer is a token endpoint by, None: it is a
+    login.
     """
 
-    issuer: Issuer
+    issuers: tuple[Issuer, ...]
     speak: Callable[[Sequence[str]], Dialect]
     logins: frozenset[str]
     use: Use | None
     probe: Use | None
     oauth2: OAuth2 | None
+
+    @property
+    def issuer(self) -> Issuer:
+        """The issuer of the first session."""
+        return self.issuers[0]
 
 
 def system_of(
@@ -45,9 +50,11 @@ def system_of(
         return _by_recipe(name, upstream, recipe, clock, contexts, watch)
     if (oauth2 := upstream.oauth2) is None:
         raise ConfigurationError(f"upstreams.{name}: expected one of oauth2, preset and recipe")
-    issuer = OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch)
     return System(
-        issuer=issuer,
+        issuers=tuple(
+            OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, slot=slot, watch=watch)
+            for slot in range(upstream.sessions.pool)
+        ),
         speak=lambda _: oauth2_dialect(upstream.strip),
         logins=frozenset(),
         use=None,
@@ -67,17 +74,24 @@ def _by_recipe(
     from sidecar.auth.recipes.oauth2 import judge_of, oauth2_settings
     from sidecar.auth.recipes.shims import logins_of
 
-    bound = Bound(name, recipe, upstream.credential, upstream.origin)
+    pool = upstream.sessions.pool
+    slots = [str(slot) for slot in range(pool)] if pool > 1 else [""]
+    bounds = [Bound(name, recipe, upstream.credential, upstream.origin, slot) for slot in slots]
+    bound = bounds[0]
     oauth2 = oauth2_settings(bound) if recipe.login.oauth2 is not None else None
-    issuer: Issuer
+    issuers: tuple[Issuer, ...]
     if oauth2 is not None:
-        issuer = OAuth2Issuer(
-            oauth2, tls=upstream.tls, clock=clock, contexts=contexts, judge=judge_of(bound), watch=watch
+        judge = judge_of(bound)
+        issuers = tuple(
+            OAuth2Issuer(oauth2, tls=upstream.tls, clock=clock, contexts=contexts, judge=judge, slot=slot, watch=watch)
+            for slot in range(pool)
         )
     else:
-        issuer = RecipeIssuer(bound, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch)
+        issuers = tuple(
+            RecipeIssuer(each, tls=upstream.tls, clock=clock, contexts=contexts, watch=watch) for each in bounds
+        )
     return System(
-        issuer=issuer,
+        issuers=issuers,
         speak=lambda placeholders: recipe_dialect(bound, upstream.strip, tuple(placeholders)),
         logins=logins_of(bound),
         use=use_of(bound),

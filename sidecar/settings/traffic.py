@@ -3,18 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sidecar.settings.base import Model
 from sidecar.settings.names import MediaType, Method, Name, TargetPath
 from sidecar.settings.secrets import SecretReference
 from sidecar.settings.values import Duration, Margin, MarginValue, Share, Size
-
-
-def _one_session(value: int) -> int:
-    if value != 1:
-        raise ValueError("expected 1: this version keeps one session for each upstream")
-    return value
 
 
 class Renew(Model):
@@ -90,7 +84,7 @@ class Breaker(Model):
 
 
 class Sessions(Model):
-    pool: Annotated[int, AfterValidator(_one_session)] = 1
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
     max_in_flight: Annotated[int, Field(ge=0)] = 0
 
 

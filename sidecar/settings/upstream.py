@@ -129,6 +129,17 @@ class Upstream(Model):
         oauth2 = self.system.login.oauth2 if self.system is not None else None
         return None if oauth2 is None else str(oauth2.get("grant", "client_credentials"))
 
+    def _alone(self) -> str:
+        """Return why there cannot be several sessions, "" where there can."""
+        recipe = self.system
+        if recipe is not None and recipe.sessions.per_account == "one":
+            return "its account has one session only: a second login ends the first"
+        if self.grant == "refresh_token":
+            return "there is one first refresh token, which may be presented once"
+        if recipe is not None and not recipe.login.steps and recipe.login.oauth2 is None:
+            return "its credential is configured, so that there is no session to have several of"
+        return ""
+
     def plain(self, text: str) -> str:
         """Return *text* with what `credential` and the defaults of the recipe give its templates, secrets never."""
         known = {name: variable.default for name, variable in (self.system.vars if self.system else {}).items()}
@@ -168,6 +179,8 @@ class Upstream(Model):
                 raise ValueError(
                     f"{key} is http://, which would send the credential in clear; use https:// or insecure_http: true"
                 )
+        if self.sessions.pool > 1 and (why := self._alone()):
+            raise ValueError(f"sessions.pool is {self.sessions.pool}, and {why}; expected 1")
         if self.links != Links() and self.listen is None:
             raise ValueError("links needs listen: it is about answers of the reverse port")
         oauth2 = self.system.login.oauth2 if self.system is not None else None

@@ -375,7 +375,7 @@ class World:
                 made |= {name: before[name] for name in credential.names}
                 continue
             port = Port(self.settings.upstreams[name].oauth2, self.authority, owner, user, instance.clock)
-            broker = make_broker(replace(credential, issuer=port), self.settings, shared)
+            broker = make_broker(replace(credential, issuers=(port,)), self.settings, shared)
             if port.anew is Anew.EVICTS:
                 broker = _of_session(name, port, self.settings, shared)
             key = store_key(credential.identity)

@@ -400,7 +400,7 @@ ERRORS = [
     (f"{PLM}.breaker.window=0", f"{PLM}.breaker.window: Input should be greater than 0"),
     (f"{PLM}.breaker.open_for=0", f"{PLM}.breaker.open_for: Input should be greater than 0"),
     (f"{PLM}.breaker.unauthorized=0", f"{PLM}.breaker.unauthorized: Input should be greater than or equal to 1"),
-    (f"{PLM}.sessions.pool=2", f"{PLM}.sessions.pool: expected 1: this version keeps one session for each upstream"),
+    (f"{PLM}.sessions.pool=0", f"{PLM}.sessions.pool: Input should be greater than or equal to 1"),
     (f"{PLM}.sessions.max_in_flight=-1", f"{PLM}.sessions.max_in_flight: Input should be greater than or equal to 0"),
     (
         f"{PLM}.keepalive={{path: /x, method: HEAD}}",

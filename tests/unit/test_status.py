@@ -24,14 +24,14 @@ def breakers_of(page: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_upstream_has_a_breaker() -> None:
     """One that never opened is closed; one that is gone is not shown."""
-    brokers: Any = {"plm": Quiet(), "erp": Quiet()}
+    brokers: Any = {"plm": [Quiet()], "erp": [Quiet()]}
     page = status(brokers, {}, "1", {"plm": "half_open", "gone": "open"})
     assert breakers_of(page) == {"plm": "half_open", "erp": "closed"}
 
 
 def test_where_nothing_is_served_there_is_none() -> None:
     """The store alone knows nothing of upstreams."""
-    brokers: Any = {"plm": Quiet()}
+    brokers: Any = {"plm": [Quiet()]}
     assert breakers_of(status(brokers, {}, "1")) == {"plm": None}
 
 
@@ -39,14 +39,14 @@ async def test_a_credential_is_shown_without_its_secrets(rig: Rig) -> None:
     """Its state, what was granted and what of the scope was not, and which key sealed its record."""
     rig.issuer.default = {"scope": "a", "asked": "a b"}
     broker = rig.broker()
-    shown = upstream_status(broker)
+    shown = upstream_status([broker])
     assert (shown["state"], shown["scope"], shown["sealed_with"], shown["last_renewal"]) == ("none", None, None, None)
     await broker.token(rig.after(60))
     rig.clock.wall += 10
     rig.clock.mono += 10
     sealed_with = broker.status().sealed_with
     assert sealed_with is not None
-    assert upstream_status(broker) == {
+    assert upstream_status([broker]) == {
         "state": "valid",
         "usable": True,
         "generation": 1,

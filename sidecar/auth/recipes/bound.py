@@ -24,6 +24,8 @@ STATELESS = {"=": Secret("true")}
 class Bound:
     """The *recipe* of the upstream *name*, with its *credential* and the *origin* of its base URL.
 
+    *slot*: the number of the session in a pool, "" where there is one.
+
     Secrets are read by `refresh`, and by the first who needs one; between, what was read last counts.
     """
 
@@ -31,6 +33,7 @@ class Bound:
     recipe: Recipe
     credential: Mapping[str, str | int | bool | SecretReference]
     origin: Origin
+    slot: str = ""
     _read: dict[str, Secret] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -94,6 +97,8 @@ class Bound:
             "origin": [self.origin.scheme, self.origin.host, self.origin.port],
             "credential": self.public(),
         }
+        if self.slot not in ("", "0"):  # the first is whose the session was before there were several
+            parts["slot"] = self.slot
         if not self._names_somebody():
             secrets = {name: reference.read().reveal() for name, reference in self.secrets.items()}
             parts["secrets"] = hashlib.sha256(json.dumps(secrets, sort_keys=True).encode()).hexdigest()
@@ -129,7 +134,7 @@ class Bound:
             "base": origin.url,
             "origin": f"{origin.scheme}://{origin.authority}",
             "host": origin.host,
-            "slot": "",
+            "slot": self.slot,
         }.get(name)
 
     def _configured(self, name: str) -> Any:

@@ -133,7 +133,7 @@ async def _asked(
 
     async def one(name: str, upstream: Upstream) -> Asked:
         system = credential.systems[name]
-        destination = make_destination(name, upstream, credential, broker, context, tuple, shared)
+        destination = make_destination(name, upstream, credential, (broker,), context, tuple, shared)
         try:
             use = use_of(upstream, system) or system.probe
             return await ask(name, upstream, system, use, destination, shared.clock, SECONDS)
