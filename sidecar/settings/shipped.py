@@ -12,7 +12,7 @@ from sidecar.settings.recipe import Recipe
 from sidecar.settings.soundness import check_names, check_origins
 from sidecar.settings.yaml_text import parse
 
-PRESETS = ("api-key", "arena", "arena-oauth", "basic", "sap-odata", "teamcenter", "windchill")
+PRESETS = ("api-key", "aras", "arena", "arena-oauth", "basic", "oracle-fusion", "sap-odata", "teamcenter", "windchill")
 """Their ids, in the order of the alphabet."""
 
 
@@ -81,10 +81,13 @@ def preset_data(name: str) -> dict[str, Any]:
 
 
 def starting(recipe: Recipe) -> dict[str, Any]:
-    """Return a configuration for a shipped recipe that `check` accepts: secrets are files, the rest examples."""
+    """Return a configuration for a shipped recipe that `check` accepts: secrets are files, the rest examples.
+
+    What has a default is left out.
+    """
     credential: dict[str, Any] = {}
     for name, variable in recipe.vars.items():
-        if variable.secret:
+        if variable.secret and variable.default is None:
             credential[name] = {"file": f"/run/secrets/{recipe.id}-{name.replace('_', '-')}"}
         elif variable.example is not None:
             credential[name] = variable.example

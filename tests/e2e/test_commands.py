@@ -14,6 +14,7 @@ import pytest
 
 from sidecar import __version__
 from sidecar.emulator import Emulator, Switches
+from sidecar.settings.shipped import PRESETS
 from tests.canary import canary
 from tests.faults.site import metric
 from tests.process import start_sidecar
@@ -373,9 +374,7 @@ def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
 
     unknown = _run("presets", "nope", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert unknown.stderr == (
-        "auth-sidecar: preset nope: unknown; expected one of api-key, arena, arena-oauth, basic, teamcenter\n"
-    )
+    assert unknown.stderr == f"auth-sidecar: preset nope: unknown; expected one of {', '.join(PRESETS)}\n"
 
 
 def test_demo_ends_well(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from sidecar.emulator.systems.system import System
 
 _CLASSES = {
+    "aras": "aras.Aras",
     "arena": "arena.Arena",
+    "oracle-fusion": "oracle_fusion.OracleFusion",
     "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",
     "windchill": "windchill.Windchill",
