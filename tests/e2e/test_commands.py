@@ -351,13 +351,7 @@ async def test_single_upstream_fits_on_the_command_line(tmp_path: Path) -> None:
 def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
     """The list has ids and titles; one is shown with who says so, what to ask for, what is not so, and a beginning."""
     listed = _run("presets", cwd=tmp_path)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "api-key",
-        "arena",
-        "arena-oauth",
-        "basic",
-        "teamcenter",
-    ]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(PRESETS)
 
     shown = _run("presets", "teamcenter", cwd=tmp_path).stdout
     for part in (

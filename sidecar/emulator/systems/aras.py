@@ -71,7 +71,9 @@ class Aras(System):
                 return web.json_response({"error": {"code": _TIMEOUT, "message": "Session has expired"}})
             challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             status = self.switches.odd_status or 401
-            return web.json_response({"error": {"code": "401", "message": "Unauthorized"}}, status=status, headers=challenge)
+            return web.json_response(
+                {"error": {"code": "401", "message": "Unauthorized"}}, status=status, headers=challenge
+            )
         body = body or await request.read()
         if path.startswith("/vault/odata/"):
             return self._vault(request, path.removeprefix("/vault/odata/"), body)
@@ -127,6 +129,7 @@ class Aras(System):
         hashed = request.headers.get("AUTHPASSWORD")
         if hashed and hashed != self._hash(self.password):
             self.shown.add(hashed)
+        self.counters["databases"] += request.headers.get("DATABASE") == self.database
         alone = self.old and (request.headers.get("AUTHUSER"), hashed) == (self.user, self._hash(self.password))
         if session is None and not alone:
             return _fault(_TIMEOUT, "Your session has expired.", self.switches.odd_status or 200)

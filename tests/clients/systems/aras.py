@@ -1,4 +1,4 @@
-"""A sync with Aras Innovator as people write it: requests, OData, no retries. BASE_URL RUN, the password in PASSWORD."""
+"""A sync with Aras Innovator as people write it: requests, no retries. BASE_URL RUN, the password in PASSWORD."""
 
 import hashlib
 import json
