@@ -10,8 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.stage import THEIRS, Stage, behind, clean, report, served, stage
+from tests.redis_servers import Server, redis_of_session, redis_server
+from tests.stage import THEIRS, Stage, behind, clean, report, served, stage, together, two
 from tests.waiting import PATIENCE
+
+__all__ = ["redis_of_session", "redis_server"]
 
 READ = {"windchill": "servlet/odata/ProdMgmt/Parts", "sap-odata": "API_PRODUCT_SRV/A_Product"}
 MEMBER = {"windchill": "Number", "sap-odata": "Product"}
@@ -85,7 +88,7 @@ async def test_a_script_without_cookies_makes_no_session_of_its_own(tmp_path: Pa
 @pytest.mark.parametrize("name", ["windchill", "sap-odata"])
 async def test_parallel_writes_meet_the_death_of_a_nonce(tmp_path: Path, name: str) -> None:
     """Each in a session that the server made for it: no refusal reaches a script, and each write is done once."""
-    async with stage(tmp_path, name) as at, connected(at) as client:
+    async with stage(tmp_path, name, login_delay=0.05) as at, connected(at) as client:
 
         async def write(number: int) -> int:
             body = {MEMBER[name]: f"n-{number}"}
@@ -99,6 +102,18 @@ async def test_parallel_writes_meet_the_death_of_a_nonce(tmp_path: Path, name: s
             statuses += await asyncio.gather(*first, *(write(20 * death + number) for number in range(10, 20)))
         assert statuses == [201] * 120
         assert (len(at.system.rows), set(at.system.rows.values())) == (120, {1})
+
+
+@pytest.mark.parametrize(("name", "clients"), [("windchill", ("requests", "LWP")), ("sap-odata", ("requests", "Node"))])
+async def test_two_sidecars_share_the_pair(
+    tmp_path: Path, redis_server: Server, name: str, clients: tuple[str, str]
+) -> None:
+    """Session and nonce of one are those of the other, over five deaths that scripts of both meet."""
+    async with stage(tmp_path, name, dies_after=[5, 12, 19, 27, 36]) as at, two(at, redis_server) as addresses:
+        found = await together(at, (*clients, clients[0]), addresses)
+        assert [told["failures"] for told, _ in found] == [[], [], []], found
+        assert (at.system.counters["deaths"], set(at.system.rows.values())) == (5, {1})
+        clean(at, *(output for _, output in found))
 
 
 async def test_the_spelling_of_perl_is_understood(tmp_path: Path) -> None:
@@ -204,7 +219,7 @@ ADD = '<Item type="Part" action="add"><item_number>%s</item_number></Item>'
 
 
 async def test_the_fields_of_old_aml_scripts_become_a_bearer_token(tmp_path: Path) -> None:
-    """Each of their calls shows name and hash; none gets there, the one with the database does, and deaths go unseen."""
+    """Each of their calls shows name and hash; neither gets there, the database does, and deaths go unseen."""
     async with stage(tmp_path, "aras") as at, connected(at) as client:
         hashed = md5(THEIRS.encode(), usedforsecurity=False).hexdigest()
         shown = {"AUTHUSER": "old-script", "AUTHPASSWORD": hashed, "DATABASE": at.system.database}
