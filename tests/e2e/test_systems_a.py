@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from hashlib import md5
@@ -10,14 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.clients.packages import modern_node, node_modules
 from tests.redis_servers import Server, redis_of_session, redis_server
-from tests.stage import THEIRS, Stage, behind, clean, report, served, stage, together, two
+from tests.stage import SCRIPTS, THEIRS, Stage, behind, clean, report, served, stage, together, two
 from tests.waiting import PATIENCE
 
 __all__ = ["redis_of_session", "redis_server"]
 
 READ = {"windchill": "servlet/odata/ProdMgmt/Parts", "sap-odata": "API_PRODUCT_SRV/A_Product"}
 MEMBER = {"windchill": "Number", "sap-odata": "Product"}
+CLOUD_SDK = "4.9.1"
 OLD_SCRIPT = ("old-script", THEIRS)
 
 
@@ -176,6 +179,27 @@ async def test_a_script_that_fetches_a_token_gets_one_that_it_can_go_on_with(
             assert (answer.status_code, "x-csrf-token" in answer.headers) == (201, False)
             clean(at, str(told.headers).encode(), told.content)
         assert at.system.rows == {f"POST p-{number}": 1 for number in range(3)}
+
+
+async def test_the_sdk_of_sap_works_over_deaths(tmp_path: Path) -> None:
+    """It fetches a token before each write, and sends back what it got. It reads no proxy variable: a reverse port."""
+    async with stage(tmp_path, "sap-odata", dies_after=[2, 5, 9, 13]) as at:
+        file = at.configure()
+        data = json.loads(file.read_text())
+        data["upstreams"]["plm"]["listen"] = "127.0.0.1:0"
+        file.write_text(json.dumps(data))
+        async with served(at, "one", file) as addresses:
+            process = await asyncio.create_subprocess_exec(
+                *(modern_node(), str(SCRIPTS.parent / "sap_cloud_sdk.cjs"), f"http://{addresses['plm']}", "sdk"),
+                env=at.environ() | {"NODE_PATH": str(node_modules("@sap-cloud-sdk/http-client", CLOUD_SDK))},
+                stdout=PIPE,
+                stderr=PIPE,
+            )
+            told, output = await report(process)
+        assert told["failures"] == [], output
+        assert at.system.rows == {f"POST sdk-{number}": 1 for number in range(6)}
+        assert (at.system.counters["deaths"], at.system.counters["logins"]) == (4, 5)
+        clean(at, output)
 
 
 @pytest.mark.parametrize("root", ["/", "/API_PRODUCT_SRV/"])
