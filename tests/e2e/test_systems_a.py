@@ -32,6 +32,26 @@ async def connected(at: Stage) -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
+@pytest.mark.parametrize("name", ["windchill", "sap-odata", "aras", "oracle-fusion"])
+async def test_a_wrong_password_is_tried_once(tmp_path: Path, name: str) -> None:
+    """Whatever scripts ask for: nobody gets the account locked. Nor by one that was right, once a login has failed."""
+    async with stage(tmp_path, name) as at:
+        async with served(at, "one", at.configure(), password=THEIRS) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                for number in range(5):
+                    answer = await client.post(f"{at.base}/x/{number}", json={}, auth=OLD_SCRIPT)
+                    assert (answer.status_code, answer.json()["reason"]) == (502, "credential_rejected")
+        assert at.system.counters["refused_logins"] == 1
+        async with served(at, "two", at.configure()) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                assert (await client.get(f"{at.base}/x")).status_code == 404
+                at.system.password = THEIRS
+                at.system.kill()
+                answers = [await client.get(f"{at.base}/x/{number}") for number in range(5)]
+                assert {answer.status_code for answer in answers} == {502}
+        assert at.system.counters["refused_logins"] <= 3
+
+
 # windchill
 
 
