@@ -122,13 +122,15 @@ class CredentialRejected(IssuerError):
     """The issuer refused the credential; *error* is its code (RFC 6749 section 5.2), such as `invalid_client`.
 
     It is empty where the issuer gave none. *locks*: an account may be locked by asking again. *skew*: seconds that the
-    issuer's clock is ahead of ours, 0.0 when that is little or not known.
+    issuer's clock is ahead of ours, 0.0 when that is little or not known. *shown*: what is held shows the same secret
+    with each request, so that it is of no use either.
     """
 
     def __init__(self, error: str, message: str, *, locks: bool = False, skew: float = 0.0) -> None:
         super().__init__(message)
         self.error = error
         self.locks = locks
+        self.shown = False
         self.skew = skew
 
 

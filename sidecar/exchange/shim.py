@@ -1,6 +1,7 @@
 """A client's own login or logout, answered here: the upstream sees one session, and never the client's password."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 
 from sidecar.auth.dialect import Local, Shim
@@ -9,7 +10,7 @@ from sidecar.exchange.destination import Client, Destination
 from sidecar.exchange.tally import Tally
 from sidecar.policy.message import Fields, Request, value_of
 from sidecar.policy.paths import as_served
-from sidecar.policy.routing import Origin
+from sidecar.policy.routing import DEFAULT_PORTS, Origin
 from sidecar.secret import Secret
 
 _LONGEST = 64 << 10
@@ -71,7 +72,9 @@ async def answer(
 def _seen_as(request: Request, origin: Origin) -> str:
     """Return the address under which the client of *request* sees the base URL *origin*."""
     if request.upstream is None:
-        # Who asks for a login without TLS does so because it has none, or does not trust our authority.
-        return origin.url.replace("https", request.scheme, 1) if origin.scheme == "https" else origin.url
+        if (request.scheme, origin.scheme) != ("http", "https"):
+            return origin.url
+        port = DEFAULT_PORTS["http"] if origin.port == DEFAULT_PORTS["https"] else origin.port
+        return replace(origin, scheme="http", port=port).url  # as upgraded by us: it may not trust our authority
     host = value_of(request.fields, b"host")
     return f"http://{host.decode('latin-1')}" if host else origin.url

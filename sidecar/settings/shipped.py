@@ -15,10 +15,12 @@ from sidecar.settings.yaml_text import parse
 PRESETS = (
     "3dexperience",
     "api-key",
+    "aras",
     "arena",
     "arena-oauth",
     "autodesk",
     "basic",
+    "oracle-fusion",
     "salesforce",
     "sap-odata",
     "teamcenter",
@@ -93,10 +95,13 @@ def preset_data(name: str) -> dict[str, Any]:
 
 
 def starting(recipe: Recipe) -> dict[str, Any]:
-    """Return a configuration for a shipped recipe that `check` accepts: secrets are files, the rest examples."""
+    """Return a configuration for a shipped recipe that `check` accepts: secrets are files, the rest examples.
+
+    What has a default is left out.
+    """
     credential: dict[str, Any] = {}
     for name, variable in recipe.vars.items():
-        if variable.secret:
+        if variable.secret and variable.default is None:
             credential[name] = {"file": f"/run/secrets/{recipe.id}-{name.replace('_', '-')}"}
         elif variable.example is not None:
             credential[name] = variable.example

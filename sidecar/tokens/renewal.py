@@ -13,7 +13,7 @@ from sidecar.tokens.holding import Holding
 from sidecar.tokens.obtaining import Obtaining
 from sidecar.tokens.protocols import Issuer, LastRenewal, Spawn
 from sidecar.tokens.record import Rejection
-from sidecar.tokens.rejection import Latch, Waiting, said
+from sidecar.tokens.rejection import Latch, Waiting, said, tell
 from sidecar.tokens.token import Token
 
 _CAP = 30.0
@@ -196,6 +196,9 @@ class Renewing:
                 return
             if no is not None:
                 self._latch.set(no, login)
+                shown = isinstance(error, CredentialRejected) and error.shown
+                if shown and (token := self._holding.token) is not None:
+                    await tell(no, token, self._holding)
             self._report("rejected", str(refusal))
             raise refusal from None
         except asyncio.CancelledError:

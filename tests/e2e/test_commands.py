@@ -14,6 +14,7 @@ import pytest
 
 from sidecar import __version__
 from sidecar.emulator import Emulator, Switches
+from sidecar.settings.shipped import PRESETS
 from tests.canary import canary
 from tests.faults.site import metric
 from tests.process import start_sidecar
@@ -350,13 +351,7 @@ async def test_single_upstream_fits_on_the_command_line(tmp_path: Path) -> None:
 def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
     """The list has ids and titles; one is shown with who says so, what to ask for, what is not so, and a beginning."""
     listed = _run("presets", cwd=tmp_path)
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "api-key",
-        "arena",
-        "arena-oauth",
-        "basic",
-        "teamcenter",
-    ]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(PRESETS)
 
     shown = _run("presets", "teamcenter", cwd=tmp_path).stdout
     for part in (
@@ -373,9 +368,7 @@ def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
 
     unknown = _run("presets", "nope", cwd=tmp_path)
     assert unknown.returncode == 2
-    assert unknown.stderr == (
-        "auth-sidecar: preset nope: unknown; expected one of api-key, arena, arena-oauth, basic, teamcenter\n"
-    )
+    assert unknown.stderr == f"auth-sidecar: preset nope: unknown; expected one of {', '.join(PRESETS)}\n"
 
 
 def test_demo_ends_well(tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ import asyncio
 import contextlib
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from hashlib import md5
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.stage import THEIRS, Stage, behind, clean, report, served, stage
+from tests.redis_servers import Server, redis_of_session, redis_server
+from tests.stage import THEIRS, Stage, behind, clean, report, served, stage, together, two
+from tests.waiting import PATIENCE
+
+__all__ = ["redis_of_session", "redis_server"]
 
 READ = {"windchill": "servlet/odata/ProdMgmt/Parts", "sap-odata": "API_PRODUCT_SRV/A_Product"}
 MEMBER = {"windchill": "Number", "sap-odata": "Product"}
@@ -22,6 +27,26 @@ async def connected(at: Stage) -> AsyncIterator[httpx.AsyncClient]:
     async with served(at, "one", at.configure()) as addresses:
         async with behind(addresses, at.folder / "state") as client:
             yield client
+
+
+@pytest.mark.parametrize("name", ["windchill", "sap-odata", "aras", "oracle-fusion"])
+async def test_a_wrong_password_is_tried_once(tmp_path: Path, name: str) -> None:
+    """Whatever scripts ask for: nobody gets the account locked. Nor by one that was right, once a login has failed."""
+    async with stage(tmp_path, name) as at:
+        async with served(at, "one", at.configure(), password=THEIRS) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                for number in range(5):
+                    answer = await client.post(f"{at.base}/x/{number}", json={}, auth=OLD_SCRIPT)
+                    assert (answer.status_code, answer.json()["reason"]) == (502, "credential_rejected")
+        assert at.system.counters["refused_logins"] == 1
+        async with served(at, "two", at.configure()) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                assert (await client.get(f"{at.base}/x")).status_code == 404
+                at.system.password = THEIRS
+                at.system.kill()
+                answers = [await client.get(f"{at.base}/x/{number}") for number in range(5)]
+                assert {answer.status_code for answer in answers} == {502}
+        assert at.system.counters["refused_logins"] <= 3
 
 
 # windchill
@@ -83,7 +108,7 @@ async def test_a_script_without_cookies_makes_no_session_of_its_own(tmp_path: Pa
 @pytest.mark.parametrize("name", ["windchill", "sap-odata"])
 async def test_parallel_writes_meet_the_death_of_a_nonce(tmp_path: Path, name: str) -> None:
     """Each in a session that the server made for it: no refusal reaches a script, and each write is done once."""
-    async with stage(tmp_path, name) as at, connected(at) as client:
+    async with stage(tmp_path, name, login_delay=0.05) as at, connected(at) as client:
 
         async def write(number: int) -> int:
             body = {MEMBER[name]: f"n-{number}"}
@@ -97,6 +122,18 @@ async def test_parallel_writes_meet_the_death_of_a_nonce(tmp_path: Path, name: s
             statuses += await asyncio.gather(*first, *(write(20 * death + number) for number in range(10, 20)))
         assert statuses == [201] * 120
         assert (len(at.system.rows), set(at.system.rows.values())) == (120, {1})
+
+
+@pytest.mark.parametrize(("name", "clients"), [("windchill", ("requests", "LWP")), ("sap-odata", ("requests", "Node"))])
+async def test_two_sidecars_share_the_pair(
+    tmp_path: Path, redis_server: Server, name: str, clients: tuple[str, str]
+) -> None:
+    """Session and nonce of one are those of the other, over five deaths that scripts of both meet."""
+    async with stage(tmp_path, name, dies_after=[5, 12, 19, 27, 36]) as at, two(at, redis_server) as addresses:
+        found = await together(at, (*clients, clients[0]), addresses)
+        assert [told["failures"] for told, _ in found] == [[], [], []], found
+        assert (at.system.counters["deaths"], set(at.system.rows.values())) == (5, {1})
+        clean(at, *(output for _, output in found))
 
 
 async def test_the_spelling_of_perl_is_understood(tmp_path: Path) -> None:
@@ -194,3 +231,125 @@ async def test_a_batch_of_sap_shows_the_token_outside(tmp_path: Path) -> None:
         answer = await client.post(url, content=body, headers={"Content-Type": "multipart/mixed; boundary=b"})
         assert (answer.status_code, answer.text.count("HTTP/1.1 201")) == (202, 3)
         assert at.system.rows == {f"POST b-{number}": 1 for number in range(3)}
+
+
+# aras
+
+ADD = '<Item type="Part" action="add"><item_number>%s</item_number></Item>'
+
+
+async def test_the_fields_of_old_aml_scripts_become_a_bearer_token(tmp_path: Path) -> None:
+    """Each of their calls shows name and hash; neither gets there, the database does, and deaths go unseen."""
+    async with stage(tmp_path, "aras") as at, connected(at) as client:
+        hashed = md5(THEIRS.encode(), usedforsecurity=False).hexdigest()
+        shown = {"AUTHUSER": "old-script", "AUTHPASSWORD": hashed, "DATABASE": at.system.database}
+        url, apply = f"{at.base}/Server/InnovatorServer.aspx", {"SOAPAction": "ApplyAML"}
+        for number in range(9):
+            answer = await client.post(url, content=ADD % f"a-{number}", headers=shown | apply)
+            assert '<Result><Item type="Part"' in answer.text
+            if number % 3 == 2:
+                at.system.kill()
+        assert (await client.post(url, content="<logoff/>", headers={"SOAPAction": "LogOff"})).text.count("<Result/>")
+        assert (at.system.counters["aml_alone"], at.system.counters["logouts"]) == (0, 0)
+        assert at.system.counters["databases"] == 9 + 2
+        assert at.system.counters["logins"] == 3
+        assert at.system.rows == {f"POST a-{number}": 1 for number in range(9)}
+        clean(at)
+
+
+@pytest.mark.parametrize("told", ["401", "json", "fault", "early"])
+async def test_an_expiry_of_aras_is_understood_in_each_form(tmp_path: Path, told: str) -> None:
+    """A bare 401 of OData, the code of a fault in JSON and in XML, both with 200; also before the body was read."""
+    async with stage(tmp_path, "aras", early=told == "early") as at, connected(at) as client:
+        at.system.json_timeout = told == "json"
+        for number in range(4):
+            at.system.kill()
+            if told == "fault":
+                url, body = f"{at.base}/Server/InnovatorServer.aspx", ADD % f"e-{number}"
+                answer = await client.post(url, content=body, headers={"SOAPAction": "ApplyItem"})
+                assert "<Result><Item" in answer.text
+            else:
+                body = {"item_number": f"e-{number}", "filler": "x" * 200_000}
+                answer = await client.post(f"{at.base}/Server/odata/Part", json=body)
+                assert answer.status_code == 201
+        assert at.system.rows == {f"POST e-{number}": 1 for number in range(4)}
+        assert at.system.counters["logins"] <= 5
+
+
+async def test_a_fault_that_is_no_expiry_costs_no_login(tmp_path: Path) -> None:
+    """What AML says of a missing item, and OData of a locked one, goes to the script as it came."""
+    async with stage(tmp_path, "aras") as at, connected(at) as client:
+        for _ in range(3):
+            answer = await client.post(f"{at.base}/Server/odata/Part", json={"item_number": "locked"})
+            assert (answer.status_code, "Authentication.ItemIsLocked" in answer.text) == (400, True)
+        assert at.system.counters["logins"] == 1
+
+
+@pytest.mark.parametrize("discovers", [True, False])
+async def test_the_hash_alone_will_do(tmp_path: Path, discovers: bool) -> None:
+    """Where nobody knows the password any more; also at a server that has no documents of discovery."""
+    async with stage(tmp_path, "aras") as at:
+        at.system.discovers = discovers
+        hashed = md5(at.system.password.encode(), usedforsecurity=False).hexdigest()
+        credential = at.system.credential | {"password_hash": {"env": "OURS"}}
+        async with served(at, "one", at.configure(credential=credential), password=hashed) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                assert (await client.get(f"{at.base}/Server/odata/Part")).status_code == 200
+                # The paths of scripts that were written down once are spelled in any case.
+                told = await client.post(f"{at.base}/oauthserver/connect/token", data={"grant_type": "password"})
+                assert told.json()["access_token"].count(".") == 2
+        assert at.system.counters["logins"] == 1
+
+
+async def test_a_wrong_hash_is_shown_once(tmp_path: Path) -> None:
+    """The script's own login is told so."""
+    async with stage(tmp_path, "aras") as at:
+        async with served(at, "one", at.configure(), password=THEIRS) as addresses:
+            async with behind(addresses, tmp_path / "state") as client:
+                for _ in range(3):
+                    told = await client.post(f"{at.base}/OAuthServer/connect/token", data={"grant_type": "password"})
+                    assert (told.status_code, told.json()["reason"]) == (502, "credential_rejected")
+        assert (at.system.counters["refused_logins"], at.system.counters["logins"]) == (1, 0)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_discovery_stays_in_the_scheme_that_a_script_uses(tmp_path: Path, scheme: str) -> None:
+    """One that speaks http:// to the proxy may not trust its authority: it is led to http:// again."""
+    async with stage(tmp_path, "aras") as at, connected(at) as client:
+        base = at.base.replace("https", scheme)
+        oauth = (await client.get(f"{base}/Server/OAuthServerDiscovery.aspx")).json()["locations"][0]["uri"]
+        assert oauth == f"{base}/OAuthServer/"
+        found = (await client.get(f"{oauth}.well-known/openid-configuration")).json()
+        assert found["token_endpoint"] == f"{base}/OAuthServer/connect/token"
+        assert found["protocol_info"]["authorization_header"] == "Authorization"
+        assert (await client.get(f"{base}/Server/odata/Part")).status_code == 200
+        assert at.system.counters["discoveries"] == 1
+
+
+# oracle-fusion
+
+
+async def test_milliseconds_are_no_seconds(tmp_path: Path) -> None:
+    """A token of 14400000 is renewed ahead of its four hours; one of eight seconds is renewed while a script works."""
+    async with stage(tmp_path, "oracle-fusion", longest=8.0) as at, connected(at) as client:
+        url = f"{at.base}/resources/11.13.18.05/itemsV2"
+        assert (await client.get(url)).status_code == 200
+        async with asyncio.timeout(PATIENCE):
+            while at.system.counters["logins"] < 2:
+                assert (await client.get(url)).status_code == 200
+                await asyncio.sleep(0.2)
+        # Ahead of its end: no request met a dead one.
+        assert at.system.counters["refused"] == 0
+
+
+async def test_a_scope_that_is_missing_is_no_death(tmp_path: Path) -> None:
+    """Its 401 goes to the script as it came, without a login; a 401 of a dead token does not."""
+    async with stage(tmp_path, "oracle-fusion") as at, connected(at) as client:
+        base = f"{at.base}/resources/11.13.18.05"
+        for _ in range(5):
+            answer = await client.post(f"{base}/productChangeOrders", json={})
+            assert (answer.status_code, answer.json()["detail"]) == (401, "Invalid token scope")
+        assert (at.system.counters["logins"], at.system.counters["out_of_scope"]) == (1, 5)
+        at.system.kill()
+        assert (await client.head(f"{base}/itemsV2")).status_code == 404  # an answer without a body says it too
+        assert at.system.counters["logins"] == 2

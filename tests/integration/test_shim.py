@@ -107,13 +107,18 @@ async def test_under_exec_the_rest_of_that_origin_passes(tmp_path: Path) -> None
 
 
 async def test_a_login_on_a_reverse_port_and_a_large_body(tmp_path: Path) -> None:
-    """A body that is no login's goes on whole, though it was looked at; HEAD has no body."""
+    """A body that is no login's goes on whole, though it was looked at; HEAD has no body; onward the vendor answers."""
     recipe = {
         "extends": "arena",
         "shim": [
             {
                 "match": {"method": "POST", "path": "{base}/items", "body": "<login"},
                 "reply": {"json": {"s": "{placeholder}"}},
+            },
+            {
+                "match": "GET {base}/items",
+                "reply": {"headers": {"X-At": "{self}"}, "cookies": {"c": "1"}},
+                "onward": True,
             },
             {"match": {"path": "{base}/who"}, "reply": {"json": {"at": "{self}"}, "headers": {"X-A": "1"}}},
         ],
@@ -133,6 +138,8 @@ async def test_a_login_on_a_reverse_port_and_a_large_body(tmp_path: Path) -> Non
                 )
                 assert [answer.status_code for answer in answers] == [201, 201, 201]
                 assert (await client.get(f"{base}/who")).json() == {"at": base}
+                page = await client.get(f"{base}/items")
+                assert (page.json()["count"], page.headers["X-At"], page.cookies["c"]) == (20, base, "1")
                 head = await client.head(f"{base}/who")
                 assert (head.status_code, head.content, head.headers["X-A"], head.headers["Cache-Control"]) == (
                     200,

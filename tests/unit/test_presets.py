@@ -79,6 +79,12 @@ def test_the_configuration_to_begin_with_is_accepted(name: str) -> None:
     assert upstream.system == resolved({"extends": name})
 
 
+def test_what_has_a_default_is_not_asked_for() -> None:
+    """The hash of Aras' password is made of it, unless it is given instead."""
+    (upstream,) = starting(resolved({"extends": "aras"}))["upstreams"].values()
+    assert upstream["credential"].keys() == {"username", "password", "database"}
+
+
 @pytest.mark.parametrize("name", ["arena", "arena-oauth"])
 def test_the_reset_of_the_quota_is_read_as_the_vendor_writes_it(name: str) -> None:
     """Arena's date is none of RFC 9110: `Fri, 02-May-2014 14:22:13 GMT-0700 (PDT)`."""

@@ -397,6 +397,26 @@ def test_reads_that_are_posts_may_be_repeated() -> None:
     assert never.repeats(request("PUT", "/v1/once"), None) is False
 
 
+@pytest.mark.parametrize(
+    ("aml", "repeats"),
+    [
+        ('<Item type="Part" action="get"/>', True),
+        ("<AML><Item action='get'/><Item action = 'get' id='1'/></AML>", True),
+        ('<AML><Item action="get"/><Item action="add"/></AML>', None),
+        ('<Item action="getAndLock"/>', None),
+        ('<Item action="PE_gets"/>', None),
+        ("<Item/>", None),
+    ],
+)
+def test_aml_that_only_gets_may_be_repeated(aml: str, repeats: bool | None) -> None:
+    """Not where another action stands beside it, nor what was not looked at."""
+    made = shipped("aras", username="svc")
+    assert made.repeats is not None
+    asked = request("POST", "/v1/Server/InnovatorServer.aspx")
+    assert made.repeats(asked, aml.encode()) is repeats
+    assert made.repeats(asked, None) is None
+
+
 def test_a_keep_alive_is_a_request() -> None:
     """With its body; of 0 seconds it is none."""
     made = use_of(

@@ -115,7 +115,7 @@ OAUTH2 = {"token_url": "https://x/t", "client_id": "c", "client_auth": "none"}
         ({**ARENA, "oauth2": OAUTH2}, EXACTLY),
         ({**ARENA, "recipe": {"extends": "arena"}}, EXACTLY),
         ({"base_url": "https://x", "oauth2": OAUTH2, "credential": {"a": 1}}, ".credential: is what preset"),
-        ({"preset": "nope"}, ".preset: unknown; expected one of 3dexperience, api-key, arena, "),
+        ({"preset": "nope"}, ".preset: unknown; expected one of 3dexperience, api-key, aras, "),
         (
             {"preset": "basic", "credential": OWN["credential"]},
             ".credential: user: unknown key; basic accepts",

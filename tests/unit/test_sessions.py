@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from sidecar.auth.grant import Anew, Values
-from sidecar.errors import CredentialRejected, IssuerUnavailable, Lapsed, Reason
+from sidecar.errors import CredentialRejected, IssuerUnavailable, Lapsed, Reason, Refusal
 from sidecar.events import SeatContested
 from sidecar.policy.reading import CSRF, Sign
 from sidecar.policy.seat import Seat
@@ -227,6 +227,20 @@ async def test_a_part_that_cannot_be_fetched_leaves_the_answer_as_it_is(rig: Rig
     rig.issuer.fetches.append({"csrf": secret("csrf-2")})
     assert bare(await broker.after(used, rig.after(10), CSRF)).values["csrf"] == secret("csrf-2")
     assert rig.issuer.calls == [None]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_a_secret_that_is_shown_with_each_request_is_shown_no_more(rig: Rig, shown: bool) -> None:
+    """A login has found it wrong: what is held goes too, here and in the store. Else other endpoints may take it."""
+    broker = await session(rig)
+    used = bare(broker.current())
+    rig.issuer.default = refusal = CredentialRejected("", "wrong password", locks=True)
+    refusal.shown = shown
+    with pytest.raises(Refusal, match="wrong password"):
+        await broker.after(used, rig.after(10))
+    assert broker.current() == (None if shown else used)
+    stored = await rig.stored()
+    assert (stored.token is None, stored.rejection is None) == (shown, False)
 
 
 # values that roll

@@ -12,6 +12,7 @@ from sidecar.auth.recipes.bound import STATELESS, Bound, as_values, dead_of, kno
 from sidecar.auth.recipes.jar import Jar, from_text, to_text
 from sidecar.auth.recipes.matches import any_of
 from sidecar.auth.recipes.steps import Course, Unreached, Walk, course_of
+from sidecar.auth.recipes.templates import names_in
 from sidecar.auth.tls import Contexts
 from sidecar.auth.watch import Watch
 from sidecar.clock import Clock
@@ -92,7 +93,8 @@ class RecipeIssuer:
         try:
             async with self._walk(seconds) as walk:
                 grant = await (self._log_in(walk, seconds * _SHARE) if values is None else self._refetch(walk, values))
-        except CredentialRejected:
+        except CredentialRejected as refusal:
+            refusal.shown = self._shows_secrets()
             for reference in self._bound.secrets.values():
                 reference.doubt()
             raise
@@ -105,6 +107,12 @@ class RecipeIssuer:
         if values is None:
             self._failures = 0
         return grant
+
+    def _shows_secrets(self) -> bool:
+        """Tell whether requests show what is configured and secret, and not only what a login gave."""
+        secret = {name for name, variable in self._bound.recipe.vars.items() if variable.secret}
+        places = [(send.basic, send.headers, send.query, send.json_.set if send.json_ else {}) for send in self._shows]
+        return any(name in secret for place in places for part in place for name in names_in(part))
 
     async def release(self, values: Values, seconds: float) -> None:
         """Log out; does nothing where the recipe has no logout. Raises IssuerUnavailable."""

@@ -46,6 +46,8 @@ def reader_of(bound: Bound) -> tuple[frozenset[str] | None, Read]:
 
     def read(request: Request, status: int, fields: Fields, body: bytes | None, now: float) -> Reading:
         asked = request_message(bound, request, request.target, None)
+        if body is None and _is_bare(request, status):
+            body = b""  # which was looked at, as it were
         message = Message(fields=fields, document=Document(body), status=status, request=asked)
         if bearer and status == _UNAUTHORIZED and (sign := classify_unauthorized(fields)) is not Sign.EXPIRED:
             return Reading(sign, retry_after(fields, now))
@@ -97,7 +99,7 @@ def holder_of(recipe: Recipe, statuses: frozenset[str] | None) -> HoldBack:
     longest = recipe.peek.max_
 
     def hold_back(request: Request, status: int, fields: Fields) -> int:
-        if request.method == b"HEAD" or status in _NO_BODY:
+        if _is_bare(request, status):
             return 0
         if statuses is not None and statuses.isdisjoint((str(status), f"{status // 100}xx")):
             return 0
@@ -108,3 +110,8 @@ def holder_of(recipe: Recipe, statuses: frozenset[str] | None) -> HoldBack:
         return 0 if length.isdigit() and int(length) > longest else longest
 
     return hold_back
+
+
+def _is_bare(request: Request, status: int) -> bool:
+    """Tell whether an answer has no body whatever its head says (RFC 9112 section 6.3)."""
+    return request.method == b"HEAD" or status in _NO_BODY

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "3dexperience": "three_dexperience.ThreeDexperience",
+    "aras": "aras.Aras",
     "arena": "arena.Arena",
     "arena-oauth": "arena.ArenaTokens",
     "autodesk": "autodesk.Autodesk",
+    "oracle-fusion": "oracle_fusion.OracleFusion",
     "salesforce": "salesforce.Salesforce",
     "sap-odata": "sap_odata.SapOdata",
     "teamcenter": "teamcenter.Teamcenter",

@@ -62,7 +62,7 @@ class SapOdata(NonceSystem):
             return web.Response(status=self.switches.login_faults.pop(0), text="busy")
         if not self.switches.early:
             await request.read()
-        session = self.enter(request)
+        session = await self.enter(request)
         if session is None:
             challenge = {"WWW-Authenticate": 'Basic realm="SAP NetWeaver Application Server [S4H/100]"'}
             return web.Response(status=401, text="<h1>Logon failed</h1>", content_type="text/html", headers=challenge)

@@ -49,7 +49,7 @@ class Windchill(NonceSystem):
             return web.Response(status=self.switches.login_faults.pop(0), text="busy")
         if not self.switches.early:
             await request.read()
-        session = self.enter(request)
+        session = await self.enter(request)
         if session is None:
             challenge = {"WWW-Authenticate": 'Basic realm="Windchill"'}
             return web.Response(status=401, text="<h1>Unauthorized</h1>", content_type="text/html", headers=challenge)
