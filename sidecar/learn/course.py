@@ -1,0 +1,218 @@
+"""Which of the requests are the login, what of its answers later requests show, and which one is the logout."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sidecar.learn.seen import Seen, Value, cookies_set
+from sidecar.learn.trace import Run, Use
+
+_LOGOUT = re.compile(r"(log|sign)[_-]?(out|off)|disconnect|endsession|invalidate", re.IGNORECASE)
+_SESSION = re.compile(r"session|log[_-]?in|sign[_-]?in|token|auth", re.IGNORECASE)
+_PREPARES = re.compile(r"session|register|connect|select|context|init", re.IGNORECASE)
+_NONCE = re.compile(r"csrf|xsrf|crumb|nonce|requestverification", re.IGNORECASE)
+_OK = 400
+_BODY = frozenset({"json", "form", "xml"})
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What requests show of the session: *use* is the first one; *nonce*: only writes show it, and it is fetched."""
+
+    use: Use
+    times: int
+    nonce: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The parts of a run, by the numbers of its requests.
+
+    *login* None: nothing is obtained. *steps*: the login and all that it needs, in order; *prepares*: those of them
+    that gave nothing, and came right behind it. *carried*: what the session is shown by, besides cookies; *jar*:
+    cookies too. *constant*: what the script knew, and showed with each request. *ordinary*: all the others.
+    """
+
+    run: Run = field(repr=False)
+    login: int | None
+    steps: Sequence[int]
+    prepares: Sequence[int]
+    nonce_step: int | None
+    carried: Sequence[Carried] = field(repr=False)
+    jar: bool
+    constant: Sequence[Value] = field(repr=False)
+    logout: int | None
+    ordinary: Sequence[int]
+
+    def words(self) -> frozenset[str]:
+        """Return what shows the session: no recipe may have it."""
+        found = {each.use.origin.text for each in self.carried}
+        for number in (*self.steps, *([] if self.nonce_step is None else [self.nonce_step])):
+            found |= {value for _, value in cookies_set(self.run.all[number])}
+        return frozenset(found)
+
+
+def course_of(run: Run) -> Course:
+    """Return the course of *run*."""
+    logout = _logout(run)
+    login = _login(run)
+    constant = _constant(run, login)
+    after = range(0 if login is None else login + 1, len(run.all))
+    ordinary = [number for number in after if number != logout]
+    carried = _carried(run, login, ordinary)
+    nonces = [each for each in carried if each.nonce]
+    nonce_step = nonces[0].use.source if nonces else None
+    needed = {each.use.source for each in carried if not each.nonce} | ({login} if login is not None else set())
+    steps = sorted(_closure(run, needed)) if login is not None else []
+    prepares = [] if login is None else _prepares(run, login, ordinary, nonce_step, steps)
+    jar = any(
+        use.place.kind == "cookie" and use.origin.kind == "cookie" for number in ordinary for use in run.uses[number]
+    )
+    return Course(
+        run=run,
+        login=login,
+        steps=sorted({*steps, *prepares}),
+        prepares=prepares,
+        nonce_step=nonce_step,
+        carried=carried,
+        jar=jar,
+        constant=constant,
+        logout=logout,
+        ordinary=[number for number in ordinary if number not in steps],
+    )
+
+
+def _login(run: Run) -> int | None:
+    """Return the request with a secret whose answer told what the most later ones show; None if none told anything."""
+    used: Counter[int] = Counter()
+    for number, uses in enumerate(run.uses):
+        secret = any(run.is_secret(value) for value in run.shown[number])
+        for source in {use.source for use in uses}:
+            used[source] += 1 if not secret else 0
+    best: int | None = None
+    for number, each in enumerate(run.all):
+        secret = [value for value in run.shown[number] if run.is_secret(value) and not _everywhere(run, value)]
+        if secret and each.status < _OK and _gave(run, number, used) and best is None:
+            best = number
+    return best
+
+
+def _gave(run: Run, number: int, used: Counter[int]) -> bool:
+    """Tell whether the answer *number*, or the page that it leads to, told what later requests show."""
+    if used[number]:
+        return True
+    # A form's answer may be a redirect whose own cookie was there before: the session became another by the login.
+    return bool(any(use.place.kind == "cookie" for use in run.uses[number]) and not run.all[number].is_read)
+
+
+def _everywhere(run: Run, value: Value) -> bool:
+    """Tell whether *value* is shown so often that it is no login: by more than half of all requests, and twice."""
+    times = sum(any(each[:2] == value[:2] and each.text == value.text for each in shown) for shown in run.shown)
+    return times > 1 and times * 2 > len(run.all)
+
+
+def _constant(run: Run, login: int | None) -> list[Value]:
+    """Return the secrets, and what is beside them, that most requests show though no answer told them."""
+    found: dict[tuple[str, str], Value] = {}
+    for number, shown in enumerate(run.shown):
+        if number == login:
+            continue
+        traced = {use.place for use in run.uses[number]}
+        for value in shown:
+            bearer = value.kind == "header" and value.name.lower() == "authorization"
+            likely = value.kind in ("user", "password") or bearer
+            if value.kind in ("header", "query") and run.is_secret(value):
+                likely = True
+            if likely and value not in traced and _everywhere(run, value):
+                found.setdefault((value.kind, value.name.lower()), value)
+    return list(found.values()) if login is None else []
+
+
+def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carried]:
+    groups: dict[tuple[str, str, str, str, str], list[tuple[int, Use]]] = {}
+    for number in ordinary:
+        for use in run.uses[number]:
+            if use.place.kind == "cookie":
+                continue
+            source = run.all[use.source]
+            name = use.place.name.lower()
+            key = (use.place.kind, name, source.method, source.path, f"{use.origin.kind} {use.origin.name}")
+            groups.setdefault(key, []).append((number, use))
+    found = []
+    for uses in groups.values():
+        first = uses[0][1]
+        numbers = {number for number, _ in uses}
+        later = [number for number in ordinary if number > first.source]
+        writes = [number for number in later if not run.all[number].is_read]
+        fetched = login is None or first.source > login
+        often = len(numbers) > 1 and len(numbers) * 2 >= len(later)
+        likely = _NONCE.search(first.place.name) is not None
+        only_writes = all(not run.all[number].is_read for number in numbers)
+        if fetched and only_writes and first.place.kind == "header" and len(numbers) * 2 >= len(writes):
+            found.append(Carried(first, len(numbers), nonce=True))
+        elif likely and not fetched:
+            found.append(Carried(first, len(numbers)))
+        elif login is not None and (first.source == login or often) and first.place.kind != "query":
+            found.append(Carried(first, len(numbers)))
+        elif login is not None and first.place.kind == "query" and often:
+            found.append(Carried(first, len(numbers)))
+    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in _BODY))
+
+
+def _each_place_once(found: list[Carried]) -> list[Carried]:
+    """Return *found* with one source for each place, the one that was used most."""
+    best: dict[tuple[str, str], Carried] = {}
+    for each in found:
+        place = each.use.place
+        key = (place.kind, place.name.lower())
+        if key not in best or best[key].times < each.times:
+            best[key] = each
+    return list(best.values())
+
+
+def _closure(run: Run, needed: set[int]) -> set[int]:
+    """Return *needed*, and the requests whose answers they could not have been made without."""
+    found: set[int] = set()
+    waiting = sorted(needed)
+    while waiting:
+        number = waiting.pop()
+        if number not in found:
+            found.add(number)
+            waiting += [use.source for use in run.uses[number]]
+    return found
+
+
+def _prepares(
+    run: Run, login: int, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]
+) -> list[int]:
+    """Return the requests right behind the login that seem to make its session ready: made once, and named so."""
+    often = Counter((each.method, each.path) for each in run.all)
+    found = []
+    for number in ordinary:
+        each = run.all[number]
+        if number in steps:
+            continue
+        once = often[each.method, each.path] == 1
+        if not (once and _PREPARES.search(each.path) and each.status < _OK and number != nonce_step):
+            break
+        found.append(number)
+    return found if login is not None else []
+
+
+def _logout(run: Run) -> int | None:
+    """Return the last request that says in its path, query or body that it ends a session."""
+    for number in range(len(run.all) - 1, 0, -1):
+        each = run.all[number]
+        if each.status < _OK and is_logout(each):
+            return number
+    return None
+
+
+def is_logout(seen: Seen) -> bool:
+    """Tell whether *seen* says that it ends a session."""
+    if seen.method == "DELETE" and _SESSION.search(seen.path.rstrip("/").rpartition("/")[2]):
+        return True
+    if _LOGOUT.search(seen.path) or _LOGOUT.search(seen.url.partition("?")[2]):
+        return True
+    return re.search(rb"<(?:[\w.-]+:)?(?i:log_?(?:out|off)|sign_?(?:out|off))[\s/>]", seen.body or b"") is not None
