@@ -153,9 +153,7 @@ def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carri
             found.append(Carried(first, len(numbers), nonce=True))
         elif likely and not fetched:
             found.append(Carried(first, len(numbers)))
-        elif login is not None and (first.source == login or often) and first.place.kind != "query":
-            found.append(Carried(first, len(numbers)))
-        elif login is not None and first.place.kind == "query" and often:
+        elif login is not None and (often or (first.source == login and first.place.kind == "header")):
             found.append(Carried(first, len(numbers)))
     return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in _BODY))
 

@@ -65,12 +65,16 @@ class Run:
 def traced(seen: Sequence[Seen], secrets: Mapping[str, str]) -> Run:
     """Return *seen* with the ways of its values; *secrets*: the names of those that the user has named, by text."""
     known: dict[str, list[tuple[int, Value]]] = {}
+    asked_before: set[str] = set()
     all_shown, all_uses = [], []
     for number, each in enumerate(seen):
         asked = [value for value in shown(each) if value.kind != "header" or value.name.lower() not in _UNASKED]
         all_shown.append(asked)
         all_uses.append([use for value in asked if (use := _use(value, known)) is not None])
+        asked_before |= {value.text for value in asked}
         for value in told(each):
+            if value.text in asked_before and value.text not in known:
+                continue  # what the script knew by itself is only repeated
             if _SHORTEST <= len(value.text) <= _LONGEST and value.name.lower() not in _UNTOLD:
                 known.setdefault(value.text, []).append((number, value))
     return Run(seen, all_shown, all_uses, secrets)
