@@ -48,11 +48,18 @@ class Names:
             return self.masked(value.text)
         return "{" + self._plain_variable(self._clean(value.last), value.text) + "}"
 
-    def masked(self, text: str, *, by: str = "") -> str:
-        """Return *text* with templates for every secret and known value in it, written with the filter *by*."""
-        for word, name in sorted(self._known.items(), key=lambda each: len(each[0]), reverse=True):
+    def secret(self, value: Value) -> str:
+        """Return the template of *value*, which is one whatever it is called."""
+        found = self._run.filtered(value.text)
+        return self._secret(self._clean(value.last), value.text, found[0] if found and not found[1] else None) + "}"
+
+    def masked(self, text: str) -> str:
+        """Return *text* with templates for a value that it is, and for the secrets in it."""
+        if text in self._known:
+            return f"{{{self._known[text]}}}"
+        for word in sorted(self.secrets.values(), key=len, reverse=True):
             if len(word) >= _SHORTEST and word in text:
-                text = text.replace(word, f"{{{name}{by}}}")
+                text = text.replace(word, f"{{{self._known[word]}}}")
         return text
 
     def obtain(self, use: Use) -> str:
