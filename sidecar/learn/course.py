@@ -181,9 +181,7 @@ def _closure(run: Run, needed: set[int]) -> set[int]:
     return found
 
 
-def _prepares(
-    run: Run, login: int, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]
-) -> list[int]:
+def _prepares(run: Run, login: int, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]) -> list[int]:
     """Return the requests right behind the login that seem to make its session ready: made once, and named so."""
     often = Counter((each.method, each.path) for each in run.all)
     found = []

@@ -14,7 +14,8 @@ _UNAUTHORIZED = 401
 _GOOD = range(200, 300)
 _MOVED = range(300, 400)
 _CODES = re.compile(
-    r"(code|errorcode|error_code|error|type|\.?qname|name|reason|faultcode|exceptioncode|fault|exception)$", re.IGNORECASE
+    r"(code|errorcode|error_code|error|type|\.?qname|name|reason|faultcode|exceptioncode|fault|exception)$",
+    re.IGNORECASE,
 )
 _READS = re.compile(r"/(get|load|find|list|search|query|describe|read)[^/]*$", re.IGNORECASE)
 _LONGEST = 200
@@ -45,9 +46,13 @@ def probe_of(course: Course) -> tuple[Seen, Seen] | None:
     return good, _broken(good, words)
 
 
-def told_by(course: Course, good: Seen, answer: Seen) -> Death | None:
-    """Return what *answer*, to a broken session, says that *good* does not; None if nothing does."""
-    how = f"provoked: {good.method} {good.path} with a broken session was answered {answer.status}"
+def told_by(course: Course, good: Seen, answer: Seen, *, logged_out: bool = False) -> Death | None:
+    """Return what *answer* says that *good* does not; None if nothing does.
+
+    It is the answer to the same request, with a broken session, or with the one that was *logged_out*.
+    """
+    which = "with the session that was logged out" if logged_out else "with a broken session"
+    how = f"provoked: {good.method} {good.path} {which} was answered {answer.status}"
     if answer.status == _UNAUTHORIZED:
         return Death([{"status": _UNAUTHORIZED}], how)
     if answer.status in _MOVED and (location := field_of(answer.answer_fields, "location")):
@@ -77,7 +82,11 @@ def _match(marks: Sequence[Value]) -> dict[str, Any]:
         return {}
     kind = marks[0].kind
     chosen = sorted((value for value in marks if value.kind == kind), key=lambda value: value.name.count("/"))[:2]
-    return {kind: {re.sub(r"/\d+(?=/|$)", "/*", value.name) if kind == "json" else value.name: value.text for value in chosen}}
+    return {
+        kind: {
+            re.sub(r"/\d+(?=/|$)", "/*", value.name) if kind == "json" else value.name: value.text for value in chosen
+        }
+    }
 
 
 def _session(course: Course, number: int) -> list[Use]:
@@ -107,7 +116,9 @@ def _turned(word: str) -> str:
     turned = "".join(
         chr((ord(char) - ord(first) + 1) % size + ord(first)) if first else char
         for char in word
-        for first, size in [next(((a, n) for a, n in (("0", 10), ("a", 26), ("A", 26)) if _within(char, a, n)), ("", 1))]
+        for first, size in [
+            next(((a, n) for a, n in (("0", 10), ("a", 26), ("A", 26)) if _within(char, a, n)), ("", 1))
+        ]
     )
     return turned if turned != word else word[::-1] + "x"
 

@@ -282,7 +282,9 @@ class _Making:
     def _tell_the_rest(self) -> None:
         bodies = {each.use.place.name: each for each in self.course.carried if each.use.place.kind in _BODY}
         if len({each.use.origin.text for each in bodies.values()}) > 1:
-            self.unseen.append("which of several values in bodies a placeholder stands for: only the first is put there")
+            self.unseen.append(
+                "which of several values in bodies a placeholder stands for: only the first is put there"
+            )
         self.unseen.append("paths and addresses with a session in them, and values that the script computes")
 
 

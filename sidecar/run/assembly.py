@@ -15,12 +15,12 @@ from pathlib import Path
 
 from sidecar.ca.trust import Trust
 from sidecar.exchange.destination import Destination
-from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.exchange import Exchange, Watch
 from sidecar.exchange.keepalive import keep_alive
 from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
-from sidecar.policy.headers import without_credentials
+from sidecar.policy.headers import StripSet, without_credentials
 from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.idleness import Use
 from sidecar.policy.message import Request
@@ -41,7 +41,7 @@ class Surroundings:
     """What lives longer than any configuration.
 
     *own* tells our listeners, *identity* is our value of Auth-Sidecar-Hop, *in_flight* counts requests by upstream,
-    *mask* knows what flows must not show.
+    *mask* knows what flows must not show. *watch*: looks at requests, which then keep what they carry.
     """
 
     shared: Shared
@@ -51,6 +51,7 @@ class Surroundings:
     dispatch: Dispatch | None
     for_exec: bool
     mask: Mask = field(default_factory=Mask)
+    watch: Watch | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,6 +133,9 @@ async def assemble(
                     dialect = made_now.dialect
                     dress = around.mask.noting(dialect.dress, dialect.strips.headers)
                     made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(dialect, dress=dress))
+                if around.watch is not None:
+                    bare = StripSet(frozenset(), frozenset(), frozenset())
+                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(made_now.dialect, strips=bare))
                 destinations[name] = made_now
                 if (use := use_of(upstream, credential.systems[name])) is not None:
                     uses[name] = use
@@ -154,6 +158,7 @@ async def assemble(
             clock=shared.clock,
             emit=shared.emit,
             in_flight=around.in_flight,
+            watch=around.watch,
         )
         return Port(
             exchange=exchange,

@@ -1,0 +1,245 @@
+"""`learn`: a command is run once with what it does in clear sight, and what that teaches is written; then replayed."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidecar.clock import SystemClock
+from sidecar.errors import ConfigurationError, SidecarError
+from sidecar.events import Event, Renewal, RequestDone, Trouble
+from sidecar.learn.beside import Beside, beside
+from sidecar.learn.course import Course, course_of
+from sidecar.learn.death import probe_of, seen_in, told_by
+from sidecar.learn.document import written
+from sidecar.learn.recipe import Death, Learned, learned
+from sidecar.learn.trace import traced
+from sidecar.learn.watch import Watch
+from sidecar.policy.routing import parse_base_url
+from sidecar.run.credentials import credentials
+from sidecar.run.exec.supervise import Missing, find_command
+from sidecar.settings import Settings, load
+
+_COMMON = frozenset({"api", "www", "rest", "app", "localhost"})
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked for; *out* None: to standard output. *secrets*: names of environment variables."""
+
+    base_url: str
+    out: Path | None
+    check: bool = False
+    name: str = ""
+    ca: Path | None = None
+    secrets: Sequence[str] = ()
+    command: Sequence[str] = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What a sidecar told of: requests, logins and troubles."""
+
+    requests: list[RequestDone] = field(default_factory=list)
+    renewals: list[Renewal] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RequestDone):
+            self.requests.append(event)
+        elif isinstance(event, Renewal):
+            self.renewals.append(event)
+        elif isinstance(event, Trouble):
+            self.troubles.append(event.detail)
+
+
+def learn(order: Order) -> int:
+    """Run the command of *order*, write what was learned, and return 0; 1 if nothing was, or the check failed.
+
+    Nothing that was seen is kept but what is written. Raises ConfigurationError before the command is run, and
+    SidecarError for what cannot be written.
+    """
+    try:
+        origin = parse_base_url(order.base_url)
+    except ValueError as error:
+        raise ConfigurationError(f"--base-url: {error}") from None
+    if order.out is not None and order.out.exists():
+        raise ConfigurationError(f"{order.out}: is there already, and stays as it is; expected --out with another name")
+    name = order.name or _name_of(origin.host)
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"--name {name}: expected a letter, then letters, digits and _, in lower case")
+    secrets = _named(order.secrets, os.environ)
+    program = find_command(order.command[0], os.environ)
+    if isinstance(program, Missing):
+        raise ConfigurationError(f"learn: {program.problem}")
+    with tempfile.TemporaryDirectory(prefix="auth-sidecar-") as folder:
+        found, text = asyncio.run(_learn(order, origin.url, name, secrets, program, Path(folder)))
+        file = Path(folder) / "learned.yaml"
+        file.write_text(text)
+        _sound(file)
+        _give(order.out, text)
+        _say(*(f"found: {line}" for line in found.found), *(f"not seen: {line}" for line in found.unseen))
+        if order.out is not None:
+            _say(f"written: {order.out}; look at what is marked guessed")
+        for place in found.secrets:
+            _say(f"it reads a secret from the environment variable {place}")
+        return _check(order, file, found, program, Path(folder)) if order.check else 0
+
+
+async def _learn(
+    order: Order, base: str, name: str, secrets: Mapping[str, str], program: str, folder: Path
+) -> tuple[Learned, str]:
+    watch, heard = Watch(), _Heard()
+    settings = _watching(order, base, name, folder)
+    async with beside(settings, heard, watch, os.environ) as around:
+        code = await around.run(program, order.command, quiet=order.out is None)
+        if code:
+            _say(f"{order.command[0]} ended with code {code}: what it did until then is all there is to learn from")
+        seen = watch.seen()
+        if not seen:
+            raise SidecarError(_unseen(order, name, heard))
+        course = course_of(traced(seen, secrets))
+        death = seen_in(course) or await _provoked(course, around, watch)
+    more = {"tls": {"ca": str(order.ca.absolute())}} if order.ca is not None else {}
+    try:
+        found = learned(course, name=name, base=base, death=death, more=more)
+    except ValueError as error:
+        raise SidecarError(f"learn: {len(seen)} requests were seen, and no recipe comes of them: {error}") from None
+    if watch.passed:
+        _say(f"{watch.passed} requests in the middle of the run were too many to be looked at")
+    return found, written(found, course.words())
+
+
+async def _provoked(course: Course, around: Beside, watch: Watch) -> Death | None:
+    """Return what the system says of a dead session: of the one that was logged out, else of a broken one."""
+    probe = probe_of(course)
+    if course.login is None or probe is None:
+        return None
+    good, broken = probe
+    for asked in ([good] if course.logout is not None else []) + [broken]:
+        before = len(watch.seen())
+        await around.ask(asked)
+        answers = watch.seen()[before:]
+        if answers and (found := told_by(course, good, answers[-1], logged_out=asked is good)) is not None:
+            return found
+    return None
+
+
+def _check(order: Order, file: Path, found: Learned, program: str, folder: Path) -> int:
+    """Run the command again, through what was learned; 0 if it went well."""
+    heard = _Heard()
+    overrides = [f"state_dir={folder / 'check'}", "store.url=memory", f"upstreams.{found.name}.listen=127.0.0.1:0"]
+
+    environ = dict(os.environ)  # the command's, without what is held for the sidecar
+
+    async def again() -> int:
+        async with beside(load(file, overrides=overrides, environ={}), heard, None, environ) as around:
+            return await around.run(program, order.command, quiet=order.out is None)
+
+    with _held(found.secrets):
+        code = asyncio.run(again())
+    ours = [each for each in heard.requests if each.upstream == found.name]
+    logins = sum(each.result == "ok" for each in heard.renewals)
+    shimmed = sum(each.outcome == "shim" for each in ours)
+    has_steps = bool(found.upstream["recipe"]["login"].get("steps"))
+    faults = [each.detail or each.result for each in heard.renewals if each.result != "ok"]
+    faults += [f"{order.command[0]} ended with code {code}"] if code else []
+    faults += ["no request came through"] if not ours else []
+    faults += ["the script's own login was not answered by the sidecar"] if has_steps and not shimmed else []
+    faults += ["the sidecar never logged in"] if has_steps and not logins else []
+    refused = sum(each.visible for each in ours)
+    faults += [f"{refused} requests were told that their credential did not do"] if refused else []
+    _say(
+        f"check: {order.command[0]} ended with code {code}; {len(ours)} requests, {logins} logins of the sidecar, "
+        f"{shimmed} logins and logouts of the script answered here"
+    )
+    _say(f"check failed: {'; '.join(dict.fromkeys(faults))}" if faults else "check passed")
+    return 1 if faults else 0
+
+
+def _watching(order: Order, base: str, name: str, folder: Path) -> Settings:
+    """Return settings that add nothing: the base URL, for its reverse port, and all else of its origin."""
+    root = base.partition("://")[0] + "://" + base.partition("://")[2].partition("/")[0]
+    common: dict[str, Any] = {
+        "insecure_http": base.startswith("http://"),
+        "recipe": {"recipe": 1, "id": "watched", "login": {}},
+        "retry": {"attempts": 1},
+        "tls": {"ca": str(order.ca)} if order.ca is not None else {},
+    }
+    upstreams = {name: {**common, "base_url": base, "listen": "127.0.0.1:0"}}
+    if root != base:
+        upstreams[f"{name}_origin"] = {**common, "base_url": root}
+    file = folder / "watch.json"
+    file.write_text(
+        json.dumps({"state_dir": str(folder / "watch"), "store": {"url": "memory"}, "upstreams": upstreams})
+    )
+    return load(file, environ={})
+
+
+def _sound(file: Path) -> None:
+    """Raise SidecarError if what was learned is no configuration."""
+    try:
+        credentials(load(file, environ={}), SystemClock(), read=False)
+    except ConfigurationError as error:
+        where = str(error).partition(": ")[2]
+        raise SidecarError(f"learn: what was seen cannot be said in a recipe: {where}") from None
+
+
+def _give(out: Path | None, text: str) -> None:
+    if out is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        with out.open("x") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise SidecarError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _named(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the secrets that lie in the environment variables *names*, with those names."""
+    for name in names:
+        if not environ.get(name):
+            raise ConfigurationError(f"--secret {name}: the environment variable is not set; expected the secret in it")
+    return {environ[name]: name for name in names}
+
+
+def _unseen(order: Order, name: str, heard: _Heard) -> str:
+    why = f"; {heard.troubles[-1]}" if heard.troubles else ""
+    return (
+        f"learn: nothing was seen: {order.command[0]} sent no request to {order.base_url} that was answered{why}. "
+        f"A command that reads no proxy variables can be given $AUTH_SIDECAR_URL_{name.upper()} for its base URL"
+    )
+
+
+def _name_of(host: str) -> str:
+    labels = [label for label in host.split(".") if label not in _COMMON and not label.isdigit()]
+    word = re.sub(r"[^a-z0-9]+", "_", labels[0].lower()).strip("_") if labels else ""
+    return word if _NAME.fullmatch(word) else "plm"
+
+
+@contextlib.contextmanager
+def _held(secrets: Mapping[str, str]) -> Iterator[None]:
+    """Let *secrets* be in our own environment for a while."""
+    before = dict(os.environ)
+    os.environ.update(secrets)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        sys.stderr.write(f"auth-sidecar: {line}\n")
+    sys.stderr.flush()
