@@ -65,7 +65,7 @@ def course_of(run: Run) -> Course:
     nonce_step = nonces[0].use.source if nonces else None
     needed = {each.use.source for each in carried if not each.nonce} | ({login} if login is not None else set())
     steps = sorted(_closure(run, needed)) if login is not None else []
-    prepares = [] if login is None else _prepares(run, login, ordinary, nonce_step, steps)
+    prepares = [] if login is None else _prepares(run, ordinary, nonce_step, steps)
     jar = any(
         use.place.kind == "cookie" and use.origin.kind == "cookie" for number in ordinary for use in run.uses[number]
     )
@@ -84,18 +84,16 @@ def course_of(run: Run) -> Course:
 
 
 def _login(run: Run) -> int | None:
-    """Return the request with a secret whose answer told what the most later ones show; None if none told anything."""
+    """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
     used: Counter[int] = Counter()
     for number, uses in enumerate(run.uses):
-        secret = any(run.is_secret(value) for value in run.shown[number])
-        for source in {use.source for use in uses}:
-            used[source] += 1 if not secret else 0
-    best: int | None = None
+        if not any(run.is_secret(value) for value in run.shown[number]):
+            used.update({use.source for use in uses})
     for number, each in enumerate(run.all):
-        secret = [value for value in run.shown[number] if run.is_secret(value) and not _everywhere(run, value)]
-        if secret and each.status < _OK and _gave(run, number, used) and best is None:
-            best = number
-    return best
+        secrets = [value for value in run.shown[number] if run.is_secret(value) and not _everywhere(run, value)]
+        if secrets and each.status < _OK and _gave(run, number, used):
+            return number
+    return None
 
 
 def _gave(run: Run, number: int, used: Counter[int]) -> bool:
@@ -146,14 +144,12 @@ def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carri
         later = [number for number in ordinary if number > first.source]
         writes = [number for number in later if not run.all[number].is_read]
         fetched = login is None or first.source > login
-        often = len(numbers) > 1 and len(numbers) * 2 >= len(later)
+        often = login is not None and len(numbers) > 1 and len(numbers) * 2 >= len(later)
         likely = _NONCE.search(first.place.name) is not None
         only_writes = all(not run.all[number].is_read for number in numbers)
         if fetched and only_writes and first.place.kind == "header" and len(numbers) * 2 >= len(writes):
             found.append(Carried(first, len(numbers), nonce=True))
-        elif likely and not fetched:
-            found.append(Carried(first, len(numbers)))
-        elif login is not None and (often or (first.source == login and first.place.kind == "header")):
+        elif often or (not fetched and (likely or (first.source == login and first.place.kind == "header"))):
             found.append(Carried(first, len(numbers)))
     return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in _BODY))
 
@@ -181,7 +177,7 @@ def _closure(run: Run, needed: set[int]) -> set[int]:
     return found
 
 
-def _prepares(run: Run, login: int, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]) -> list[int]:
+def _prepares(run: Run, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]) -> list[int]:
     """Return the requests right behind the login that seem to make its session ready: made once, and named so."""
     often = Counter((each.method, each.path) for each in run.all)
     found = []
@@ -193,7 +189,7 @@ def _prepares(run: Run, login: int, ordinary: Sequence[int], nonce_step: int | N
         if not (once and _PREPARES.search(each.path) and each.status < _OK and number != nonce_step):
             break
         found.append(number)
-    return found if login is not None else []
+    return found
 
 
 def _logout(run: Run) -> int | None:

@@ -125,7 +125,7 @@ class _Making:
             self.found.append("no login: the credential itself is shown with each request")
             return {"send": send, "fatal": {"status": 401}}
         written = [(number, step_of(course, number, self.names, self.base)) for number in course.steps]
-        steps = []
+        steps: list[dict[str, Any]] = []
         for number, step in written:
             steps.append(step | self._outcome(number, (*at, "steps", len(steps))))
         layer["steps"] = steps
@@ -184,7 +184,7 @@ class _Making:
         basic = [value for value in self.course.constant if value.kind in ("user", "password")]
         if basic:
             by_kind = {value.kind: value for value in basic}
-            send["basic"] = [self.names.template(by_kind[kind], ()) for kind in ("user", "password")]  # type: ignore[index]
+            send["basic"] = [self.names.template(by_kind[kind], ()) for kind in ("user", "password")]
         for value in self.course.constant:
             if value.kind == "header":
                 scheme, space, word = value.text.rpartition(" ")

@@ -123,7 +123,7 @@ def document_of(body: bytes | None) -> Any:
 
 def element_of(body: bytes | None) -> Element | None:
     """Return the root of the XML of *body*, None if it is none."""
-    if not (body or b"").lstrip().startswith(b"<"):
+    if body is None or not body.lstrip().startswith(b"<"):
         return None
     try:
         return fromstring(body, forbid_dtd=True)

@@ -174,7 +174,7 @@ def reply_of(course: Course, number: int, names: Names, base: str) -> dict[str, 
     def hidden(text: str) -> str:
         if text in words or text in names.secrets.values():
             return PLACEHOLDER
-        if any(len(word) > 7 and word in text for word in words):
+        if any(word in text for word in words):
             for word in words:
                 text = text.replace(word, PLACEHOLDER)
             return text

@@ -20,7 +20,7 @@ from sidecar.exchange.keepalive import keep_alive
 from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Own, Passthrough
 from sidecar.exchange.spool import Spool
-from sidecar.policy.headers import StripSet, without_credentials
+from sidecar.policy.headers import OURS_ONLY, without_credentials
 from sidecar.policy.hosts import EVERY_HOST
 from sidecar.policy.idleness import Use
 from sidecar.policy.message import Request
@@ -125,18 +125,10 @@ async def assemble(
             broker = make_broker(credential, settings, shared)
             for name in credential.names:
                 upstream = settings.upstreams[name]
-                if upstream.tls not in contexts:
-                    contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
-                context = contexts[upstream.tls]
-                made_now = make_destination(name, upstream, credential, broker, context, around.own, shared)
-                if around.dispatch is not None:
-                    dialect = made_now.dialect
-                    dress = around.mask.noting(dialect.dress, dialect.strips.headers)
-                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(dialect, dress=dress))
-                if around.watch is not None:
-                    bare = StripSet(frozenset(), frozenset(), frozenset())
-                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(made_now.dialect, strips=bare))
-                destinations[name] = made_now
+                if (context := contexts.get(upstream.tls)) is None:
+                    context = contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
+                bare = make_destination(name, upstream, credential, broker, context, around.own, shared)
+                destinations[name] = _looked_at(bare, around)
                 if (use := use_of(upstream, credential.systems[name])) is not None:
                     uses[name] = use
         destinations = {name: destinations[name] for name in settings.upstreams}
@@ -193,6 +185,15 @@ async def assemble(
             if name not in kept:
                 gone.admission.retire()
     return made
+
+
+def _looked_at(made: Destination, around: Surroundings) -> Destination:
+    dialect = made.dialect
+    if around.dispatch is not None:
+        dialect = dataclasses.replace(dialect, dress=around.mask.noting(dialect.dress, dialect.strips.headers))
+    if around.watch is not None:
+        dialect = dataclasses.replace(dialect, strips=OURS_ONLY)
+    return dataclasses.replace(made, dialect=dialect)
 
 
 def _brokers(destinations: Iterable[Destination]) -> list[Broker]:
