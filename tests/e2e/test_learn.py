@@ -28,11 +28,12 @@ async def learned(at: Stage, client: str, *options: str, code: int = 0) -> tuple
     words = (
         *(sys.executable, "-m", "sidecar", "learn", "--base-url", at.base, "--out", str(file)),
         *("--ca", str(at.system.ca_path), *options, "--"),
+        *("sh", "-c", 'exec "$@"-$$', "sh"),  # its items have other names each time
     )
     script = await at.script(client, "learned", *words)
     async with asyncio.timeout(3 * PATIENCE):
         out, err = await script.communicate()
-    assert script.returncode == code, err.decode()
+    assert script.returncode == code, (err + out).decode()
     return file, out + err
 
 
