@@ -7,7 +7,8 @@ from typing import Any
 
 from sidecar.learn.course import Course
 from sidecar.learn.recipe import Death
-from sidecar.learn.seen import Seen, Value, field_of, told
+from sidecar.learn.seen import Seen, Value, element_of, field_of, told
+from sidecar.learn.steps import operation
 from sidecar.learn.trace import Use
 
 _UNAUTHORIZED = 401
@@ -17,7 +18,7 @@ _CODES = re.compile(
     r"(code|errorcode|error_code|error|type|\.?qname|name|reason|faultcode|exceptioncode|fault|exception)$",
     re.IGNORECASE,
 )
-_READS = re.compile(r"/(get|load|find|list|search|query|describe|read)[^/]*$", re.IGNORECASE)
+_READS = re.compile(r"(get|load|find|list|search|query|describe|read)", re.IGNORECASE)
 _LONGEST = 200
 _GET = "GET"
 
@@ -37,7 +38,7 @@ def probe_of(course: Course) -> tuple[Seen, Seen] | None:
     """
     able = [number for number in course.ordinary if _session(course, number) and _is_good(course.run.all[number])]
     reads = [number for number in able if course.run.all[number].method == _GET]
-    reads = reads or [number for number in able if _READS.search(course.run.all[number].path)]
+    reads = reads or [number for number in able if _is_named_for_reading(course.run.all[number])]
     reads.sort(key=lambda number: len(course.run.all[number].answer_body or b""))
     if not reads:
         return None
@@ -65,6 +66,11 @@ def told_by(course: Course, good: Seen, answer: Seen, *, logged_out: bool = Fals
     if answer.status not in _GOOD and (match or not others):
         return Death([{"status": answer.status} | match], how)
     return Death([match], how) if match else None
+
+
+def _is_named_for_reading(seen: Seen) -> bool:
+    root = element_of(seen.body)
+    return _READS.match(seen.path.rpartition("/")[2] if root is None else operation(root)) is not None
 
 
 def _is_mark(value: Value) -> bool:

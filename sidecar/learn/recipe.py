@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from sidecar.learn.course import Carried, Course
 from sidecar.learn.names import Names
 from sidecar.learn.seen import Seen, document_of, field_of, pointed, told
-from sidecar.learn.steps import match_of, obtained, reply_of, source_of, step_of
+from sidecar.learn.steps import match_of, obtained, place_of, reply_of, source_of, step_of
 
 _OUTCOME = re.compile(r"^(\.?qname|.*type|status|success|result|ok)$", re.IGNORECASE)
 _LIFETIME = frozenset({"expires_in", "expiresIn", "expires-in"})
@@ -17,6 +17,7 @@ _WRITES = ("POST", "PUT", "PATCH", "DELETE", "MERGE")
 _BODY = frozenset({"json", "form", "xml"})
 _MOVED = range(300, 400)
 _SHORT = 200
+_FETCHED = 4096
 
 Where = tuple[str | int, ...]
 """A path of keys in the configuration of the upstream."""
@@ -163,7 +164,11 @@ class _Making:
         if number == course.login:
             refused: list[dict[str, Any]] = [{"status": [400, 401, 403]}]
             if len(ok) > 1:
-                refused.append({"status": seen.status, "not": {key: ok[key] for key in ok if key != "status"}})
+                # Only what speaks as the login does: a page of a system that is being mended is no refusal.
+                spoken = {"type": "json"} if "json" in ok else {}
+                refused.append(
+                    {"status": seen.status} | spoken | {"not": {key: ok[key] for key in ok if key != "status"}}
+                )
             found["fatal"] = refused
             self.notes[(*at, "fatal")] = "guessed: a wrong password was not seen; after it no login is tried again"
         return found
@@ -249,20 +254,30 @@ class _Making:
 
     def _shim(self) -> list[dict[str, Any]]:
         course = self.course
-        if course.login is None:
-            return []
         numbers = [number for number in course.steps if number not in course.prepares and self._answerable(number)]
-        if course.logout is not None:
+        if course.logout is not None and course.login is not None:
             numbers.append(course.logout)
-        found = [
-            {
-                "match": match_of(course, number, self.base),
-                "reply": reply_of(course, number, self.names, self.base),
-            }
-            for number in numbers
-        ]
-        self.notes["recipe", "shim"] = "seen: what the script was answered, with placeholders for what shows a session"
+        found: list[dict[str, Any]] = [{"match": match_of(course, number, self.base)} for number in numbers]
+        if course.nonce_step is not None and (fetch := self._fetch(course.nonce_step)) is not None:
+            numbers.append(course.nonce_step)
+            found.append({"match": fetch})
+        for number, each in zip(numbers, found, strict=True):
+            each["reply"] = reply_of(course, number, self.names, self.base)
+        if found:
+            self.notes["recipe", "shim"] = "seen: what the script was answered, placeholders for what shows a session"
         return found
+
+    def _fetch(self, number: int) -> dict[str, Any] | str | None:
+        """Return the match of the request that fetches a nonce; None if it cannot be told from others, or is data."""
+        course, seen = self.course, self.course.run.all[number]
+        name = next(each.use.place.name for each in course.carried if each.nonce)
+        if len(seen.answer_body or b"") > _FETCHED:
+            self.unseen.append(f"how scripts get {name}: its answer is too long to be given here, and comes without it")
+            return None
+        asked = field_of(seen.fields, name)
+        if asked and not set("{}") & set(asked):
+            return {"method": seen.method, "path": place_of(seen.url, self.base), "header": {name: asked}}
+        return match_of(course, number, self.base) if self._answerable(number) else None
 
     def _answerable(self, number: int) -> bool:
         """Tell whether a step's answer can be given here: the login's is, and a small one that is no page."""

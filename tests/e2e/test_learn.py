@@ -1,14 +1,18 @@
 """What `learn` makes of scripts as people have them: it passes its own check, and carries them over deaths."""
 
 import asyncio
+import contextlib
+import re
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import BasicAuth, web
 
-from tests.canary import leaks
-from tests.e2e.test_systems import CLIENTS, SESSION, THEIRS, Stage, report, stage
+from tests.canary import canary, leaks
+from tests.e2e.test_systems import CLIENTS, ROOT, SESSION, THEIRS, Stage, report, stage
 from tests.waiting import PATIENCE
 
 DEATHS = {"arena": [4, 9], "teamcenter": [4, 9]}
@@ -56,4 +60,152 @@ async def test_what_is_learned_carries_the_script_over_deaths(tmp_path: Path, na
         assert at.system.counters["deaths"] == before[0] + 2
         assert at.system.counters["logins"] == before[1] + 3
         assert not SESSION.search(output)
+        assert leaks(tmp_path) == []
+
+
+SOAP = '<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/" xmlns="urn:t">{}</e:Envelope>'
+SOAP_SCRIPT = """
+import os, re, sys, urllib.request
+BASE, HEAD = sys.argv[1], {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
+def call(operation, inside="", session=""):
+    header = f"<e:Header><SessionHeader><sessionId>{session}</sessionId></SessionHeader></e:Header>" if session else ""
+    text = f'<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/" xmlns="urn:t">{header}' \\
+        f"<e:Body><{operation}>{inside}</{operation}></e:Body></e:Envelope>"
+    with urllib.request.urlopen(urllib.request.Request(BASE + "/soap", text.encode(), HEAD)) as answer:
+        return answer.read().decode()
+told = call("login", f"<username>svc@plant.example</username><password>{os.environ['PASSWORD']}</password>")
+session = re.search("<sessionId>(.*?)</sessionId>", told)[1]
+for number in range(6):
+    assert "<name>Bolt</name>" in call("getPart", f"<id>{number}</id>", session)
+call("logout", "", session)
+"""
+
+
+class Soap:
+    """A system whose session is an element of a SOAP header."""
+
+    def __init__(self) -> None:
+        self.sessions: set[str] = set()
+        self.logins = self.calls = self.deaths = 0
+        self.dies_after: list[int] = []
+
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        text = (await request.read()).decode()
+        if "<login>" in text:
+            if THEIRS not in text:
+                return self._say("<e:Fault><faultcode>INVALID_LOGIN</faultcode></e:Fault>", 500)
+            self.logins += 1
+            self.sessions.add(name := canary(f"soap-{self.logins:08d}"))
+            return self._say(f"<loginResponse><result><sessionId>{name}</sessionId></result></loginResponse>")
+        found = re.search("<sessionId>(.*?)</sessionId>", text)
+        if found is None or found[1] not in self.sessions:
+            return self._say("<e:Fault><faultcode>sf:INVALID_SESSION_ID</faultcode></e:Fault>", 500)
+        if "<logout>" in text:
+            self.sessions.discard(found[1])
+            return self._say("<logoutResponse/>")
+        self.calls += 1
+        if self.calls in self.dies_after:
+            self.deaths += 1
+            self.sessions.clear()
+        return self._say("<getPartResponse><name>Bolt</name></getPartResponse>")
+
+    @staticmethod
+    def _say(inside: str, status: int = 200) -> web.Response:
+        text = SOAP.format(f"<e:Body>{inside}</e:Body>")
+        return web.Response(text=text, status=status, content_type="text/xml")
+
+
+NONCE_SCRIPT = """
+import base64, json, os, sys, urllib.request
+BASE = sys.argv[1]
+word = base64.b64encode(f"svc:{os.environ['PASSWORD']}".encode()).decode()
+session = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+def call(method, path, body=None, **fields):
+    head = {"Authorization": f"Basic {word}"} | {name.replace("_", "-"): value for name, value in fields.items()}
+    data = None if body is None else json.dumps(body).encode()
+    return session.open(urllib.request.Request(BASE + path, data, head, method=method))
+nonce = call("GET", "/odata/", X_CSRF_Token="Fetch").headers["X-CSRF-Token"]
+for number in range(4):
+    assert json.load(call("GET", "/odata/Parts"))["d"] == []
+    made = call("POST", "/odata/Parts", {"id": number}, X_CSRF_Token=nonce, Content_Type="application/json")
+    assert made.status == 201
+"""
+
+
+class Nonce:
+    """A system that wants Basic with each request, and with writes a nonce that it hands out."""
+
+    def __init__(self) -> None:
+        self.nonces: set[str] = set()
+        self.fetched = self.calls = self.deaths = 0
+        self.dies_after: list[int] = []
+
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        await request.read()
+        if BasicAuth.decode(request.headers.get("Authorization", "Basic Og==")).password != THEIRS:
+            return web.json_response({}, status=401, headers={"WWW-Authenticate": "Basic"})
+        answer = web.json_response({"d": []}, status=201 if request.method == "POST" else 200)
+        shown = request.headers.get("X-CSRF-Token", "")
+        if shown == "Fetch":
+            self.fetched += 1
+            self.nonces.add(name := canary(f"nonce-{self.fetched:08d}"))
+            answer.headers["X-CSRF-Token"] = name
+            return answer
+        if request.method == "POST":
+            if shown not in self.nonces:
+                return web.json_response({}, status=403, headers={"X-CSRF-Token": "Required"})
+            self.calls += 1
+            if self.calls in self.dies_after:
+                self.deaths += 1
+                self.nonces.clear()
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def served(system: Soap | Nonce) -> AsyncIterator[str]:
+    """Serve an invented system in clear; yield its base URL."""
+    runner = web.ServerRunner(web.Server(system.serve))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def command(folder: Path, *words: str, **environ: str) -> tuple[int | None, bytes]:
+    """Run the product with *words*; return its exit code and all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar", *words),
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "PASSWORD": THEIRS} | environ,
+        cwd=folder,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    async with asyncio.timeout(3 * PATIENCE):
+        said, _ = await process.communicate()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("system", "script", "deaths"), [(Soap, SOAP_SCRIPT, [2, 4]), (Nonce, NONCE_SCRIPT, [1, 3])], ids=["soap", "nonce"]
+)
+async def test_invented_systems(tmp_path: Path, system: type[Soap | Nonce], script: str, deaths: list[int]) -> None:
+    """A session in a SOAP header; Basic with a nonce for writes: learned, checked, and carried over two deaths."""
+    (file := tmp_path / "sync.py").write_text(script)
+    stood = system()
+    async with served(stood) as base:
+        words = ("--base-url", base, "--name", "plm", "--check", "--", sys.executable, str(file), base)
+        code, said = await command(tmp_path, "learn", *words)
+        text = (tmp_path / "auth-sidecar.yaml").read_text()
+        print(said.decode(), text)
+        assert code == 0, said.decode()
+        assert b"check passed" in said
+        assert leaks(tmp_path) == []
+        stood.dies_after = [stood.calls + number for number in deaths]
+        state = {"AUTH_SIDECAR__STATE_DIR": str(tmp_path / "state"), "PLM_PASSWORD": THEIRS}
+        code, said = await command(tmp_path, "exec", "--", sys.executable, str(file), base, **state)
+        assert code == 0, said.decode()
+        assert stood.deaths == 2
         assert leaks(tmp_path) == []
