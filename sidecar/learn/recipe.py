@@ -124,7 +124,7 @@ class _Making:
             send |= self._constant()
             self.notes[(*at, "send")] = "seen: shown with most requests, and told by no answer"
             self.found.append("no login: the credential itself is shown with each request")
-            return {"send": send, "fatal": {"status": 401}}
+            return self._first_look(send) | {"send": send, "fatal": {"status": 401}}
         written = [(number, step_of(course, number, self.names, self.base)) for number in course.steps]
         steps: list[dict[str, Any]] = []
         for number, step in written:
@@ -139,6 +139,19 @@ class _Making:
         self.unseen.append("how a wrong password is answered: fatal is a guess, try it once with an account to spare")
         self.unseen.append("how long a session lives: set login.life if you know it")
         return layer
+
+    def _first_look(self, send: dict[str, Any]) -> dict[str, Any]:
+        """Return the login that a nonce lives in where there is none: the request that fetches it, and its cookies."""
+        course = self.course
+        if course.nonce_step is None:
+            return {}
+        seen = course.run.all[course.nonce_step]
+        if course.jar:
+            send["cookies"] = "jar"
+        shown = {key: send[key] for key in ("basic", "headers") if key in send}
+        self.notes["recipe", "login", "steps"] = "guessed: a nonce needs a session to live in, which this begins"
+        request = f"{seen.method} {place_of(seen.url, self.base)}"
+        return {"steps": [{"request": request} | shown | {"ok": {"status": seen.status}, "fatal": {"status": 401}}]}
 
     def _outcome(self, number: int, at: Where) -> dict[str, Any]:
         """Return what a step's answer must be, and what it gives."""
