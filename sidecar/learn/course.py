@@ -13,7 +13,7 @@ _SESSION = re.compile(r"session|log[_-]?in|sign[_-]?in|token|auth", re.IGNORECAS
 _PREPARES = re.compile(r"session|register|connect|select|context|init", re.IGNORECASE)
 _NONCE = re.compile(r"csrf|xsrf|crumb|nonce|requestverification", re.IGNORECASE)
 _OK = 400
-_BODY = frozenset({"json", "form", "xml"})
+BODY = frozenset({"json", "form", "xml"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ def course_of(run: Run) -> Course:
     after = range(0 if login is None else login + 1, len(run.all))
     ordinary = [number for number in after if number != logout]
     carried = _carried(run, login, ordinary)
+    if login is not None:
+        # What the session is begun with is no part of it.
+        begins = _closure(run, {each.use.source for each in carried if not each.nonce})
+        ordinary = [number for number in ordinary if number not in begins]
+        carried = _carried(run, login, ordinary)
     nonces = [each for each in carried if each.nonce]
     nonce_step = nonces[0].use.source if nonces else None
     needed = {each.use.source for each in carried if not each.nonce} | ({login} if login is not None else set())
@@ -151,7 +156,7 @@ def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carri
             found.append(Carried(first, len(numbers), nonce=True))
         elif often or (not fetched and (likely or (first.source == login and first.place.kind == "header"))):
             found.append(Carried(first, len(numbers)))
-    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in _BODY))
+    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in BODY))
 
 
 def _each_place_once(found: list[Carried]) -> list[Carried]:
@@ -208,3 +213,10 @@ def is_logout(seen: Seen) -> bool:
     if _LOGOUT.search(seen.path) or _LOGOUT.search(seen.url.partition("?")[2]):
         return True
     return re.search(rb"<(?:[\w.-]+:)?(?i:log_?(?:out|off)|sign_?(?:out|off))[\s/>]", seen.body or b"") is not None
+
+
+def nothing_in(run: Run) -> str:
+    """Return why no recipe comes of *run*, which has no login."""
+    if any(run.is_secret(value) for shown in run.shown for value in shown):
+        return "a password was seen, and no answer to it that told what later requests show"
+    return "no login was seen among the requests; name what is secret by --secret ENV_NAME if it has an odd name"

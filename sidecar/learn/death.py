@@ -8,7 +8,7 @@ from typing import Any
 from sidecar.learn.course import Course
 from sidecar.learn.recipe import Death
 from sidecar.learn.seen import Seen, Value, element_of, field_of, told
-from sidecar.learn.steps import operation
+from sidecar.learn.shims import operation
 from sidecar.learn.trace import Use
 
 _UNAUTHORIZED = 401

@@ -1,23 +1,20 @@
 """From the course of a run to the recipe and the configuration that carry the same script, every guess marked."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from sidecar.learn.course import Carried, Course
+from sidecar.learn.course import BODY, Course, nothing_in
 from sidecar.learn.names import Names
-from sidecar.learn.seen import Seen, document_of, field_of, pointed, told
-from sidecar.learn.steps import match_of, obtained, place_of, reply_of, source_of, step_of
+from sidecar.learn.seen import field_of, told
+from sidecar.learn.sends import constant_of, how_shown, says_fine, send_of
+from sidecar.learn.shims import shim_of
+from sidecar.learn.steps import obtained, place_of, source_of, step_of
 
-_OUTCOME = re.compile(r"^(\.?qname|.*type|status|success|result|ok)$", re.IGNORECASE)
 _LIFETIME = frozenset({"expires_in", "expiresIn", "expires-in"})
 _WRITES = ("POST", "PUT", "PATCH", "DELETE", "MERGE")
-_BODY = frozenset({"json", "form", "xml"})
 _MOVED = range(300, 400)
-_SHORT = 200
-_FETCHED = 4096
 
 Where = tuple[str | int, ...]
 """A path of keys in the configuration of the upstream."""
@@ -78,14 +75,14 @@ class _Making:
     def all(self, more: dict[str, Any]) -> Learned:
         course = self.course
         if course.login is None and not course.constant:
-            raise ValueError(_nothing(course))
+            raise ValueError(nothing_in(course.run))
         # What a step obtains is known when all that show it are written.
         logout = self._logout()
         login = self._login()
         csrf = self._csrf()
         if any(source not in (*course.steps, course.nonce_step) for source, _, _ in self.names.obtained):
             raise ValueError("what the login or the logout shows came from requests that are no part of it")
-        shim = self._shim()
+        shim = shim_of(course, self.names, self.base, self.unseen)
         recipe: dict[str, Any] = {
             "recipe": 1,
             "id": self.name.replace("_", "-"),
@@ -98,7 +95,8 @@ class _Making:
             recipe["csrf"] = csrf
         if shim:
             recipe["shim"] = shim
-        swap = ["header", *(["body"] if any(each.use.place.kind in _BODY for each in course.carried) else [])]
+            self.notes["recipe", "shim"] = "seen: what the script was answered, placeholders for what shows a session"
+        swap = ["header", *(["body"] if any(each.use.place.kind in BODY for each in course.carried) else [])]
         if len(swap) > 1:
             recipe["swap"] = swap
             self.notes["recipe", "swap"] = "seen: the script puts the session into its bodies; a placeholder there"
@@ -117,11 +115,11 @@ class _Making:
     def _login(self) -> dict[str, Any]:
         course, run = self.course, self.course.run
         # Before the steps are written: they name what they obtain.
-        send = self._send([each for each in course.carried if not each.nonce])
+        send = send_of(course, self.names, [each for each in course.carried if not each.nonce])
         at: Where = ("recipe", "login")
         layer: dict[str, Any] = {}
         if course.login is None:
-            send |= self._constant()
+            send |= constant_of(course, self.names)
             self.notes[(*at, "send")] = "seen: shown with most requests, and told by no answer"
             self.found.append("no login: the credential itself is shown with each request")
             return self._first_look(send) | {"send": send, "fatal": {"status": 401}}
@@ -131,11 +129,11 @@ class _Making:
             steps.append(step | self._outcome(number, (*at, "steps", len(steps))))
         layer["steps"] = steps
         layer["send"] = send
-        self.notes[(*at, "send")] = self._how_shown()
+        self.notes[(*at, "send")] = how_shown(course)
         layer["dead"] = self._dead()
         seen = run.all[course.login]
         self.found.append(f"login: {seen.method} {urlsplit(seen.url).path}, answered {seen.status}")
-        self.found.append(self._how_shown().removeprefix("seen: "))
+        self.found.append(how_shown(course).removeprefix("seen: "))
         self.unseen.append("how a wrong password is answered: fatal is a guess, try it once with an account to spare")
         self.unseen.append("how long a session lives: set login.life if you know it")
         return layer
@@ -167,7 +165,7 @@ class _Making:
         ok: dict[str, Any] = {"status": seen.status}
         if seen.status in _MOVED and (location := field_of(seen.answer_fields, "location")):
             ok["location"] = "*" + urlsplit(location).path.replace("{", "?").replace("}", "?")
-        if number == course.login and (told_by := _says_fine(seen)):
+        if number == course.login and (told_by := says_fine(seen)):
             ok["json"] = told_by
             self.notes[(*at, "ok")] = "guessed: what the answer calls itself when the login is granted"
         found["ok"] = ok
@@ -186,39 +184,12 @@ class _Making:
             self.notes[(*at, "fatal")] = "guessed: a wrong password was not seen; after it no login is tried again"
         return found
 
-    def _send(self, carried: Sequence[Carried]) -> dict[str, Any]:
-        send: dict[str, Any] = {}
-        for each in carried:
-            place = each.use.place
-            text = f"{each.use.before}{{{self.names.obtain(each.use)}}}{each.use.after}"
-            if place.kind in ("header", "query"):
-                send.setdefault("headers" if place.kind == "header" else "query", {})[place.name] = text
-        if self.course.jar and self.course.login is not None:
-            send["cookies"] = "jar"
-        return send
-
-    def _constant(self) -> dict[str, Any]:
-        send: dict[str, Any] = {}
-        basic = [value for value in self.course.constant if value.kind in ("user", "password")]
-        if basic:
-            by_kind = {value.kind: value for value in basic}
-            send["basic"] = [self.names.template(by_kind[kind], ()) for kind in ("user", "password")]
-        for value in self.course.constant:
-            if value.kind == "header":
-                scheme, space, word = value.text.rpartition(" ")
-                secret = value._replace(name="token" if space else value.name, text=word)
-                template = self.names.secret(secret)
-                send.setdefault("headers", {})[value.name] = f"{scheme}{space}{template}"
-            elif value.kind == "query":
-                send.setdefault("query", {})[value.name] = self.names.secret(value)
-        return send
-
     def _csrf(self) -> dict[str, Any]:
         course = self.course
         nonces = [each for each in course.carried if each.nonce]
         if not nonces or course.nonce_step is None:
             return {}
-        send = self._send(nonces)
+        send = send_of(course, self.names, nonces)
         send.pop("cookies", None)
         step = step_of(course, course.nonce_step, self.names, self.base)
         # The session's own fields are shown by the login.
@@ -265,77 +236,10 @@ class _Making:
         self.found.append(f"logout: {seen.method} {urlsplit(seen.url).path}")
         return step
 
-    def _shim(self) -> list[dict[str, Any]]:
-        course = self.course
-        numbers = [number for number in course.steps if number not in course.prepares and self._answerable(number)]
-        if course.logout is not None and course.login is not None:
-            numbers.append(course.logout)
-        found: list[dict[str, Any]] = [{"match": match_of(course, number, self.base)} for number in numbers]
-        if course.nonce_step is not None and (fetch := self._fetch(course.nonce_step)) is not None:
-            numbers.append(course.nonce_step)
-            found.append({"match": fetch})
-        for number, each in zip(numbers, found, strict=True):
-            each["reply"] = reply_of(course, number, self.names, self.base)
-        if found:
-            self.notes["recipe", "shim"] = "seen: what the script was answered, placeholders for what shows a session"
-        return found
-
-    def _fetch(self, number: int) -> dict[str, Any] | str | None:
-        """Return the match of the request that fetches a nonce; None if it cannot be told from others, or is data."""
-        course, seen = self.course, self.course.run.all[number]
-        name = next(each.use.place.name for each in course.carried if each.nonce)
-        if len(seen.answer_body or b"") > _FETCHED:
-            self.unseen.append(f"how scripts get {name}: its answer is too long to be given here, and comes without it")
-            return None
-        asked = field_of(seen.fields, name)
-        if asked and not set("{}") & set(asked):
-            return {"method": seen.method, "path": place_of(seen.url, self.base), "header": {name: asked}}
-        return match_of(course, number, self.base) if self._answerable(number) else None
-
-    def _answerable(self, number: int) -> bool:
-        """Tell whether a step's answer can be given here: the login's is, and a small one that is no page."""
-        seen = self.course.run.all[number]
-        if number == self.course.login:
-            return True
-        page = "html" in field_of(seen.answer_fields, "content-type").lower()
-        again = sum((each.method, each.path) == (seen.method, seen.path) for each in self.course.run.all) > 1
-        return not page and not again
-
-    def _how_shown(self) -> str:
-        course = self.course
-        places = [f"{each.use.place.kind} {each.use.place.name}" for each in course.carried if not each.nonce]
-        places += ["cookies"] if course.jar else []
-        return f"seen: the session is shown in {', '.join(places) or 'nothing that was seen'}"
-
     def _tell_the_rest(self) -> None:
-        bodies = {each.use.place.name: each for each in self.course.carried if each.use.place.kind in _BODY}
+        bodies = {each.use.place.name: each for each in self.course.carried if each.use.place.kind in BODY}
         if len({each.use.origin.text for each in bodies.values()}) > 1:
             self.unseen.append(
                 "which of several values in bodies a placeholder stands for: only the first is put there"
             )
         self.unseen.append("paths and addresses with a session in them, and values that the script computes")
-
-
-def _says_fine(seen: Seen) -> dict[str, Any]:
-    """Return what names the outcome at the top of a JSON answer, none where a status does."""
-    document = document_of(seen.answer_body)
-    if not isinstance(document, dict):
-        return {}
-    return {
-        pointed("", name): value
-        for name, value in document.items()
-        if _OUTCOME.match(name)
-        and isinstance(value, str | bool)
-        and len(str(value)) < _SHORT
-        and not set("{}") & set(str(value))
-        and name.lower() not in ("token_type", "tokentype")
-    }
-
-
-def _nothing(course: Course) -> str:
-    run = course.run
-    if not run.all:
-        return "nothing was seen"
-    if any(run.is_secret(value) for shown in run.shown for value in shown):
-        return "a password was seen, and no answer to it that told what later requests show"
-    return "no login was seen among the requests; name what is secret by --secret ENV_NAME if it has an odd name"
