@@ -22,6 +22,9 @@ def learn(
         list[str] | None,
         typer.Option(metavar="ENV_NAME", help="Environment variable whose value is a secret; repeatable."),
     ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Another host that it logs in at; repeatable.")
+    ] = None,
     ca: Annotated[Path | None, typer.Option(metavar="FILE", help="CA certificates of the system, PEM.")] = None,
 ) -> int:
     """Run a command once, watch how it logs in, and write a configuration with a recipe for the system that it met.
@@ -36,8 +39,8 @@ def learn(
         raise ConfigurationError("learn: missing a command; expected auth-sidecar learn --base-url URL -- CMD ARG...")
     if not base_url:
         raise ConfigurationError("learn: missing --base-url; expected what the addresses of the system begin with")
-    from sidecar.learn.learn import Order
     from sidecar.learn.learn import learn as run
+    from sidecar.learn.order import Order
 
     order = Order(
         base_url=base_url,
@@ -46,6 +49,7 @@ def learn(
         name=name,
         ca=ca,
         secrets=secret or (),
+        also=also or (),
         command=command,
     )
     return run(order)

@@ -19,6 +19,7 @@ from sidecar.run.running import running
 from sidecar.settings import Settings
 
 _PROBE_SECONDS = 30.0
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 _UNSENT = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "accept-encoding", "auth-sidecar-hop", "expect"}
 )
@@ -65,8 +66,9 @@ class Beside:
                 request = client.build_request(seen.method, seen.url, content=seen.body)
                 kept = [(name, value) for name, value in request.headers.items() if name in ("host", "content-length")]
                 request.headers = httpx.Headers([*kept, *fields])
-                await client.send(request)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await client.send(request)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError):
             return
 
 
@@ -92,11 +94,14 @@ def _signals(child: asyncio.subprocess.Process) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             child.send_signal(number)
 
+    before = {number: signal.getsignal(number) for number in _PASSED_ON}
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal sends it to both of us
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _PASSED_ON:
         loop.add_signal_handler(number, pass_on, number)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.remove_signal_handler(signal.SIGINT)
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -56,8 +56,8 @@ class Course:
 def course_of(run: Run) -> Course:
     """Return the course of *run*."""
     logout = _logout(run)
-    login = _login(run)
-    constant = _constant(run, login)
+    everywhere = _everywhere(run)
+    login = _login(run, everywhere)
     after = range(0 if login is None else login + 1, len(run.all))
     ordinary = [number for number in after if number != logout]
     carried = _carried(run, login, ordinary)
@@ -82,20 +82,20 @@ def course_of(run: Run) -> Course:
         nonce_step=nonce_step,
         carried=carried,
         jar=jar,
-        constant=constant,
+        constant=_constant(run, everywhere),
         logout=logout,
         ordinary=[number for number in ordinary if number not in steps],
     )
 
 
-def _login(run: Run) -> int | None:
+def _login(run: Run, everywhere: frozenset[Value]) -> int | None:
     """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
     used: Counter[int] = Counter()
     for number, uses in enumerate(run.uses):
         if not any(run.is_secret(value) for value in run.shown[number]):
             used.update({use.source for use in uses})
     for number, each in enumerate(run.all):
-        secrets = [value for value in run.shown[number] if run.is_secret(value) and not _everywhere(run, value)]
+        secrets = [value for value in run.shown[number] if run.is_secret(value) and value not in everywhere]
         if secrets and each.status < _OK and _gave(run, number, used):
             return number
     return None
@@ -109,27 +109,22 @@ def _gave(run: Run, number: int, used: Counter[int]) -> bool:
     return bool(any(use.place.kind == "cookie" for use in run.uses[number]) and not run.all[number].is_read)
 
 
-def _everywhere(run: Run, value: Value) -> bool:
-    """Tell whether *value* is shown so often that it is no login: by more than half of all requests, and twice."""
-    times = sum(any(each[:2] == value[:2] and each.text == value.text for each in shown) for shown in run.shown)
-    return times > 1 and times * 2 > len(run.all)
+def _everywhere(run: Run) -> frozenset[Value]:
+    """Return what more than half of all requests show, and two at least: that is no login."""
+    times = Counter(value for shown in run.shown for value in set(shown))
+    return frozenset(value for value, often in times.items() if often > 1 and often * 2 > len(run.all))
 
 
-def _constant(run: Run, login: int | None) -> list[Value]:
+def _constant(run: Run, everywhere: frozenset[Value]) -> list[Value]:
     """Return the secrets, and what is beside them, that most requests show though no answer told them."""
+    traced = {use.place for uses in run.uses for use in uses}
     found: dict[tuple[str, str], Value] = {}
-    for number, shown in enumerate(run.shown):
-        if number == login:
-            continue
-        traced = {use.place for use in run.uses[number]}
-        for value in shown:
-            bearer = value.kind == "header" and value.name.lower() == "authorization"
-            likely = value.kind in ("user", "password") or bearer
-            if value.kind in ("header", "query") and run.is_secret(value):
-                likely = True
-            if likely and value not in traced and _everywhere(run, value):
-                found.setdefault((value.kind, value.name.lower()), value)
-    return list(found.values()) if login is None else []
+    for value in (value for shown in run.shown for value in shown if value in everywhere - traced):
+        bearer = value.kind == "header" and value.name.lower() == "authorization"
+        secret = value.kind in ("header", "query") and run.is_secret(value)
+        if bearer or secret or value.kind in ("user", "password"):
+            found.setdefault((value.kind, value.name.lower()), value)
+    return list(found.values())
 
 
 def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carried]:

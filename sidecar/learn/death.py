@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar.learn.course import Course
-from sidecar.learn.recipe import Death
 from sidecar.learn.seen import Seen, Value, element_of, field_of, told
 from sidecar.learn.shims import operation
 from sidecar.learn.trace import Use
@@ -21,6 +20,14 @@ _CODES = re.compile(
 _READS = re.compile(r"(get|load|find|list|search|query|describe|read)", re.IGNORECASE)
 _LONGEST = 200
 _GET = "GET"
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How an answer tells that the session is over: *matches* of a recipe, and how that came to be known."""
+
+    matches: list[dict[str, Any]]
+    how: str
 
 
 def seen_in(course: Course) -> Death | None:

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,31 +15,17 @@ from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event, Renewal, RequestDone, Trouble
 from sidecar.learn.beside import Beside, beside
 from sidecar.learn.course import Course, course_of
-from sidecar.learn.death import probe_of, seen_in, told_by
+from sidecar.learn.death import Death, probe_of, seen_in, told_by
 from sidecar.learn.document import written
-from sidecar.learn.recipe import Death, Learned, learned
+from sidecar.learn.order import Order, checked, watching
+from sidecar.learn.recipe import Learned, learned
 from sidecar.learn.trace import traced
 from sidecar.learn.watch import Watch
-from sidecar.policy.routing import parse_base_url
 from sidecar.run.credentials import credentials
 from sidecar.run.exec.supervise import Missing, find_command
-from sidecar.settings import Settings, load
+from sidecar.settings import load
 
-_COMMON = frozenset({"api", "www", "rest", "app", "localhost"})
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What is asked for; *out* None: to standard output. *secrets*: names of environment variables."""
-
-    base_url: str
-    out: Path | None
-    check: bool = False
-    name: str = ""
-    ca: Path | None = None
-    secrets: Sequence[str] = ()
-    command: Sequence[str] = field(repr=False)
+_REVERSE = "127.0.0.1:8090"
 
 
 @dataclass(slots=True)
@@ -67,21 +51,12 @@ def learn(order: Order) -> int:
     Nothing that was seen is kept but what is written. Raises ConfigurationError before the command is run, and
     SidecarError for what cannot be written.
     """
-    try:
-        origin = parse_base_url(order.base_url)
-    except ValueError as error:
-        raise ConfigurationError(f"--base-url: {error}") from None
-    if order.out is not None and order.out.exists():
-        raise ConfigurationError(f"{order.out}: is there already, and stays as it is; expected --out with another name")
-    name = order.name or _name_of(origin.host)
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"--name {name}: expected a letter, then letters, digits and _, in lower case")
-    secrets = _named(order.secrets, os.environ)
+    base, name, secrets = checked(order)
     program = find_command(order.command[0], os.environ)
     if isinstance(program, Missing):
         raise ConfigurationError(f"learn: {program.problem}")
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-") as folder:
-        found, text = asyncio.run(_learn(order, origin.url, name, secrets, program, Path(folder)))
+        found, text = asyncio.run(_learn(order, base, name, secrets, program, Path(folder)))
         file = Path(folder) / "learned.yaml"
         file.write_text(text)
         _sound(file)
@@ -98,7 +73,7 @@ async def _learn(
     order: Order, base: str, name: str, secrets: Mapping[str, str], program: str, folder: Path
 ) -> tuple[Learned, str]:
     watch, heard = Watch(), _Heard()
-    settings = _watching(order, base, name, folder)
+    settings = watching(order, base, name, folder)
     async with beside(settings, heard, watch, os.environ) as around:
         code = await around.run(program, order.command, quiet=order.out is None)
         if code:
@@ -108,11 +83,15 @@ async def _learn(
             raise SidecarError(_unseen(order, name, heard))
         course = course_of(traced(seen, secrets))
         death = seen_in(course) or await _provoked(course, around, watch)
-    more = {"tls": {"ca": str(order.ca.absolute())}} if order.ca is not None else {}
+    more: dict[str, Any] = {"tls": {"ca": str(order.ca.absolute())}} if order.ca is not None else {}
+    more |= {"listen": _REVERSE} if watch.reverse else {}
     try:
         found = learned(course, name=name, base=base, death=death, more=more)
     except ValueError as error:
         raise SidecarError(f"learn: {len(seen)} requests were seen, and no recipe comes of them: {error}") from None
+    elsewhere = sum(not each.upstream for each in heard.requests)
+    if elsewhere:
+        _say(f"{elsewhere} requests and tunnels went to other hosts unseen; if the login is there, name it by --also")
     if watch.passed:
         _say(f"{watch.passed} requests in the middle of the run were too many to be looked at")
     return found, written(found, course.words())
@@ -165,25 +144,6 @@ def _check(order: Order, file: Path, found: Learned, program: str, folder: Path)
     return 1 if faults else 0
 
 
-def _watching(order: Order, base: str, name: str, folder: Path) -> Settings:
-    """Return settings that add nothing: the base URL, for its reverse port, and all else of its origin."""
-    root = base.partition("://")[0] + "://" + base.partition("://")[2].partition("/")[0]
-    common: dict[str, Any] = {
-        "insecure_http": base.startswith("http://"),
-        "recipe": {"recipe": 1, "id": "watched", "login": {}},
-        "retry": {"attempts": 1},
-        "tls": {"ca": str(order.ca)} if order.ca is not None else {},
-    }
-    upstreams = {name: {**common, "base_url": base, "listen": "127.0.0.1:0"}}
-    if root != base:
-        upstreams[f"{name}_origin"] = {**common, "base_url": root}
-    file = folder / "watch.json"
-    file.write_text(
-        json.dumps({"state_dir": str(folder / "watch"), "store": {"url": "memory"}, "upstreams": upstreams})
-    )
-    return load(file, environ={})
-
-
 def _sound(file: Path) -> None:
     """Raise SidecarError if what was learned is no configuration."""
     try:
@@ -205,26 +165,12 @@ def _give(out: Path | None, text: str) -> None:
         raise SidecarError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _named(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the secrets that lie in the environment variables *names*, with those names."""
-    for name in names:
-        if not environ.get(name):
-            raise ConfigurationError(f"--secret {name}: the environment variable is not set; expected the secret in it")
-    return {environ[name]: name for name in names}
-
-
 def _unseen(order: Order, name: str, heard: _Heard) -> str:
     why = f"; {heard.troubles[-1]}" if heard.troubles else ""
     return (
         f"learn: nothing was seen: {order.command[0]} sent no request to {order.base_url} that was answered{why}. "
         f"A command that reads no proxy variables can be given $AUTH_SIDECAR_URL_{name.upper()} for its base URL"
     )
-
-
-def _name_of(host: str) -> str:
-    labels = [label for label in host.split(".") if label not in _COMMON and not label.isdigit()]
-    word = re.sub(r"[^a-z0-9]+", "_", labels[0].lower()).strip("_") if labels else ""
-    return word if _NAME.fullmatch(word) else "plm"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ _PERSONAL = re.compile(
     re.IGNORECASE,
 )
 """What differs from one user of a system to the next."""
+_RANDOM = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9+=_~!*|-]{20,}")
+"""What a script would hardly know, were it no secret."""
 _SHORTEST = 4
 """Characters of a secret that is looked for inside longer texts."""
 
@@ -42,7 +44,7 @@ class Names:
         if (found := self._run.filtered(value.text)) is not None:
             name, by = found
             return self._secret(self._clean(name), _plain(self._run, name), name) + (f"|{by}}}" if by else "}")
-        if value.text and self._run.is_secret(value):
+        if value.text and (self._run.is_secret(value) or _RANDOM.fullmatch(value.text)):
             return self._secret(self._clean(value.last), value.text, None) + "}"
         if not value.text or (not _PERSONAL.search(self._clean(value.last)) and not set("{}") & set(value.text)):
             return self.masked(value.text)

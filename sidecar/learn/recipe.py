@@ -6,11 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sidecar.learn.course import BODY, Course, nothing_in
+from sidecar.learn.death import Death
 from sidecar.learn.names import Names
 from sidecar.learn.seen import field_of, told
 from sidecar.learn.sends import constant_of, how_shown, says_fine, send_of
 from sidecar.learn.shims import shim_of
-from sidecar.learn.steps import obtained, place_of, source_of, step_of
+from sidecar.learn.steps import obtained, origins_of, place_of, source_of, step_of
 
 _LIFETIME = frozenset({"expires_in", "expiresIn", "expires-in"})
 _WRITES = ("POST", "PUT", "PATCH", "DELETE", "MERGE")
@@ -18,14 +19,6 @@ _MOVED = range(300, 400)
 
 Where = tuple[str | int, ...]
 """A path of keys in the configuration of the upstream."""
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """How an answer tells that the session is over: *matches* of a recipe, and how that came to be known."""
-
-    matches: list[dict[str, Any]]
-    how: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +95,8 @@ class _Making:
             self.notes["recipe", "swap"] = "seen: the script puts the session into its bodies; a placeholder there"
         if logout:
             recipe["logout"] = logout
+        if trusted := origins_of([*login.get("steps", ()), *csrf.get("steps", ()), logout]):
+            recipe["trust"] = trusted
         recipe["facts"] = {"inferred": ["all of it, from one run that was watched"]}
         upstream: dict[str, Any] = {"base_url": self.base}
         if self.base.startswith("http://"):
@@ -115,11 +110,12 @@ class _Making:
     def _login(self) -> dict[str, Any]:
         course, run = self.course, self.course.run
         # Before the steps are written: they name what they obtain.
-        send = send_of(course, self.names, [each for each in course.carried if not each.nonce])
+        send = constant_of(course, self.names)
+        for key, value in send_of(course, self.names, [each for each in course.carried if not each.nonce]).items():
+            send[key] = send[key] | value if isinstance(value, dict) and key in send else value
         at: Where = ("recipe", "login")
         layer: dict[str, Any] = {}
         if course.login is None:
-            send |= constant_of(course, self.names)
             self.notes[(*at, "send")] = "seen: shown with most requests, and told by no answer"
             self.found.append("no login: the credential itself is shown with each request")
             return self._first_look(send) | {"send": send, "fatal": {"status": 401}}
@@ -242,4 +238,7 @@ class _Making:
             self.unseen.append(
                 "which of several values in bodies a placeholder stands for: only the first is put there"
             )
-        self.unseen.append("paths and addresses with a session in them, and values that the script computes")
+        words = self.course.words()
+        if any(word in self.course.run.all[number].path for word in words for number in self.course.ordinary):
+            self.unseen.append("how a session in a path is carried: no recipe can put it there")
+        self.unseen.append("what the script computes: signatures, times, and what is sent in other forms than it came")

@@ -13,6 +13,9 @@ _LONGEST = 4096
 """Bytes of an answer that is repeated to scripts in full."""
 _ENTITY = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"))
 _MOVED = range(300, 400)
+_SENSITIVE = re.compile(r"token|secret|session|key|passw|cookie|ticket|jwt|sid$|auth", re.IGNORECASE)
+_TOLD = 8
+"""Characters of a text under such a name that is not told."""
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w.+/=~!*|:-]{16,}")
 _BRACES = frozenset("{}")
 
@@ -96,14 +99,15 @@ def reply_of(course: Course, number: int, names: Names, base: str) -> dict[str, 
     used = {use.origin.text for number in course.ordinary for use in course.run.uses[number]} - words
     paths = "\n".join(course.run.all[number].url for number in course.ordinary)
 
-    def hidden(text: str) -> str:
+    def hidden(text: str, name: str) -> str:
         if text in words or text in names.secrets.values():
             return PLACEHOLDER
         if any(word in text for word in words):
             for word in words:
                 text = text.replace(word, PLACEHOLDER)
             return text
-        if _RANDOM.fullmatch(text) and "://" not in text and text not in used and text not in paths:
+        likely = _RANDOM.fullmatch(text) or (_SENSITIVE.search(name) and len(text) >= _TOLD and " " not in text)
+        if likely and "://" not in text and text not in used and text not in paths:
             return PLACEHOLDER
         return "" if _BRACES & set(text) else names.masked(text)
 
@@ -128,21 +132,21 @@ def _reply_headers(seen: Seen, words: frozenset[str], base: str) -> dict[str, st
 
 
 def _reply_body(seen: Seen, hidden: Any) -> dict[str, Any]:
-    def leaf(value: Any) -> Any:
+    def leaf(value: Any, name: str) -> Any:
         if isinstance(value, dict):
-            return {name: leaf(each) for name, each in value.items() if not _BRACES & set(name)}
+            return {name: leaf(each, name) for name, each in value.items() if not _BRACES & set(name)}
         if isinstance(value, list):
-            return [leaf(each) for each in value[:100]]
-        return hidden(value) if isinstance(value, str) else value
+            return [leaf(each, name) for each in value[:100]]
+        return hidden(value, name) if isinstance(value, str) else value
 
     body, kind = seen.answer_body or b"", field_of(seen.answer_fields, "content-type")
     if (document := document_of(body)) is not None:
-        return {"json": leaf(document if len(body) <= _LONGEST else _top(document))}
+        return {"json": leaf(document if len(body) <= _LONGEST else _top(document), "")}
     text = text_of(body)
     if not text.strip() or len(body) > _LONGEST or _BRACES & set(text):
         return {}
     for value in told(seen):
-        if value.kind in ("xml", "html") and (changed := hidden(value.text)) != value.text:
+        if value.kind in ("xml", "html") and (changed := hidden(value.text, value.last)) != value.text:
             text = _within(text, value, changed)
     return ({"type": kind} if kind else {}) | {"text": text}
 

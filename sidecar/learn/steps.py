@@ -1,6 +1,7 @@
 """A request that was seen as a step of a recipe: what it asks, with templates, and what it obtains."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
@@ -26,15 +27,16 @@ def place_of(url: str, base: str) -> str:
     plain = url.partition("?")[0]
     if plain == base or plain.startswith(base.rstrip("/") + "/"):
         return "{base}" + plain[len(base.rstrip("/")) :]
-    parts = urlsplit(plain)
-    return "{origin}" + parts.path
+    parts, ours = urlsplit(plain), urlsplit(base)
+    elsewhere = (parts.scheme, parts.netloc) != (ours.scheme, ours.netloc)
+    return plain if elsewhere else "{origin}" + parts.path
 
 
 def step_of(course: Course, number: int, names: Names, base: str) -> dict[str, Any]:
     """Return the request *number* of *course* as a step; what it obtains is added when all requests are known."""
     run, seen = course.run, course.run.all[number]
     step: dict[str, Any] = {"request": f"{seen.method} {place_of(seen.url, base)}{_query(run, number, names)}"}
-    headers = _headers(run, number, names)
+    headers = _headers(run, number, names) | _whence(seen, base)
     basic = [names.template(value, ()) for value in run.shown[number] if value.kind in ("user", "password")]
     body = body_of(run, number, names)
     if "text" in body and (kind := field_of(seen.fields, "content-type")):
@@ -59,7 +61,7 @@ def body_of(run: Run, number: int, names: Names) -> dict[str, Any]:
         if word is None:
             return value
         place = Value("json", pointer, word)
-        if isinstance(value, int):
+        if isinstance(value, int) and not run.is_secret(place):
             return names.number(place.last, value) if names.is_personal(place.last) else value
         return names.template(place, uses)
 
@@ -89,6 +91,16 @@ def _headers(run: Run, number: int, names: Names) -> dict[str, str]:
         for value in run.shown[number]
         if value.kind == "header" and value.name.lower() != "cookie"
     }
+
+
+def _whence(seen: Seen, base: str) -> dict[str, str]:
+    """Return the fields that say where a request is from: some systems look at them to tell forged ones."""
+    found = {}
+    for name, value in seen.fields:
+        if name.lower() in ("origin", "referer") and "{" not in value:
+            place = place_of(value.rstrip("/"), base)
+            found[name] = "{origin}" if name.lower() == "origin" and place.startswith("{") else place
+    return found
 
 
 def _query(run: Run, number: int, names: Names) -> str:
@@ -126,3 +138,9 @@ def obtained(course: Course, number: int, names: Names) -> dict[str, Any]:
         for (source, kind, where), name in names.obtained.items()
         if source == number
     }
+
+
+def origins_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the origins that *steps* name besides that of the base URL."""
+    urls = [urlsplit(step["request"].partition(" ")[2]) for step in steps if step]
+    return sorted({f"{url.scheme}://{url.netloc}" for url in urls if url.scheme in ("http", "https")})

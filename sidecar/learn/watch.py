@@ -35,6 +35,8 @@ class _Record:
 class Watch:
     """Keeps the first exchanges, and the last ones, where a logout is; those between pass unseen, as `passed` counts.
 
+    `reverse`: whether one came by a reverse port.
+
     A body is kept if it is a text of at most 256 KiB; all of them together are bounded too.
     """
 
@@ -42,9 +44,11 @@ class Watch:
         self._first: list[_Record] = []
         self._last: deque[_Record] = deque(maxlen=_LAST)
         self.passed = 0
+        self.reverse = False
 
     async def __call__(self, way: Route, request: Request, body: RequestBody, client: Client) -> Client:
         """Note *request*, which goes *way*, and return the client that notes its answer."""
+        self.reverse |= request.upstream is not None
         early = len(self._first) < _FIRST
         held = sum(len(each.body or b"") + len(each.answer or b"") for each in self._first)
         longest = min(_LONGEST, max(0, _MOST - held)) if early else _LAST_LONGEST

@@ -192,7 +192,7 @@ def _looked_at(made: Destination, around: Surroundings) -> Destination:
     if around.dispatch is not None:
         dialect = dataclasses.replace(dialect, dress=around.mask.noting(dialect.dress, dialect.strips.headers))
     if around.watch is not None:
-        dialect = dataclasses.replace(dialect, strips=OURS_ONLY)
+        dialect = dataclasses.replace(dialect, strips=OURS_ONLY, hold_back=lambda *_: 0)
     return dataclasses.replace(made, dialect=dialect)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from sidecar.errors import SidecarError
 from sidecar.learn.course import course_of
-from sidecar.learn.death import probe_of, seen_in, told_by
+from sidecar.learn.death import Death, probe_of, seen_in, told_by
 from sidecar.learn.document import written
-from sidecar.learn.recipe import Death, Learned, learned
+from sidecar.learn.recipe import Learned, learned
 from sidecar.learn.seen import Seen
 from sidecar.learn.trace import traced
 from sidecar.settings import load
