@@ -90,13 +90,13 @@ def course_of(run: Run) -> Course:
 
 def _login(run: Run, everywhere: frozenset[Value]) -> int | None:
     """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
+    knows = [any(run.is_secret(value) and value not in everywhere for value in shown) for shown in run.shown]
     used: Counter[int] = Counter()
-    for number, uses in enumerate(run.uses):
-        if not any(run.is_secret(value) for value in run.shown[number]):
+    for uses, secret in zip(run.uses, knows, strict=True):
+        if not secret:
             used.update({use.source for use in uses})
     for number, each in enumerate(run.all):
-        secrets = [value for value in run.shown[number] if run.is_secret(value) and value not in everywhere]
-        if secrets and each.status < _OK and _gave(run, number, used):
+        if knows[number] and each.status < _OK and _gave(run, number, used):
             return number
     return None
 

@@ -365,3 +365,74 @@ def test_every_guess_is_marked() -> None:
     assert "# guessed: no death was seen" in text
     assert "# not seen: a logout" in text
     assert "# seen: the session is shown in header X-Ticket" in text
+
+
+def test_a_gateway_before_the_system_gets_its_own_credential_too() -> None:
+    """Basic with every request, and a session inside: both are shown."""
+    login = ask(
+        "POST /api/login", BASIC, body={"user": "sync", "pin_password": canary("learn-pin")}, says={"sid": SESSION}
+    )
+    recipe = recipe_of(login, *bearing(BASIC, ("X-Sid", SESSION)))
+    assert recipe["login"]["send"] == {"basic": ["{username}", "{password}"], "headers": {"X-Sid": "{sid}"}}
+    assert recipe["login"]["steps"][0]["basic"] == ["{username}", "{password}"]
+
+
+def test_a_login_at_another_host(tmp_path: Path) -> None:
+    """The recipe names the host as one that steps may reach, and answers the script's login there."""
+    login = ask(
+        "POST https://login.example.com/token",
+        FORM,
+        body=urlencode({"client_id": "sync", "client_secret": PASSWORD}),
+        says={"access_token": SESSION},
+    )
+    found, text = learn(login, *bearing(("Authorization", f"Bearer {SESSION}")))
+    recipe = found.upstream["recipe"]
+    assert recipe["trust"] == ["https://login.example.com"]
+    assert recipe["shim"][0]["match"] == "POST https://login.example.com/token"
+    sound(tmp_path, text)
+
+
+def test_where_a_login_says_it_comes_from_is_kept() -> None:
+    """Some systems refuse a form without it; it names the system as the recipe does."""
+    whence = (("Origin", "https://plm.example.com"), ("Referer", f"{BASE}/login"))
+    login = ask("POST /api/login", *whence, body={"user": "svc", "password": PASSWORD}, says={"ticket": SESSION})
+    recipe = recipe_of(login, *bearing(("X-Ticket", SESSION)))
+    assert recipe["login"]["steps"][0]["headers"] == {"Origin": "{origin}", "Referer": "{base}/login"}
+
+
+def test_what_looks_like_a_key_beside_the_password_is_a_secret_too() -> None:
+    """The file must not hold it, whatever it is called; numbers under such a name neither."""
+    key = "a1b2c3d4e5f6a7b8c9d0e1f2"
+    login = ask("POST /api/login", ("X-App", key), body={"user": "svc", "password": 87654321}, says={"ticket": SESSION})
+    found, text = learn(login, *bearing(("X-Ticket", SESSION)))
+    assert key not in text
+    assert "87654321" not in text
+    assert found.upstream["credential"] == {
+        "user": "svc",
+        "x_app": {"env": "PLM_X_APP"},
+        "password": {"env": "PLM_PASSWORD"},
+    }
+
+
+def test_a_session_in_paths_is_told_of() -> None:
+    """No recipe can put it there."""
+    calls = [ask(f"GET /api/{SESSION}/items", ("X-Ticket", SESSION), says={"n": number}) for number in range(3)]
+    found, _ = learn(LOGIN, *calls)
+    assert any("session in a path" in line for line in found.unseen)
+
+
+def test_the_login_is_told_from_other_requests_to_its_address() -> None:
+    """By the secret that only it has."""
+    login = ask("POST /api/do", FORM, body=urlencode({"do": "login", "password": PASSWORD}), says={"ticket": SESSION})
+    calls = [ask("POST /api/do", FORM, ("X-Ticket", SESSION), body=f"do=list&n={number}") for number in range(3)]
+    recipe = recipe_of(login, *calls)
+    assert recipe["shim"][0]["match"]["form"] == {"password": {"regex": "."}}
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "true", "", "5", "a: b", "#x", "é", "\x85", "'", '"', "\n", "{a}", "-", ".5"]
+)
+def test_every_text_is_written_as_it_is(text: str) -> None:
+    """YAML reads back what was meant, as a value and as a key."""
+    found = Learned("plm", {"base_url": text, "credential": {text or "x": [text, {"a": text}]}}, {}, {}, (), ())
+    assert parse(written(found, ()))["upstreams"]["plm"] == found.upstream
