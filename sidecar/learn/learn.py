@@ -83,17 +83,17 @@ async def _learn(
             raise SidecarError(_unseen(order, name, heard))
         course = course_of(traced(seen, secrets))
         death = seen_in(course) or await _provoked(course, around, watch)
+    elsewhere = sum(not each.upstream for each in heard.requests)
+    if elsewhere:
+        _say(f"{elsewhere} requests and tunnels went to other hosts unseen; if the login is there, name it by --also")
+    if watch.passed:
+        _say(f"{watch.passed} requests in the middle of the run were too many to be looked at")
     more: dict[str, Any] = {"tls": {"ca": str(order.ca.absolute())}} if order.ca is not None else {}
     more |= {"listen": _REVERSE} if watch.reverse else {}
     try:
         found = learned(course, name=name, base=base, death=death, more=more)
     except ValueError as error:
         raise SidecarError(f"learn: {len(seen)} requests were seen, and no recipe comes of them: {error}") from None
-    elsewhere = sum(not each.upstream for each in heard.requests)
-    if elsewhere:
-        _say(f"{elsewhere} requests and tunnels went to other hosts unseen; if the login is there, name it by --also")
-    if watch.passed:
-        _say(f"{watch.passed} requests in the middle of the run were too many to be looked at")
     return found, written(found, course.words())
 
 

@@ -162,7 +162,7 @@ class Nonce:
 
 
 @contextlib.asynccontextmanager
-async def served(system: Soap | Nonce) -> AsyncIterator[str]:
+async def served(system: "Soap | Nonce | Plain") -> AsyncIterator[str]:
     """Serve an invented system in clear; yield its base URL."""
     runner = web.ServerRunner(web.Server(system.serve))
     await runner.setup()
@@ -209,3 +209,136 @@ async def test_invented_systems(tmp_path: Path, system: type[Soap | Nonce], scri
         assert code == 0, said.decode()
         assert stood.deaths == 2
         assert leaks(tmp_path) == []
+
+
+PLAIN_SCRIPT = """
+import json, os, pathlib, sys, urllib.request
+BASE, LOGIN = sys.argv[1].replace("URL", os.environ.get("AUTH_SIDECAR_URL_PLM", "")), sys.argv[2]
+if "URL" in sys.argv:
+    urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
+def call(url, body=None, **head):
+    data = None if body is None else json.dumps(body).encode()
+    head = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in head.items()}
+    with urllib.request.urlopen(urllib.request.Request(url, data, head)) as answer:
+        return json.load(answer)
+sid = call(LOGIN.replace("URL", BASE) + "/login", {"user": "svc", "password": os.environ["PASSWORD"]})["sid"]
+for number in range(4):
+    assert call(f"{BASE}/items?page={number}", X_Sid=sid)["rows"] == [1]
+print("here is", "the end")
+marker = pathlib.Path("once")
+if marker.exists():
+    sys.exit(3)
+if len(sys.argv) > 3:
+    marker.touch()
+"""
+
+
+class Plain:
+    """A system with a session in a field of its own; *login*: where sessions come from, itself by default."""
+
+    def __init__(self) -> None:
+        self.logins = 0
+        self.sessions: set[str] = set()
+
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        if request.path == "/login":
+            if THEIRS.encode() not in body:
+                return web.json_response({}, status=403)
+            self.logins += 1
+            self.sessions.add(name := canary(f"plain-{self.logins:08d}"))
+            return web.json_response({"sid": name})
+        known = request.headers.get("X-Sid") in self.sessions
+        return web.json_response({"rows": [1]} if known else {"error": "NO_SESSION"}, status=200 if known else 403)
+
+
+@contextlib.asynccontextmanager
+async def plain(folder: Path) -> AsyncIterator[tuple[Plain, str, list[str]]]:
+    """Yield a system, its base URL, and the words of a script for it, which wants a base URL and one for the login."""
+    (folder / "sync.py").write_text(PLAIN_SCRIPT)
+    stood = Plain()
+    async with served(stood) as base:
+        yield stood, base, [sys.executable, str(folder / "sync.py")]
+
+
+async def test_a_script_that_knows_no_proxy_is_given_the_reverse_port(tmp_path: Path) -> None:
+    """Its variable leads there, when learning, when checking, and with what was written."""
+    async with plain(tmp_path) as (stood, base, script):
+        words = ("--base-url", base, "--name", "plm", "--check", "--", *script, "URL", "URL")
+        code, said = await command(tmp_path, "learn", *words)
+        assert code == 0, said.decode()
+        state = {"AUTH_SIDECAR__STATE_DIR": str(tmp_path / "state"), "PLM_PASSWORD": THEIRS}
+        code, said = await command(tmp_path, "exec", "--", *script, "URL", "URL", **state)
+        assert code == 0, said.decode()
+        assert stood.logins == 3
+
+
+async def test_a_login_at_another_host_is_looked_at_if_it_is_named(tmp_path: Path) -> None:
+    """Without `--also` it goes by unseen, which is said; with it the check passes."""
+    async with plain(tmp_path) as (stood, base, script), served(stood) as second:
+        other = second.replace("127.0.0.1", "localhost")
+        words = ["--base-url", base, "--name", "plm", "--check", "--", *script, base, other]
+        code, said = await command(tmp_path, "learn", *words)
+        assert code == 1
+        assert b"went to other hosts unseen; if the login is there, name it by --also" in said
+        assert not (tmp_path / "auth-sidecar.yaml").exists()
+        code, said = await command(tmp_path, "learn", "--also", other, *words)
+        assert code == 0, said.decode()
+        assert leaks(tmp_path) == []
+
+
+async def test_a_check_that_fails_says_why(tmp_path: Path) -> None:
+    """What was learned stays for a look; the exit code is 1."""
+    async with plain(tmp_path) as (_, base, script):
+        words = ("--base-url", base, "--name", "plm", "--check", "--", *script, base, base, "once")
+        code, said = await command(tmp_path, "learn", *words)
+        assert code == 1
+        assert b"check failed: " + script[0].encode() + b" ended with code 3" in said
+        assert (tmp_path / "auth-sidecar.yaml").exists()
+
+
+async def test_nothing_is_overwritten_or_run_in_vain(tmp_path: Path) -> None:
+    """A file that is there, a command that is not, a URL that is none: exit 2 before anything is run."""
+    (tmp_path / "there.yaml").write_text("mine")
+    base = ("--base-url", "https://plm.example.com")
+    touch = ("--", "touch", str(tmp_path / "ran"))
+    for words, why in (
+        ((*base, "--out", "there.yaml", *touch), b"there.yaml: is there already"),
+        ((*base, "--", "no-such-command"), b"no-such-command: command not found"),
+        (("--base-url", "plm.example.com", *touch), b"--base-url: expected a URL"),
+        ((*base, "--secret", "UNSET", *touch), b"--secret UNSET: the environment variable is not set"),
+        ((*base,), b"missing a command"),
+        (touch, b"missing --base-url"),
+    ):
+        code, said = await command(tmp_path, "learn", *words)
+        assert (code, why in said) == (2, True), said.decode()
+    assert not (tmp_path / "ran").exists()
+    assert (tmp_path / "there.yaml").read_text() == "mine"
+
+
+async def test_a_command_that_asks_nothing_teaches_nothing(tmp_path: Path) -> None:
+    """Exit 1, and what may be done is said."""
+    code, said = await command(tmp_path, "learn", "--base-url", "https://plm.example.com", "--", "true")
+    assert code == 1
+    assert b"nothing was seen: true sent no request to https://plm.example.com" in said
+    assert b"$AUTH_SIDECAR_URL_PLM" in said
+    assert list(tmp_path.glob("*.yaml")) == []
+
+
+async def test_standard_output_holds_the_configuration_alone(tmp_path: Path) -> None:
+    """What the script says goes to standard error."""
+    async with plain(tmp_path) as (_, base, script):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sidecar", "learn", "--base-url", base, "--out", "-", "--", *script, base, base),
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PASSWORD": THEIRS},
+            cwd=tmp_path,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        async with asyncio.timeout(3 * PATIENCE):
+            out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        assert out.startswith(b"# Written by `auth-sidecar learn`")
+        assert b"here is the end" not in out
+        assert b"here is the end" in err
+        assert b"/error: NO_SESSION" in out  # provoked with a broken session: there was no logout
