@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sidecar.learn.course import Course
-from sidecar.learn.seen import Seen, Value, element_of, field_of, told
+from sidecar.learn.anatomy import Anatomy
+from sidecar.learn.seen import Datum, Seen, element_of, field_of, told
 from sidecar.learn.shims import operation
-from sidecar.learn.trace import Use
+from sidecar.learn.trace import Echo
 
 _UNAUTHORIZED = 401
 _GOOD = range(200, 300)
@@ -30,31 +30,31 @@ class Death:
     how: str
 
 
-def seen_in(course: Course) -> Death | None:
+def seen_in(anatomy: Anatomy) -> Death | None:
     """Return the death that the run itself shows: a 401 to a request that showed the session; None if there is none."""
-    for number in course.ordinary:
-        if course.run.all[number].status == _UNAUTHORIZED and _session(course, number):
+    for number in anatomy.ordinary:
+        if anatomy.run.all[number].status == _UNAUTHORIZED and _session(anatomy, number):
             return Death([{"status": _UNAUTHORIZED}], "seen: a request with a session was answered 401")
     return None
 
 
-def probe_of(course: Course) -> tuple[Seen, Seen] | None:
+def probe_of(anatomy: Anatomy) -> tuple[Seen, Seen] | None:
     """Return a harmless request of the run that succeeded, and the same with a broken session; None if there is none.
 
     Harmless is GET, or a request that is named for reading.
     """
-    able = [number for number in course.ordinary if _session(course, number) and _is_good(course.run.all[number])]
-    reads = [number for number in able if course.run.all[number].method == _GET]
-    reads = reads or [number for number in able if _is_named_for_reading(course.run.all[number])]
-    reads.sort(key=lambda number: len(course.run.all[number].answer_body or b""))
+    able = [number for number in anatomy.ordinary if _session(anatomy, number) and _is_good(anatomy.run.all[number])]
+    reads = [number for number in able if anatomy.run.all[number].method == _GET]
+    reads = reads or [number for number in able if _is_named_for_reading(anatomy.run.all[number])]
+    reads.sort(key=lambda number: len(anatomy.run.all[number].answer_body or b""))
     if not reads:
         return None
-    good = course.run.all[reads[0]]
-    words = sorted({use.origin.text for use in _session(course, reads[0])}, key=len, reverse=True)
+    good = anatomy.run.all[reads[0]]
+    words = sorted({echo.origin.text for echo in _session(anatomy, reads[0])}, key=len, reverse=True)
     return good, _broken(good, words)
 
 
-def told_by(course: Course, good: Seen, answer: Seen, *, logged_out: bool = False) -> Death | None:
+def told_by(anatomy: Anatomy, good: Seen, answer: Seen, *, logged_out: bool = False) -> Death | None:
     """Return what *answer* says that *good* does not; None if nothing does.
 
     It is the answer to the same request, with a broken session, or with the one that was *logged_out*.
@@ -66,7 +66,7 @@ def told_by(course: Course, good: Seen, answer: Seen, *, logged_out: bool = Fals
     if answer.status in _MOVED and (location := field_of(answer.answer_fields, "location")):
         place = re.sub(r"[{}]", "?", location.partition("?")[0])
         return Death([{"status": answer.status, "location": f"*{place}*"}], how)
-    others = [each for each in course.run.all if each.status == answer.status]
+    others = [each for each in anatomy.run.all if each.status == answer.status]
     known = {(value.kind, value.name, value.text) for each in others for value in told(each)}
     marks = [value for value in told(answer) if _is_mark(value) and (value.kind, value.name, value.text) not in known]
     match = _match(marks)
@@ -80,7 +80,7 @@ def _is_named_for_reading(seen: Seen) -> bool:
     return _READS.match(seen.path.rpartition("/")[2] if root is None else operation(root)) is not None
 
 
-def _is_mark(value: Value) -> bool:
+def _is_mark(value: Datum) -> bool:
     return (
         value.kind in ("json", "xml")
         and _CODES.search(value.last) is not None
@@ -89,7 +89,7 @@ def _is_mark(value: Value) -> bool:
     )
 
 
-def _match(marks: Sequence[Value]) -> dict[str, Any]:
+def _match(marks: Sequence[Datum]) -> dict[str, Any]:
     """Return a match of the first two of *marks* of one kind, none for none; what stands higher comes first."""
     if not marks:
         return {}
@@ -102,12 +102,12 @@ def _match(marks: Sequence[Value]) -> dict[str, Any]:
     }
 
 
-def _session(course: Course, number: int) -> list[Use]:
+def _session(anatomy: Anatomy, number: int) -> list[Echo]:
     """Return what the request shows of the session itself: what an answer to a request with a secret told."""
-    run = course.run
-    uses = [use for use in run.uses[number] if use.source in course.steps]
-    own = [use for use in uses if use.source == course.login]
-    return own or uses
+    run = anatomy.run
+    echoes = [echo for echo in run.echoes[number] if echo.source in anatomy.steps]
+    own = [echo for echo in echoes if echo.source == anatomy.login]
+    return own or echoes
 
 
 def _is_good(seen: Seen) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event, Renewal, RequestDone, Trouble
+from sidecar.learn.anatomy import Anatomy, anatomy_of
 from sidecar.learn.beside import Beside, beside
-from sidecar.learn.course import Course, course_of
 from sidecar.learn.death import Death, probe_of, seen_in, told_by
 from sidecar.learn.document import written
 from sidecar.learn.order import Order, checked, watching
@@ -81,8 +81,8 @@ async def _learn(
         seen = watch.seen()
         if not seen:
             raise SidecarError(_unseen(order, name, heard))
-        course = course_of(traced(seen, secrets))
-        death = seen_in(course) or await _provoked(course, around, watch)
+        anatomy = anatomy_of(traced(seen, secrets))
+        death = seen_in(anatomy) or await _provoked(anatomy, around, watch)
     elsewhere = sum(not each.upstream for each in heard.requests)
     if elsewhere:
         _say(f"{elsewhere} requests and tunnels went to other hosts unseen; if the login is there, name it by --also")
@@ -91,23 +91,23 @@ async def _learn(
     more: dict[str, Any] = {"tls": {"ca": str(order.ca.absolute())}} if order.ca is not None else {}
     more |= {"listen": _REVERSE} if watch.reverse else {}
     try:
-        found = learned(course, name=name, base=base, death=death, more=more)
+        found = learned(anatomy, name=name, base=base, death=death, more=more)
     except ValueError as error:
         raise SidecarError(f"learn: {len(seen)} requests were seen, and no recipe comes of them: {error}") from None
-    return found, written(found, course.words())
+    return found, written(found, anatomy.words())
 
 
-async def _provoked(course: Course, around: Beside, watch: Watch) -> Death | None:
+async def _provoked(anatomy: Anatomy, around: Beside, watch: Watch) -> Death | None:
     """Return what the system says of a dead session: of the one that was logged out, else of a broken one."""
-    probe = probe_of(course)
-    if course.login is None or probe is None:
+    probe = probe_of(anatomy)
+    if anatomy.login is None or probe is None:
         return None
     good, broken = probe
-    for asked in ([good] if course.logout is not None else []) + [broken]:
+    for asked in ([good] if anatomy.logout is not None else []) + [broken]:
         before = len(watch.seen())
         await around.ask(asked)
         answers = watch.seen()[before:]
-        if answers and (found := told_by(course, good, answers[-1], logged_out=asked is good)) is not None:
+        if answers and (found := told_by(anatomy, good, answers[-1], logged_out=asked is good)) is not None:
             return found
     return None
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sidecar.learn.seen import Value
-from sidecar.learn.trace import Run, Use
+from sidecar.learn.seen import Datum
+from sidecar.learn.trace import Echo, Trace
 from sidecar.settings.template import BUILT_IN, EXPIRES_IN
 
 _PERSONAL = re.compile(
@@ -27,7 +27,7 @@ class Names:
     variables; `secrets` gives their values, and is for nobody's eyes. `obtained`: the names of what steps obtain.
     """
 
-    def __init__(self, run: Run, upstream: str) -> None:
+    def __init__(self, run: Trace, upstream: str) -> None:
         self._run = run
         self._upstream = upstream
         self.vars: dict[str, dict[str, Any]] = {}
@@ -36,11 +36,11 @@ class Names:
         self.obtained: dict[tuple[int, str, str], str] = {}
         self._known: dict[str, str] = {}
 
-    def template(self, value: Value, uses: Sequence[Use]) -> Any:
-        """Return what stands for *value* in a recipe: a template, or the text itself; *uses* of its request."""
-        for use in uses:
-            if use.place == value:
-                return f"{use.before}{{{self.obtain(use)}}}{use.after}"
+    def template(self, value: Datum, echoes: Sequence[Echo]) -> Any:
+        """Return what stands for *value* in a recipe: a template, or the text itself; *echoes* of its request."""
+        for echo in echoes:
+            if echo.place == value:
+                return f"{echo.before}{{{self.obtain(echo)}}}{echo.after}"
         if (found := self._run.filtered(value.text)) is not None:
             name, by = found
             return self._secret(self._clean(name), _plain(self._run, name), name) + (f"|{by}}}" if by else "}")
@@ -50,7 +50,7 @@ class Names:
             return self.masked(value.text)
         return "{" + self._plain_variable(self._clean(value.last), value.text) + "}"
 
-    def secret(self, value: Value) -> str:
+    def secret(self, value: Datum) -> str:
         """Return the template of *value*, which is one whatever it is called."""
         found = self._run.filtered(value.text)
         return self._secret(self._clean(value.last), value.text, found[0] if found and not found[1] else None) + "}"
@@ -64,11 +64,11 @@ class Names:
                 text = text.replace(word, f"{{{self._known[word]}}}")
         return text
 
-    def obtain(self, use: Use) -> str:
-        """Return the name of what *use* shows, which a step obtains."""
-        key = (use.source, use.origin.kind, use.origin.name)
+    def obtain(self, echo: Echo) -> str:
+        """Return the name of what *echo* shows, which a step obtains."""
+        key = (echo.source, echo.origin.kind, echo.origin.name)
         if key not in self.obtained:
-            name = self._free(self._clean(use.origin.last), {*self.vars, *self.obtained.values()})
+            name = self._free(self._clean(echo.origin.last), {*self.vars, *self.obtained.values()})
             self.obtained[key] = name
         return self.obtained[key]
 
@@ -116,5 +116,5 @@ class Names:
         return next(each for each in tried if each not in taken | BUILT_IN | {EXPIRES_IN})
 
 
-def _plain(run: Run, name: str) -> str:
+def _plain(run: Trace, name: str) -> str:
     return next(text for text, known in run.secrets.items() if known == name)

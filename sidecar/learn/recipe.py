@@ -1,11 +1,11 @@
-"""From the course of a run to the recipe and the configuration that carry the same script, every guess marked."""
+"""From the anatomy of a run to the recipe and the configuration that carry the same script, every guess marked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from sidecar.learn.course import BODY, Course, nothing_in
+from sidecar.learn.anatomy import BODY, Anatomy, nothing_in
 from sidecar.learn.death import Death
 from sidecar.learn.names import Names
 from sidecar.learn.seen import field_of, told
@@ -37,45 +37,45 @@ class Learned:
 
 
 def learned(
-    course: Course,
+    anatomy: Anatomy,
     *,
     name: str,
     base: str,
     death: Death | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Learned:
-    """Return what *course* teaches of the system at *base*; *death* None: none was seen; *more* keys of the upstream.
+    """Return what *anatomy* teaches of the system at *base*; *death* None: none was seen; *more* keys of the upstream.
 
     Raises ValueError when nothing was shown that a sidecar could show.
     """
-    made = _Making(course, name, base, death)
+    made = _Making(anatomy, name, base, death)
     return made.all(dict(more or {}))
 
 
 class _Making:
     """A recipe in the making, with its notes."""
 
-    def __init__(self, course: Course, name: str, base: str, death: Death | None) -> None:
-        self.course = course
+    def __init__(self, anatomy: Anatomy, name: str, base: str, death: Death | None) -> None:
+        self.anatomy = anatomy
         self.name = name
         self.base = base.rstrip("/")
         self.death = death
-        self.names = Names(course.run, name)
+        self.names = Names(anatomy.run, name)
         self.notes: dict[Where, str] = {}
         self.found: list[str] = []
         self.unseen: list[str] = []
 
     def all(self, more: dict[str, Any]) -> Learned:
-        course = self.course
-        if course.login is None and not course.constant:
-            raise ValueError(nothing_in(course.run))
+        anatomy = self.anatomy
+        if anatomy.login is None and not anatomy.constant:
+            raise ValueError(nothing_in(anatomy.run))
         # What a step obtains is known when all that show it are written.
         logout = self._logout()
         login = self._login()
         csrf = self._csrf()
-        if any(source not in (*course.steps, course.nonce_step) for source, _, _ in self.names.obtained):
+        if any(source not in (*anatomy.steps, anatomy.nonce_step) for source, _, _ in self.names.obtained):
             raise ValueError("what the login or the logout shows came from requests that are no part of it")
-        shim = shim_of(course, self.names, self.base, self.unseen)
+        shim = shim_of(anatomy, self.names, self.base, self.unseen)
         recipe: dict[str, Any] = {
             "recipe": 1,
             "id": self.name.replace("_", "-"),
@@ -89,7 +89,7 @@ class _Making:
         if shim:
             recipe["shim"] = shim
             self.notes["recipe", "shim"] = "seen: what the script was answered, placeholders for what shows a session"
-        swap = ["header", *(["body"] if any(each.use.place.kind in BODY for each in course.carried) else [])]
+        swap = ["header", *(["body"] if any(each.echo.place.kind in BODY for each in anatomy.carried) else [])]
         if len(swap) > 1:
             recipe["swap"] = swap
             self.notes["recipe", "swap"] = "seen: the script puts the session into its bodies; a placeholder there"
@@ -108,39 +108,39 @@ class _Making:
         return Learned(self.name, upstream, self.notes, self.names.secrets, self.found, self.unseen)
 
     def _login(self) -> dict[str, Any]:
-        course, run = self.course, self.course.run
+        anatomy, run = self.anatomy, self.anatomy.run
         # Before the steps are written: they name what they obtain.
-        send = constant_of(course, self.names)
-        for key, value in send_of(course, self.names, [each for each in course.carried if not each.nonce]).items():
+        send = constant_of(anatomy, self.names)
+        for key, value in send_of(anatomy, self.names, [each for each in anatomy.carried if not each.nonce]).items():
             send[key] = send[key] | value if isinstance(value, dict) and key in send else value
         at: Where = ("recipe", "login")
         layer: dict[str, Any] = {}
-        if course.login is None:
+        if anatomy.login is None:
             self.notes[(*at, "send")] = "seen: shown with most requests, and told by no answer"
             self.found.append("no login: the credential itself is shown with each request")
             return self._first_look(send) | {"send": send, "fatal": {"status": 401}}
-        written = [(number, step_of(course, number, self.names, self.base)) for number in course.steps]
+        written = [(number, step_of(anatomy, number, self.names, self.base)) for number in anatomy.steps]
         steps: list[dict[str, Any]] = []
         for number, step in written:
             steps.append(step | self._outcome(number, (*at, "steps", len(steps))))
         layer["steps"] = steps
         layer["send"] = send
-        self.notes[(*at, "send")] = how_shown(course)
+        self.notes[(*at, "send")] = how_shown(anatomy)
         layer["dead"] = self._dead()
-        seen = run.all[course.login]
+        seen = run.all[anatomy.login]
         self.found.append(f"login: {seen.method} {urlsplit(seen.url).path}, answered {seen.status}")
-        self.found.append(how_shown(course).removeprefix("seen: "))
+        self.found.append(how_shown(anatomy).removeprefix("seen: "))
         self.unseen.append("how a wrong password is answered: fatal is a guess, try it once with an account to spare")
         self.unseen.append("how long a session lives: set login.life if you know it")
         return layer
 
     def _first_look(self, send: dict[str, Any]) -> dict[str, Any]:
         """Return the login that a nonce lives in where there is none: the request that fetches it, and its cookies."""
-        course = self.course
-        if course.nonce_step is None:
+        anatomy = self.anatomy
+        if anatomy.nonce_step is None:
             return {}
-        seen = course.run.all[course.nonce_step]
-        if course.jar:
+        seen = anatomy.run.all[anatomy.nonce_step]
+        if anatomy.jar:
             send["cookies"] = "jar"
         shown = {key: send[key] for key in ("basic", "headers") if key in send}
         self.notes["recipe", "login", "steps"] = "guessed: a nonce needs a session to live in, which this begins"
@@ -149,26 +149,26 @@ class _Making:
 
     def _outcome(self, number: int, at: Where) -> dict[str, Any]:
         """Return what a step's answer must be, and what it gives."""
-        course, seen = self.course, self.course.run.all[number]
-        get = obtained(course, number, self.names)
-        if number == course.login:
+        anatomy, seen = self.anatomy, self.anatomy.run.all[number]
+        get = obtained(anatomy, number, self.names)
+        if number == anatomy.login:
             for value in told(seen):
                 if value.kind == "json" and value.last in _LIFETIME and value.text.isdigit():
                     get["expires_in"] = source_of(value, seen)
-        found: dict[str, Any] = {"optional": True} if number in course.prepares else {}
-        if number in course.prepares:
+        found: dict[str, Any] = {"optional": True} if number in anatomy.prepares else {}
+        if number in anatomy.prepares:
             self.notes[(*at, "optional")] = "guessed: it came right behind the login, and may make the session ready"
         ok: dict[str, Any] = {"status": seen.status}
         if seen.status in _MOVED and (location := field_of(seen.answer_fields, "location")):
             ok["location"] = "*" + urlsplit(location).path.replace("{", "?").replace("}", "?")
-        if number == course.login and (told_by := says_fine(seen)):
+        if number == anatomy.login and (told_by := says_fine(seen)):
             ok["json"] = told_by
             self.notes[(*at, "ok")] = "guessed: what the answer calls itself when the login is granted"
         found["ok"] = ok
         if get:
             found["get"] = get
             self.notes[(*at, "get")] = "seen: later requests show it"
-        if number == course.login:
+        if number == anatomy.login:
             refused: list[dict[str, Any]] = [{"status": [400, 401, 403]}]
             if len(ok) > 1:
                 # Only what speaks as the login does: a page of a system that is being mended is no refusal.
@@ -181,26 +181,26 @@ class _Making:
         return found
 
     def _csrf(self) -> dict[str, Any]:
-        course = self.course
-        nonces = [each for each in course.carried if each.nonce]
-        if not nonces or course.nonce_step is None:
+        anatomy = self.anatomy
+        nonces = [each for each in anatomy.carried if each.nonce]
+        if not nonces or anatomy.nonce_step is None:
             return {}
-        send = send_of(course, self.names, nonces)
+        send = send_of(anatomy, self.names, nonces)
         send.pop("cookies", None)
-        step = step_of(course, course.nonce_step, self.names, self.base)
+        step = step_of(anatomy, anatomy.nonce_step, self.names, self.base)
         # The session's own fields are shown by the login.
-        shown = {each.use.place.name.lower() for each in course.carried} | {"authorization"}
-        nonce = nonces[0].use.origin.name.lower()
+        shown = {each.echo.place.name.lower() for each in anatomy.carried} | {"authorization"}
+        nonce = nonces[0].echo.origin.name.lower()
         headers = step.pop("headers", {})
         kept = {key: value for key, value in headers.items() if key.lower() not in shown or key.lower() == nonce}
         step.pop("basic", None)
-        answer = course.run.all[course.nonce_step]
+        answer = anatomy.run.all[anatomy.nonce_step]
         step |= ({"headers": kept} if kept else {}) | {"ok": {"status": answer.status}}
-        step["get"] = obtained(course, course.nonce_step, self.names)
+        step["get"] = obtained(anatomy, anatomy.nonce_step, self.names)
         send["methods"] = list(_WRITES)
-        if course.jar:
+        if anatomy.jar:
             send["cookies"] = "jar"
-        name = nonces[0].use.place.name
+        name = nonces[0].echo.place.name
         self.found.append(f"CSRF: {name}, told by {answer.method} {answer.path}")
         self.notes["recipe", "csrf"] = f"seen: writes show {name}, which an earlier answer told"
         self.notes["recipe", "csrf", "dead"] = "guessed: its death was not seen"
@@ -218,13 +218,13 @@ class _Making:
         return self.death.matches
 
     def _logout(self) -> dict[str, Any]:
-        course = self.course
-        if course.logout is None:
+        anatomy = self.anatomy
+        if anatomy.logout is None:
             self.unseen.append("a logout: sessions are left to end by themselves")
             return {}
-        seen = course.run.all[course.logout]
-        step = step_of(course, course.logout, self.names, self.base) if course.login is not None else {}
-        shown = {each.use.place.name.lower() for each in course.carried} | {"authorization"}
+        seen = anatomy.run.all[anatomy.logout]
+        step = step_of(anatomy, anatomy.logout, self.names, self.base) if anatomy.login is not None else {}
+        shown = {each.echo.place.name.lower() for each in anatomy.carried} | {"authorization"}
         headers = {key: value for key, value in step.pop("headers", {}).items() if key.lower() not in shown}
         if step:
             step = {**step, **({"headers": headers} if headers else {}), "ok": {"status": ["2xx", "3xx", 401]}}
@@ -233,12 +233,12 @@ class _Making:
         return step
 
     def _tell_the_rest(self) -> None:
-        bodies = {each.use.place.name: each for each in self.course.carried if each.use.place.kind in BODY}
-        if len({each.use.origin.text for each in bodies.values()}) > 1:
+        bodies = {each.echo.place.name: each for each in self.anatomy.carried if each.echo.place.kind in BODY}
+        if len({each.echo.origin.text for each in bodies.values()}) > 1:
             self.unseen.append(
                 "which of several values in bodies a placeholder stands for: only the first is put there"
             )
-        words = self.course.words()
-        if any(word in self.course.run.all[number].path for word in words for number in self.course.ordinary):
+        words = self.anatomy.words()
+        if any(word in self.anatomy.run.all[number].path for word in words for number in self.anatomy.ordinary):
             self.unseen.append("how a session in a path is carried: no recipe can put it there")
         self.unseen.append("what the script computes: signatures, times, and what is sent in other forms than it came")

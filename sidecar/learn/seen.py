@@ -46,7 +46,7 @@ class Seen:
         return self.method in ("GET", "HEAD")
 
 
-class Value(NamedTuple):
+class Datum(NamedTuple):
     """A text in a message, and its place: a name, a pointer or a path of ElementTree."""
 
     kind: Kind
@@ -64,26 +64,26 @@ def field_of(pairs: Pairs, name: str) -> str:
     return next((value for key, value in pairs if key.lower() == name.lower()), "")
 
 
-def shown(seen: Seen) -> list[Value]:
+def shown(seen: Seen) -> list[Datum]:
     """Return what the request shows: fields, cookies, query, and the leaves of its body."""
-    found: list[Value] = []
+    found: list[Datum] = []
     for name, value in seen.fields:
         if name.lower() == "cookie":
             pairs = (each.strip().partition("=") for each in value.split(";"))
-            found += [Value("cookie", key, word.strip('"')) for key, _, word in pairs if key]
+            found += [Datum("cookie", key, word.strip('"')) for key, _, word in pairs if key]
         elif (pair := basic_of(name, value)) is not None:
-            found += [Value("user", "username", pair[0]), Value("password", "password", pair[1])]
+            found += [Datum("user", "username", pair[0]), Datum("password", "password", pair[1])]
         else:
-            found.append(Value("header", name, value))
-    found += [Value("query", *pair) for pair in parse_qsl(urlsplit(seen.url).query, keep_blank_values=True)]
+            found.append(Datum("header", name, value))
+    found += [Datum("query", *pair) for pair in parse_qsl(urlsplit(seen.url).query, keep_blank_values=True)]
     return found + list(_body(seen.body, seen.fields, form=True))
 
 
-def told(seen: Seen) -> list[Value]:
+def told(seen: Seen) -> list[Datum]:
     """Return what the answer tells: the leaves of its body, fields, cookies, and hidden fields of a page."""
     found = list(_body(seen.answer_body, seen.answer_fields, form=False))
-    found += [Value("header", *pair) for pair in seen.answer_fields if pair[0].lower() != "set-cookie"]
-    found += [Value("cookie", *pair) for pair in cookies_set(seen)]
+    found += [Datum("header", *pair) for pair in seen.answer_fields if pair[0].lower() != "set-cookie"]
+    found += [Datum("cookie", *pair) for pair in cookies_set(seen)]
     if "html" in field_of(seen.answer_fields, "content-type").lower():
         found += _hidden(text_of(seen.answer_body))
     return found
@@ -163,35 +163,35 @@ def word_of(value: Any) -> str | None:
     return str(value)
 
 
-def _body(body: bytes | None, fields: Pairs, *, form: bool) -> Iterator[Value]:
+def _body(body: bytes | None, fields: Pairs, *, form: bool) -> Iterator[Datum]:
     if not body:
         return
     if form and (pairs := form_of(body, fields)) is not None:
-        yield from (Value("form", *pair) for pair in pairs)
+        yield from (Datum("form", *pair) for pair in pairs)
     elif (document := document_of(body)) is not None:
         yield from _json_leaves(document, "", _DEEPEST)
     elif (root := element_of(body)) is not None and "html" not in local(root.tag).lower():
         yield from _xml_leaves(root, ".", _DEEPEST)
 
 
-def _json_leaves(value: Any, above: str, deepest: int) -> Iterator[Value]:
+def _json_leaves(value: Any, above: str, deepest: int) -> Iterator[Datum]:
     if (word := word_of(value)) is not None:
-        yield Value("json", above, word)
+        yield Datum("json", above, word)
     elif deepest and isinstance(value, dict | list):
         for name, each in list(value.items() if isinstance(value, dict) else enumerate(value))[:_MOST]:
             yield from _json_leaves(each, pointed(above, name), deepest - 1)
 
 
-def _xml_leaves(element: Element, above: str, deepest: int) -> Iterator[Value]:
+def _xml_leaves(element: Element, above: str, deepest: int) -> Iterator[Datum]:
     if not len(element) and (element.text or "").strip():
-        yield Value("xml", above, (element.text or "").strip())
+        yield Datum("xml", above, (element.text or "").strip())
     for child in list(element)[:_MOST] if deepest else ():
         yield from _xml_leaves(child, f"{above}/{local(child.tag)}", deepest - 1)
 
 
-def _hidden(page: str) -> Iterator[Value]:
+def _hidden(page: str) -> Iterator[Datum]:
     for tag in _INPUT.findall(page):
         given = {name.lower(): unescape(one or other) for name, one, other in _ATTRIBUTE.findall(tag)}
         value = given.get("value") or given.get("content")
         if value and given.get("name") and (given.get("type", "hidden").lower() == "hidden"):
-            yield Value("html", given["name"], value)
+            yield Datum("html", given["name"], value)

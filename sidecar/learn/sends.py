@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sidecar.learn.course import BODY, Carried, Course
+from sidecar.learn.anatomy import BODY, Anatomy, Carried
 from sidecar.learn.names import Names
 from sidecar.learn.seen import Seen, document_of, pointed
 
@@ -12,28 +12,28 @@ _OUTCOME = re.compile(r"^(\.?qname|.*type|status|success|result|ok)$", re.IGNORE
 _SHORT = 200
 
 
-def send_of(course: Course, names: Names, carried: Sequence[Carried]) -> dict[str, Any]:
+def send_of(anatomy: Anatomy, names: Names, carried: Sequence[Carried]) -> dict[str, Any]:
     """Return the `send` that shows *carried*, and cookies where the run has any; bodies are no part of it."""
     send: dict[str, Any] = {}
     for each in carried:
-        place = each.use.place
+        place = each.echo.place
         if place.kind in BODY:
-            names.obtain(each.use)
+            names.obtain(each.echo)
             continue
         key = "headers" if place.kind == "header" else "query"
-        send.setdefault(key, {})[place.name] = f"{each.use.before}{{{names.obtain(each.use)}}}{each.use.after}"
-    if course.jar and course.login is not None:
+        send.setdefault(key, {})[place.name] = f"{each.echo.before}{{{names.obtain(each.echo)}}}{each.echo.after}"
+    if anatomy.jar and anatomy.login is not None:
         send["cookies"] = "jar"
     return send
 
 
-def constant_of(course: Course, names: Names) -> dict[str, Any]:
+def constant_of(anatomy: Anatomy, names: Names) -> dict[str, Any]:
     """Return the `send` of what the script knew by itself."""
     send: dict[str, Any] = {}
-    basic = {value.kind: value for value in course.constant if value.kind in ("user", "password")}
+    basic = {value.kind: value for value in anatomy.constant if value.kind in ("user", "password")}
     if len(basic) > 1:
         send["basic"] = [names.template(basic["user"], ()), names.template(basic["password"], ())]
-    for value in course.constant:
+    for value in anatomy.constant:
         if value.kind == "header":
             scheme, space, word = value.text.rpartition(" ")
             template = names.secret(value._replace(name="token" if space else value.name, text=word))
@@ -43,10 +43,10 @@ def constant_of(course: Course, names: Names) -> dict[str, Any]:
     return send
 
 
-def how_shown(course: Course) -> str:
+def how_shown(anatomy: Anatomy) -> str:
     """Return a note of the places in which the session is shown."""
-    places = [f"{each.use.place.kind} {each.use.place.name}" for each in course.carried if not each.nonce]
-    places += ["cookies"] if course.jar else []
+    places = [f"{each.echo.place.kind} {each.echo.place.name}" for each in anatomy.carried if not each.nonce]
+    places += ["cookies"] if anatomy.jar else []
     return f"seen: the session is shown in {', '.join(places) or 'nothing that was seen'}"
 
 

@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from sidecar.learn.course import Course
+from sidecar.learn.anatomy import Anatomy
 from sidecar.learn.names import Names
-from sidecar.learn.seen import Seen, Value, cookies_set, document_of, element_of, field_of, local, text_of, told
+from sidecar.learn.seen import Datum, Seen, cookies_set, document_of, element_of, field_of, local, text_of, told
 from sidecar.learn.steps import place_of
 
 PLACEHOLDER = "{placeholder}"
@@ -20,50 +20,50 @@ _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w.+/=~!*|:-]{16,}")
 _BRACES = frozenset("{}")
 
 
-def shim_of(course: Course, names: Names, base: str, unseen: list[str]) -> list[dict[str, Any]]:
+def shim_of(anatomy: Anatomy, names: Names, base: str, unseen: list[str]) -> list[dict[str, Any]]:
     """Return the shim of a recipe; what cannot be given to scripts is added to *unseen*."""
-    numbers = [number for number in course.steps if number not in course.prepares and _answerable(course, number)]
-    if course.logout is not None and course.login is not None:
-        numbers.append(course.logout)
-    found: list[dict[str, Any]] = [{"match": match_of(course, number, base)} for number in numbers]
-    if course.nonce_step is not None and (fetch := _fetch(course, course.nonce_step, base, unseen)) is not None:
-        numbers.append(course.nonce_step)
+    numbers = [number for number in anatomy.steps if number not in anatomy.prepares and _answerable(anatomy, number)]
+    if anatomy.logout is not None and anatomy.login is not None:
+        numbers.append(anatomy.logout)
+    found: list[dict[str, Any]] = [{"match": match_of(anatomy, number, base)} for number in numbers]
+    if anatomy.nonce_step is not None and (fetch := _fetch(anatomy, anatomy.nonce_step, base, unseen)) is not None:
+        numbers.append(anatomy.nonce_step)
         found.append({"match": fetch})
     for number, each in zip(numbers, found, strict=True):
-        each["reply"] = reply_of(course, number, names, base)
+        each["reply"] = reply_of(anatomy, number, names, base)
     return found
 
 
-def _fetch(course: Course, number: int, base: str, unseen: list[str]) -> dict[str, Any] | str | None:
+def _fetch(anatomy: Anatomy, number: int, base: str, unseen: list[str]) -> dict[str, Any] | str | None:
     """Return the match of the request that fetches a nonce; None if it cannot be told from others, or is data."""
-    seen = course.run.all[number]
-    name = next(each.use.place.name for each in course.carried if each.nonce)
+    seen = anatomy.run.all[number]
+    name = next(each.echo.place.name for each in anatomy.carried if each.nonce)
     if len(seen.answer_body or b"") > _LONGEST:
         unseen.append(f"how scripts get {name}: its answer is too long to be given here, and comes without it")
         return None
     asked = field_of(seen.fields, name)
     if asked and not _BRACES & set(asked):
         return {"method": seen.method, "path": place_of(seen.url, base), "header": {name: asked}}
-    return match_of(course, number, base) if _answerable(course, number) else None
+    return match_of(anatomy, number, base) if _answerable(anatomy, number) else None
 
 
-def _answerable(course: Course, number: int) -> bool:
+def _answerable(anatomy: Anatomy, number: int) -> bool:
     """Tell whether a step's answer can be given here: the login's is, and a small one that is no page."""
-    seen = course.run.all[number]
-    if number == course.login:
+    seen = anatomy.run.all[number]
+    if number == anatomy.login:
         return True
     page = "html" in field_of(seen.answer_fields, "content-type").lower()
-    again = sum((each.method, each.path) == (seen.method, seen.path) for each in course.run.all) > 1
+    again = sum((each.method, each.path) == (seen.method, seen.path) for each in anatomy.run.all) > 1
     return not page and not again
 
 
-def match_of(course: Course, number: int, base: str) -> dict[str, Any] | str:
+def match_of(anatomy: Anatomy, number: int, base: str) -> dict[str, Any] | str:
     """Return what tells the request *number* from all others, as a match of a recipe."""
-    seen = course.run.all[number]
+    seen = anatomy.run.all[number]
     path = place_of(seen.url, base)
     others = [
         each
-        for other, each in enumerate(course.run.all)
+        for other, each in enumerate(anatomy.run.all)
         if other != number and (each.method, each.path) == (seen.method, seen.path) and not _alike(each, seen)
     ]
     if not others:
@@ -71,8 +71,8 @@ def match_of(course: Course, number: int, base: str) -> dict[str, Any] | str:
     match: dict[str, Any] = {"method": seen.method, "path": path}
     if (root := element_of(seen.body)) is not None:
         return match | {"body": rf"<([\w.-]+:)?{re.escape(operation(root))}[\s/>]"}
-    for value in course.run.shown[number]:
-        if value.kind in ("json", "form", "query", "header") and course.run.is_secret(value):
+    for value in anatomy.run.shown[number]:
+        if value.kind in ("json", "form", "query", "header") and anatomy.run.is_secret(value):
             return match | {value.kind: {value.name: {"regex": "."}}}
     return match
 
@@ -92,12 +92,12 @@ def _alike(one: Seen, other: Seen) -> bool:
     return one.url == other.url and one.body == other.body
 
 
-def reply_of(course: Course, number: int, names: Names, base: str) -> dict[str, Any]:
+def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str, Any]:
     """Return the answer to the request *number* as a shim gives it: what shows a session is a placeholder in it."""
-    seen = course.run.all[number]
-    words = course.words()
-    used = {use.origin.text for number in course.ordinary for use in course.run.uses[number]} - words
-    paths = "\n".join(course.run.all[number].url for number in course.ordinary)
+    seen = anatomy.run.all[number]
+    words = anatomy.words()
+    used = {echo.origin.text for number in anatomy.ordinary for echo in anatomy.run.echoes[number]} - words
+    paths = "\n".join(anatomy.run.all[number].url for number in anatomy.ordinary)
 
     def hidden(text: str, name: str) -> str:
         if text in words or text in names.secrets.values():
@@ -151,7 +151,7 @@ def _reply_body(seen: Seen, hidden: Any) -> dict[str, Any]:
     return ({"type": kind} if kind else {}) | {"text": text}
 
 
-def _within(text: str, value: Value, changed: str) -> str:
+def _within(text: str, value: Datum, changed: str) -> str:
     written = value.text
     for sign, entity in _ENTITY:
         written = written.replace(sign, entity)

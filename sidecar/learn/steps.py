@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
-from sidecar.learn.course import Course
+from sidecar.learn.anatomy import Anatomy
 from sidecar.learn.names import Names
 from sidecar.learn.seen import (
+    Datum,
     Seen,
-    Value,
     document_of,
     field_of,
     form_of,
@@ -19,7 +19,7 @@ from sidecar.learn.seen import (
     told,
     word_of,
 )
-from sidecar.learn.trace import Run
+from sidecar.learn.trace import Trace
 
 
 def place_of(url: str, base: str) -> str:
@@ -32,9 +32,9 @@ def place_of(url: str, base: str) -> str:
     return plain if elsewhere else "{origin}" + parts.path
 
 
-def step_of(course: Course, number: int, names: Names, base: str) -> dict[str, Any]:
-    """Return the request *number* of *course* as a step; what it obtains is added when all requests are known."""
-    run, seen = course.run, course.run.all[number]
+def step_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str, Any]:
+    """Return the request *number* of *anatomy* as a step; what it obtains is added when all requests are known."""
+    run, seen = anatomy.run, anatomy.run.all[number]
     step: dict[str, Any] = {"request": f"{seen.method} {place_of(seen.url, base)}{_query(run, number, names)}"}
     headers = _headers(run, number, names) | _whence(seen, base)
     basic = [names.template(value, ()) for value in run.shown[number] if value.kind in ("user", "password")]
@@ -48,9 +48,9 @@ def step_of(course: Course, number: int, names: Names, base: str) -> dict[str, A
     return step | body
 
 
-def body_of(run: Run, number: int, names: Names) -> dict[str, Any]:
+def body_of(run: Trace, number: int, names: Names) -> dict[str, Any]:
     """Return the body of a request as the key of a step, none without one."""
-    seen, uses = run.all[number], run.uses[number]
+    seen, echoes = run.all[number], run.echoes[number]
 
     def leaf(value: Any, pointer: str) -> Any:
         if isinstance(value, dict):
@@ -60,34 +60,34 @@ def body_of(run: Run, number: int, names: Names) -> dict[str, Any]:
         word = word_of(value)
         if word is None:
             return value
-        place = Value("json", pointer, word)
+        place = Datum("json", pointer, word)
         if isinstance(value, int) and not run.is_secret(place):
             return names.number(place.last, value) if names.is_personal(place.last) else value
-        return names.template(place, uses)
+        return names.template(place, echoes)
 
     if not seen.body:
         return {}
     if (pairs := form_of(seen.body, seen.fields)) is not None:
-        return {"form": {name: names.template(Value("form", name, text), uses) for name, text in pairs}}
+        return {"form": {name: names.template(Datum("form", name, text), echoes) for name, text in pairs}}
     if (document := document_of(seen.body)) is not None:
         return {"json": leaf(document, "")}
     return {"text": _text(run, number, names)}
 
 
-def _text(run: Run, number: int, names: Names) -> str:
+def _text(run: Trace, number: int, names: Names) -> str:
     text = text_of(run.all[number].body)
     for value in run.shown[number]:
         if value.kind == "xml" and value.text:
-            template = names.template(value, run.uses[number])
+            template = names.template(value, run.echoes[number])
             if template != value.text:
                 written = escape(value.text)
                 text = text.replace(f">{written}<", f">{template.replace('}', '|xml}')}<")
     return text
 
 
-def _headers(run: Run, number: int, names: Names) -> dict[str, str]:
+def _headers(run: Trace, number: int, names: Names) -> dict[str, str]:
     return {
-        value.name: names.template(value, run.uses[number])
+        value.name: names.template(value, run.echoes[number])
         for value in run.shown[number]
         if value.kind == "header" and value.name.lower() != "cookie"
     }
@@ -103,13 +103,13 @@ def _whence(seen: Seen, base: str) -> dict[str, str]:
     return found
 
 
-def _query(run: Run, number: int, names: Names) -> str:
+def _query(run: Trace, number: int, names: Names) -> str:
     query = urlsplit(run.all[number].url).query
     if not query:
         return ""
     for value in run.shown[number]:
         if value.kind == "query":
-            template = names.template(value, run.uses[number])
+            template = names.template(value, run.echoes[number])
             name, equals, text = next(
                 (part.partition("=") for part in query.split("&") if part.partition("=")[0] == value.name), ("", "", "")
             )
@@ -118,7 +118,7 @@ def _query(run: Run, number: int, names: Names) -> str:
     return f"?{query}"
 
 
-def source_of(origin: Value, answer: Seen) -> dict[str, Any]:
+def source_of(origin: Datum, answer: Seen) -> dict[str, Any]:
     """Return the source of a recipe that finds *origin* in *answer*."""
     if origin.kind == "html":
         name = re.escape(origin.name)
@@ -130,11 +130,11 @@ def source_of(origin: Value, answer: Seen) -> dict[str, Any]:
     return {origin.kind: origin.name}
 
 
-def obtained(course: Course, number: int, names: Names) -> dict[str, Any]:
+def obtained(anatomy: Anatomy, number: int, names: Names) -> dict[str, Any]:
     """Return what the step *number* obtains, by name, with its sources."""
-    answer = course.run.all[number]
+    answer = anatomy.run.all[number]
     return {
-        name: source_of(Value(kind, where, ""), answer)  # type: ignore[arg-type]
+        name: source_of(Datum(kind, where, ""), answer)  # type: ignore[arg-type]
         for (source, kind, where), name in names.obtained.items()
         if source == number
     }

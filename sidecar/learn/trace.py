@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from sidecar.learn.seen import Seen, Value, shown, told
+from sidecar.learn.seen import Datum, Seen, shown, told
 
 _SHORTEST = 6
 """Characters of a value that is followed; what is shorter turns up by chance."""
@@ -26,26 +26,26 @@ _PREFERRED: tuple[str, ...] = ("json", "xml", "html", "header", "cookie")
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class Echo:
     """A request shows at *place* what the answer *source* told at *origin*, between *before* and *after*."""
 
-    place: Value = field(repr=False)
+    place: Datum = field(repr=False)
     source: int
-    origin: Value = field(repr=False)
+    origin: Datum = field(repr=False)
     before: str
     after: str
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """All that was seen, in order; *uses* and *shown*, by its place, of each request. *secrets*: names by text."""
+class Trace:
+    """All that was seen, in order; *echoes* and *shown*, by its place, of each request. *secrets*: names by text."""
 
     all: Sequence[Seen]
-    shown: Sequence[Sequence[Value]] = field(repr=False)
-    uses: Sequence[Sequence[Use]] = field(repr=False)
+    shown: Sequence[Sequence[Datum]] = field(repr=False)
+    echoes: Sequence[Sequence[Echo]] = field(repr=False)
     secrets: Mapping[str, str] = field(repr=False)
 
-    def is_secret(self, value: Value) -> bool:
+    def is_secret(self, value: Datum) -> bool:
         """Tell whether *value* is something that only the script may know."""
         return (
             value.kind == "password"
@@ -62,22 +62,22 @@ class Run:
         return None
 
 
-def traced(seen: Sequence[Seen], secrets: Mapping[str, str]) -> Run:
+def traced(seen: Sequence[Seen], secrets: Mapping[str, str]) -> Trace:
     """Return *seen* with the ways of its values; *secrets*: the names of those that the user has named, by text."""
-    known: dict[str, list[tuple[int, Value]]] = {}
+    known: dict[str, list[tuple[int, Datum]]] = {}
     asked_before: set[str] = set()
-    all_shown, all_uses = [], []
+    all_shown, all_echoes = [], []
     for number, each in enumerate(seen):
         asked = [value for value in shown(each) if value.kind != "header" or value.name.lower() not in _UNASKED]
         all_shown.append(asked)
-        all_uses.append([use for value in asked if (use := _use(value, known)) is not None])
+        all_echoes.append([echo for value in asked if (echo := _echo(value, known)) is not None])
         asked_before |= {value.text for value in asked}
         for value in told(each):
             if value.text in asked_before and value.text not in known:
                 continue  # what the script knew by itself is only repeated
             if _SHORTEST <= len(value.text) <= _LONGEST and value.name.lower() not in _UNTOLD:
                 known.setdefault(value.text, []).append((number, value))
-    return Run(seen, all_shown, all_uses, secrets)
+    return Trace(seen, all_shown, all_echoes, secrets)
 
 
 def spellings(secret: str) -> list[tuple[str, str]]:
@@ -92,10 +92,10 @@ def spellings(secret: str) -> list[tuple[str, str]]:
     ]
 
 
-def _use(value: Value, known: Mapping[str, list[tuple[int, Value]]]) -> Use | None:
+def _echo(value: Datum, known: Mapping[str, list[tuple[int, Datum]]]) -> Echo | None:
     text = value.text
     if found := known.get(text):
-        return Use(value, *_best(value, found), "", "")
+        return Echo(value, *_best(value, found), "", "")
     if value.kind not in ("header", "cookie"):
         return None
     # In a field it may stand behind a scheme, or in a parameter: Bearer x, token="x".
@@ -104,11 +104,11 @@ def _use(value: Value, known: Mapping[str, list[tuple[int, Value]]]) -> Use | No
             source, origin = _best(value, found)
             if origin.text in text:
                 before, _, after = text.partition(origin.text)
-                return Use(value, source, origin, before, after)
+                return Echo(value, source, origin, before, after)
     return None
 
 
-def _best(value: Value, found: list[tuple[int, Value]]) -> tuple[int, Value]:
+def _best(value: Datum, found: list[tuple[int, Datum]]) -> tuple[int, Datum]:
     """Return the source that is meant: the first answer, for later ones repeat it, and the likeliest place in it."""
     chosen = found[0][0]
     places = [origin for number, origin in found if number == chosen]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -10,12 +11,16 @@ from urllib.parse import urlencode
 import pytest
 
 from sidecar.errors import SidecarError
-from sidecar.learn.course import course_of
+from sidecar.exchange.body import RequestBody
+from sidecar.learn.anatomy import anatomy_of
 from sidecar.learn.death import Death, probe_of, seen_in, told_by
 from sidecar.learn.document import written
 from sidecar.learn.recipe import Learned, learned
 from sidecar.learn.seen import Seen
 from sidecar.learn.trace import traced
+from sidecar.learn.watch import Watch
+from sidecar.policy.message import Fields, Request
+from sidecar.policy.routing import Origin, Route
 from sidecar.settings import load
 from sidecar.settings.yaml_text import parse
 from tests.canary import canary
@@ -43,9 +48,9 @@ def ask(line: str, *fields: tuple[str, str], body: Any = None, says: Any = None,
 
 def learn(*seen: Seen, death: Death | None = None, secrets: dict[str, str] | None = None) -> tuple[Learned, str]:
     """Return what is learned of *seen*, and as it is written; every product of a test is a sound configuration."""
-    course = course_of(traced(seen, secrets or {}))
-    found = learned(course, name="plm", base=BASE, death=death)
-    text = written(found, course.words())
+    anatomy = anatomy_of(traced(seen, secrets or {}))
+    found = learned(anatomy, name="plm", base=BASE, death=death)
+    text = written(found, anatomy.words())
     assert parse(text)["upstreams"] == {"plm": found.upstream}
     for word in (PASSWORD, SESSION, NONCE):
         assert word not in text
@@ -299,14 +304,14 @@ def test_what_looks_like_a_secret_in_the_answer_is_not_kept() -> None:
 def test_a_death_is_what_good_answers_do_not_say(answer: Seen, dead: dict[str, Any] | None, tmp_path: Path) -> None:
     """A status, a place or a code; nothing, where the answer is as good ones are."""
     run = [LOGIN, *bearing(("X-Ticket", SESSION))]
-    course = course_of(traced(run, {}))
-    probe = probe_of(course)
+    anatomy = anatomy_of(traced(run, {}))
+    probe = probe_of(anatomy)
     assert probe is not None
     good, broken = probe
     shown = dict(broken.fields)["X-Ticket"]
     assert shown != SESSION
     assert len(shown) == len(SESSION)
-    found = told_by(course, good, answer)
+    found = told_by(anatomy, good, answer)
     assert (found.matches[0] if found else None) == dead
     sound(tmp_path, learn(*run, death=found)[1])
 
@@ -314,15 +319,15 @@ def test_a_death_is_what_good_answers_do_not_say(answer: Seen, dead: dict[str, A
 def test_nothing_is_asked_that_might_change_something() -> None:
     """Without a GET or a request that is named for reading, no death is provoked."""
     writes = [ask("POST /api/items", ("X-Ticket", SESSION), body={"n": number}) for number in range(3)]
-    assert probe_of(course_of(traced([LOGIN, *writes], {}))) is None
+    assert probe_of(anatomy_of(traced([LOGIN, *writes], {}))) is None
     reads = [ask("POST /api/Parts/getParts", ("X-Ticket", SESSION), body={"n": number}) for number in range(3)]
-    assert probe_of(course_of(traced([LOGIN, *reads], {}))) is not None
+    assert probe_of(anatomy_of(traced([LOGIN, *reads], {}))) is not None
 
 
 def test_a_death_in_the_run_is_seen() -> None:
     """A script that met one and logged in again has shown it."""
     run = [LOGIN, *bearing(("X-Ticket", SESSION)), ask("GET /api/items", ("X-Ticket", SESSION), status=401)]
-    found = seen_in(course_of(traced(run, {})))
+    found = seen_in(anatomy_of(traced(run, {})))
     assert found is not None
     assert found.matches == [{"status": 401}]
 
@@ -343,11 +348,11 @@ def test_without_a_login_there_is_no_recipe(seen: list[Seen], why: str) -> None:
 def test_a_secret_that_would_be_written_is_refused() -> None:
     """The last look finds it wherever it came from, and the error does not show it."""
     login = ask("POST /api/login", body={"user": "svc", "password": PASSWORD}, says={"ticket": SESSION})
-    course = course_of(traced([login, *bearing(("X-Ticket", SESSION))], {}))
-    found = learned(course, name="plm", base=BASE)
+    anatomy = anatomy_of(traced([login, *bearing(("X-Ticket", SESSION))], {}))
+    found = learned(anatomy, name="plm", base=BASE)
     found.upstream["recipe"]["title"] = f"of {SESSION}"
     with pytest.raises(SidecarError, match="line ") as error:
-        written(found, course.words())
+        written(found, anatomy.words())
     assert SESSION not in str(error.value)
 
 
@@ -436,3 +441,101 @@ def test_every_text_is_written_as_it_is(text: str) -> None:
     """YAML reads back what was meant, as a value and as a key."""
     found = Learned("plm", {"base_url": text, "credential": {text or "x": [text, {"a": text}]}}, {}, {}, (), ())
     assert parse(written(found, ()))["upstreams"]["plm"] == found.upstream
+
+
+@dataclass
+class Client:
+    """A client that notes what it is sent."""
+
+    patience: float = 1.0
+    sent: list[bytes] = field(default_factory=list)
+
+    async def start(
+        self, status: int, reason: bytes, fields: Fields, *, chunked: bool, data: bytes = b"", end: bool = False
+    ) -> None:
+        self.sent.append(data)
+
+    async def send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    async def end(self) -> None:
+        self.sent.append(b"END")
+
+    async def abort(self) -> None:
+        self.sent.append(b"ABORT")
+
+
+def no_spool() -> Any:
+    raise OSError
+
+
+async def watched(watch: Watch, sent: bytes, kind: bytes, *parts: bytes, answer: bytes = b"text/plain") -> Client:
+    """Let *watch* look at a request with the body *sent*, whose answer comes in *parts*."""
+    fields = ((b"Content-Type", kind),)
+    request = Request(
+        method=b"post", scheme="https", host="h", port=443, target=b"/a?b=c", fields=fields, length=len(sent)
+    )
+    body = RequestBody(len(sent), open_spool=no_spool, wanted=lambda: None)
+    if sent:
+        body.feed(sent)
+        body.feed_end()
+    client = Client()
+    wrapped = await watch(Route("plm", Origin("https", "h", 443), b"/a?b=c"), request, body, client)
+    wrapped.patience = 7.0
+    assert client.patience == wrapped.patience == 7.0
+    await wrapped.start(200, b"OK", ((b"Content-Type", answer),), chunked=True, data=parts[0] if parts else b"")
+    for number, part in enumerate(parts[1:], 2):
+        await wrapped.send(part)
+        assert len(client.sent) == number  # each part goes on at once
+    await wrapped.end()
+    assert await body.gather(1 << 20) == sent  # it can still be sent
+    return client
+
+
+async def test_what_goes_by_is_noted_and_goes_on() -> None:
+    """A text is kept whole, in any number of parts; the client gets each at once."""
+    watch = Watch()
+    client = await watched(watch, b'{"a": 1}', b"application/json", b"one", b"two")
+    assert client.sent == [b"one", b"two", b"END"]
+    (seen,) = watch.seen()
+    assert (seen.method, seen.url, seen.body, seen.answer_body) == ("POST", "https://h/a?b=c", b'{"a": 1}', b"onetwo")
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "answer", "kept"),
+    [
+        (256 << 10, b"text/plain", b"text/plain", (True, True)),
+        ((256 << 10) + 1, b"text/plain", b"text/plain", (False, False)),
+        (10, b"application/octet-stream", b"image/png", (False, False)),
+        (10, b"text/plain", b"text/event-stream", (True, False)),
+    ],
+)
+async def test_what_is_long_or_no_text_passes_unseen(
+    size: int, kind: bytes, answer: bytes, kept: tuple[bool, bool]
+) -> None:
+    """Only its head is kept."""
+    watch = Watch()
+    half = b"x" * (size // 2)
+    await watched(watch, b"x" * size, kind, half, b"x" * (size - len(half)), answer=answer)
+    (seen,) = watch.seen()
+    assert (seen.body is not None, seen.answer_body is not None) == kept
+
+
+async def test_the_first_and_the_last_requests_are_kept() -> None:
+    """Two thousand at most; a logout is among the last."""
+    watch = Watch()
+    for number in range(2100):
+        await watched(watch, b"%d" % number, b"text/plain")
+    kept = [int(seen.body or b"-1") for seen in watch.seen()]
+    assert kept == [*range(1500), *range(1600, 2100)]
+    assert watch.passed == 100
+
+
+async def test_all_bodies_together_are_bounded() -> None:
+    """When 64 MiB are held, further bodies pass unseen."""
+    watch = Watch()
+    big = b"x" * (256 << 10)
+    for _ in range(300):
+        await watched(watch, big, b"text/plain")
+    held = sum(len(seen.body or b"") for seen in watch.seen())
+    assert held == 64 << 20

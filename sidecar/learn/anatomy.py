@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sidecar.learn.seen import Seen, Value, cookies_set
-from sidecar.learn.trace import Run, Use
+from sidecar.learn.seen import Datum, Seen, cookies_set
+from sidecar.learn.trace import Echo, Trace
 
 _LOGOUT = re.compile(r"(log|sign)[_-]?(out|off)|disconnect|endsession|invalidate", re.IGNORECASE)
 _SESSION = re.compile(r"session|log[_-]?in|sign[_-]?in|token|auth", re.IGNORECASE)
@@ -18,15 +18,15 @@ BODY = frozenset({"json", "form", "xml"})
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What requests show of the session: *use* is the first one; *nonce*: only writes show it, and it is fetched."""
+    """What requests show of the session: *echo* is the first one; *nonce*: only writes show it, and it is fetched."""
 
-    use: Use
+    echo: Echo
     times: int
     nonce: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Anatomy:
     """The parts of a run, by the numbers of its requests.
 
     *login* None: nothing is obtained. *steps*: the login and all that it needs, in order; *prepares*: those of them
@@ -34,27 +34,27 @@ class Course:
     cookies too. *constant*: what the script knew, and showed with each request. *ordinary*: all the others.
     """
 
-    run: Run = field(repr=False)
+    run: Trace = field(repr=False)
     login: int | None
     steps: Sequence[int]
     prepares: Sequence[int]
     nonce_step: int | None
     carried: Sequence[Carried] = field(repr=False)
     jar: bool
-    constant: Sequence[Value] = field(repr=False)
+    constant: Sequence[Datum] = field(repr=False)
     logout: int | None
     ordinary: Sequence[int]
 
     def words(self) -> frozenset[str]:
         """Return what shows the session: no recipe may have it."""
-        found = {each.use.origin.text for each in self.carried}
+        found = {each.echo.origin.text for each in self.carried}
         for number in (*self.steps, *([] if self.nonce_step is None else [self.nonce_step])):
             found |= {value for _, value in cookies_set(self.run.all[number])}
         return frozenset(found)
 
 
-def course_of(run: Run) -> Course:
-    """Return the course of *run*."""
+def anatomy_of(run: Trace) -> Anatomy:
+    """Return the anatomy of *run*."""
     logout = _logout(run)
     everywhere = _everywhere(run)
     login = _login(run, everywhere)
@@ -63,62 +63,60 @@ def course_of(run: Run) -> Course:
     carried = _carried(run, login, ordinary)
     if login is not None:
         # What the session is begun with is no part of it.
-        begins = _closure(run, {each.use.source for each in carried if not each.nonce})
+        begins = _closure(run, {each.echo.source for each in carried if not each.nonce})
         ordinary = [number for number in ordinary if number not in begins]
         carried = _carried(run, login, ordinary)
     nonces = [each for each in carried if each.nonce]
-    nonce_step = nonces[0].use.source if nonces else None
-    needed = {each.use.source for each in carried if not each.nonce} | ({login} if login is not None else set())
+    nonce_step = nonces[0].echo.source if nonces else None
+    needed = {each.echo.source for each in carried if not each.nonce} | ({login} if login is not None else set())
     steps = sorted(_closure(run, needed)) if login is not None else []
     prepares = [] if login is None else _prepares(run, ordinary, nonce_step, steps)
-    jar = any(
-        use.place.kind == "cookie" and use.origin.kind == "cookie" for number in ordinary for use in run.uses[number]
-    )
-    return Course(
+    cookies = [echo for number in ordinary for echo in run.echoes[number] if echo.place.kind == "cookie"]
+    return Anatomy(
         run=run,
         login=login,
         steps=sorted({*steps, *prepares}),
         prepares=prepares,
         nonce_step=nonce_step,
         carried=carried,
-        jar=jar,
+        jar=any(echo.origin.kind == "cookie" for echo in cookies),
         constant=_constant(run, everywhere),
         logout=logout,
         ordinary=[number for number in ordinary if number not in steps],
     )
 
 
-def _login(run: Run, everywhere: frozenset[Value]) -> int | None:
+def _login(run: Trace, everywhere: frozenset[Datum]) -> int | None:
     """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
     knows = [any(run.is_secret(value) and value not in everywhere for value in shown) for shown in run.shown]
     used: Counter[int] = Counter()
-    for uses, secret in zip(run.uses, knows, strict=True):
+    for echoes, secret in zip(run.echoes, knows, strict=True):
         if not secret:
-            used.update({use.source for use in uses})
+            used.update({echo.source for echo in echoes})
     for number, each in enumerate(run.all):
         if knows[number] and each.status < _OK and _gave(run, number, used):
             return number
     return None
 
 
-def _gave(run: Run, number: int, used: Counter[int]) -> bool:
+def _gave(run: Trace, number: int, used: Counter[int]) -> bool:
     """Tell whether the answer *number*, or the page that it leads to, told what later requests show."""
     if used[number]:
         return True
     # A form's answer may be a redirect whose own cookie was there before: the session became another by the login.
-    return bool(any(use.place.kind == "cookie" for use in run.uses[number]) and not run.all[number].is_read)
+    return bool(any(echo.place.kind == "cookie" for echo in run.echoes[number]) and not run.all[number].is_read)
 
 
-def _everywhere(run: Run) -> frozenset[Value]:
+def _everywhere(run: Trace) -> frozenset[Datum]:
     """Return what more than half of all requests show, and two at least: that is no login."""
     times = Counter(value for shown in run.shown for value in set(shown))
     return frozenset(value for value, often in times.items() if often > 1 and often * 2 > len(run.all))
 
 
-def _constant(run: Run, everywhere: frozenset[Value]) -> list[Value]:
+def _constant(run: Trace, everywhere: frozenset[Datum]) -> list[Datum]:
     """Return the secrets, and what is beside them, that most requests show though no answer told them."""
-    traced = {use.place for uses in run.uses for use in uses}
-    found: dict[tuple[str, str], Value] = {}
+    traced = {echo.place for echoes in run.echoes for echo in echoes}
+    found: dict[tuple[str, str], Datum] = {}
     for value in (value for shown in run.shown for value in shown if value in everywhere - traced):
         bearer = value.kind == "header" and value.name.lower() == "authorization"
         secret = value.kind in ("header", "query") and run.is_secret(value)
@@ -127,20 +125,20 @@ def _constant(run: Run, everywhere: frozenset[Value]) -> list[Value]:
     return list(found.values())
 
 
-def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carried]:
-    groups: dict[tuple[str, str, str, str, str], list[tuple[int, Use]]] = {}
+def _carried(run: Trace, login: int | None, ordinary: Sequence[int]) -> list[Carried]:
+    groups: dict[tuple[str, str, str, str, str], list[tuple[int, Echo]]] = {}
     for number in ordinary:
-        for use in run.uses[number]:
-            if use.place.kind == "cookie":
+        for echo in run.echoes[number]:
+            if echo.place.kind == "cookie":
                 continue
-            source = run.all[use.source]
-            name = use.place.name.lower()
-            key = (use.place.kind, name, source.method, source.path, f"{use.origin.kind} {use.origin.name}")
-            groups.setdefault(key, []).append((number, use))
+            source = run.all[echo.source]
+            name = echo.place.name.lower()
+            key = (echo.place.kind, name, source.method, source.path, f"{echo.origin.kind} {echo.origin.name}")
+            groups.setdefault(key, []).append((number, echo))
     found = []
-    for uses in groups.values():
-        first = uses[0][1]
-        numbers = {number for number, _ in uses}
+    for echoes in groups.values():
+        first = echoes[0][1]
+        numbers = {number for number, _ in echoes}
         later = [number for number in ordinary if number > first.source]
         writes = [number for number in later if not run.all[number].is_read]
         fetched = login is None or first.source > login
@@ -151,21 +149,21 @@ def _carried(run: Run, login: int | None, ordinary: Sequence[int]) -> list[Carri
             found.append(Carried(first, len(numbers), nonce=True))
         elif often or (not fetched and (likely or (first.source == login and first.place.kind == "header"))):
             found.append(Carried(first, len(numbers)))
-    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.use.place.kind in BODY))
+    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.echo.place.kind in BODY))
 
 
 def _each_place_once(found: list[Carried]) -> list[Carried]:
     """Return *found* with one source for each place, the one that was used most."""
     best: dict[tuple[str, str], Carried] = {}
     for each in found:
-        place = each.use.place
+        place = each.echo.place
         key = (place.kind, place.name.lower())
         if key not in best or best[key].times < each.times:
             best[key] = each
     return list(best.values())
 
 
-def _closure(run: Run, needed: set[int]) -> set[int]:
+def _closure(run: Trace, needed: set[int]) -> set[int]:
     """Return *needed*, and the requests whose answers they could not have been made without."""
     found: set[int] = set()
     waiting = sorted(needed)
@@ -173,11 +171,11 @@ def _closure(run: Run, needed: set[int]) -> set[int]:
         number = waiting.pop()
         if number not in found:
             found.add(number)
-            waiting += [use.source for use in run.uses[number]]
+            waiting += [echo.source for echo in run.echoes[number]]
     return found
 
 
-def _prepares(run: Run, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]) -> list[int]:
+def _prepares(run: Trace, ordinary: Sequence[int], nonce_step: int | None, steps: Sequence[int]) -> list[int]:
     """Return the requests right behind the login that seem to make its session ready: made once, and named so."""
     often = Counter((each.method, each.path) for each in run.all)
     found = []
@@ -192,7 +190,7 @@ def _prepares(run: Run, ordinary: Sequence[int], nonce_step: int | None, steps: 
     return found
 
 
-def _logout(run: Run) -> int | None:
+def _logout(run: Trace) -> int | None:
     """Return the last request that says in its path, query or body that it ends a session."""
     for number in range(len(run.all) - 1, 0, -1):
         each = run.all[number]
@@ -210,7 +208,7 @@ def is_logout(seen: Seen) -> bool:
     return re.search(rb"<(?:[\w.-]+:)?(?i:log_?(?:out|off)|sign_?(?:out|off))[\s/>]", seen.body or b"") is not None
 
 
-def nothing_in(run: Run) -> str:
+def nothing_in(run: Trace) -> str:
     """Return why no recipe comes of *run*, which has no login."""
     if any(run.is_secret(value) for shown in run.shown for value in shown):
         return "a password was seen, and no answer to it that told what later requests show"
