@@ -142,14 +142,30 @@ def _carried(run: Trace, login: int | None, ordinary: Sequence[int]) -> list[Car
         later = [number for number in ordinary if number > first.source]
         writes = [number for number in later if not run.all[number].is_read]
         fetched = login is None or first.source > login
-        often = login is not None and len(numbers) > 1 and len(numbers) * 2 >= len(later)
+        # A page's cursor is another each time; what shows a session is shown again.
+        steady = len(numbers) > 1 and len({echo.origin.text for _, echo in echoes}) * 2 <= len(numbers)
+        often = login is not None and steady and len(numbers) * 2 >= len(later)
         likely = _NONCE.search(first.place.name) is not None
         only_writes = all(not run.all[number].is_read for number in numbers)
-        if fetched and only_writes and first.place.kind == "header" and len(numbers) * 2 >= len(writes):
+        nonce = fetched and only_writes and first.place.kind == "header" and (likely or steady)
+        if nonce and len(numbers) * 2 >= len(writes):
             found.append(Carried(first, len(numbers), nonce=True))
         elif often or (not fetched and (likely or (first.source == login and first.place.kind == "header"))):
             found.append(Carried(first, len(numbers)))
-    return sorted(_each_place_once(found), key=lambda each: (each.nonce, each.echo.place.kind in BODY))
+    return sorted(
+        _needed(run, ordinary, _each_place_once(found)), key=lambda each: (each.nonce, each.echo.place.kind in BODY)
+    )
+
+
+def _needed(run: Trace, ordinary: Sequence[int], found: list[Carried]) -> list[Carried]:
+    """Return *found* less what bodies show, if the session is shown elsewhere: an account's id say, which is no secret."""
+    beside = {each.echo.origin.text for each in found if each.echo.place.kind not in BODY and not each.nonce}
+    cookies = {echo.origin.text for number in ordinary for echo in run.echoes[number] if echo.place.kind == "cookie"}
+    return [
+        each
+        for each in found
+        if each.echo.place.kind not in BODY or not (beside | cookies) or each.echo.origin.text in beside | cookies
+    ]
 
 
 def _each_place_once(found: list[Carried]) -> list[Carried]:

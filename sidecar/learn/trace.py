@@ -18,7 +18,8 @@ _UNASKED = frozenset(
     {
         *("host", "accept", "accept-encoding", "accept-language", "connection", "content-length", "content-type"),
         *("user-agent", "auth-sidecar-hop", "cache-control", "pragma", "te", "keep-alive", "proxy-connection"),
-        *("origin", "referer", "expect", "transfer-encoding", "upgrade-insecure-requests", "if-none-match"),
+        *("origin", "referer", "expect", "transfer-encoding", "upgrade-insecure-requests", "range"),
+        *("if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"),
     }
 )
 """Fields that every client sends, and that no login needs."""

@@ -273,6 +273,26 @@ def test_ids_that_a_script_goes_on_with_are_no_session() -> None:
     assert recipe["shim"][0]["reply"]["json"] == {"ticket": "{placeholder}", "home": "FOLDER-0000000000001"}
 
 
+def test_cursors_and_entity_tags_are_no_session() -> None:
+    """Most requests show what an answer told, and each time it is something else."""
+    ticket = ("X-Ticket", SESSION)
+    pages = [ask(f"GET /api/items?cursor=CURSOR-{n}", ticket, says={"next": f"CURSOR-{n + 1}"}) for n in range(6)]
+    reads = [ask(f"GET /api/items/{n}", ticket, says={"n": n, "version": f"VERSION-{n}"}) for n in range(3)]
+    writes = [ask(f"PUT /api/items/{n}", ticket, ("X-Version", f"VERSION-{n}"), body={"n": n}) for n in range(3)]
+    recipe = recipe_of(LOGIN, *pages, *reads, *writes)
+    assert recipe["login"]["send"] == {"headers": {"X-Ticket": "{ticket}"}}
+    assert "csrf" not in recipe
+
+
+def test_the_id_of_the_account_in_bodies_is_no_session() -> None:
+    """It is shown each time, and is the same after each login; the session is shown elsewhere."""
+    login = ask("POST /api/login", body={"password": PASSWORD}, says={"ticket": SESSION, "account": "ACCOUNT-77"})
+    calls = [ask("POST /api/find", ("X-Ticket", SESSION), body={"account": "ACCOUNT-77", "n": n}) for n in range(3)]
+    recipe = recipe_of(login, *calls)
+    assert "swap" not in recipe
+    assert recipe["shim"][0]["reply"]["json"] == {"ticket": "{placeholder}", "account": "ACCOUNT-77"}
+
+
 def test_what_looks_like_a_secret_in_the_answer_is_not_kept() -> None:
     """A second token that nobody shows is replaced as well."""
     login = ask(
