@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from sidecar import __version__
-from sidecar.cli import check, demo, doctor, env, exec, explain, keys, presets, run, token  # noqa: A004
+from sidecar.cli import check, demo, doctor, env, exec, explain, keys, learn, presets, run, token  # noqa: A004
 from sidecar.errors import ConfigurationError, SidecarError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 # What follows the command is its own.
 app.command("exec", context_settings={"allow_interspersed_args": False})(exec.execute)
+app.command("learn", context_settings={"allow_interspersed_args": False})(learn.learn)
 app.command("env")(env.env)
 app.command("check")(check.check)
 app.command("explain")(explain.explain)

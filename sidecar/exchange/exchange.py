@@ -4,7 +4,7 @@ route, then the rounds (admission -> token -> inject -> attempt -> read -> decid
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from sidecar.clock import Clock
@@ -28,14 +28,17 @@ from sidecar.policy.hosts import normal_host
 from sidecar.policy.message import Fields, Request
 from sidecar.policy.methods import check_method
 from sidecar.policy.mirror import Mirror, mirror
-from sidecar.policy.routing import Origin, Routes
+from sidecar.policy.routing import Origin, Route, Routes
+
+Watch = Callable[[Route, Request, RequestBody, Client], Awaitable[Client]]
+"""Looks at a request and its body before it goes its way; the client that it returns gets the answer."""
 
 
 class Exchange:
     """Carries requests to their upstreams, and those that are none of our business *beside* them.
 
     *identity* is our value of Auth-Sidecar-Hop, unique to this process. `rounds`: the way to upstreams. `busy`: how
-    many are under way; *in_flight*: by upstream.
+    many are under way; *in_flight*: by upstream. *watch* None: nobody looks at what goes to upstreams.
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Exchange:
         clock: Clock,
         emit: Emit,
         in_flight: Counter[str] | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._destinations = destinations
         self._beside = beside
         self._hop = identity.encode()
@@ -115,6 +120,8 @@ class Exchange:
         beside: Callable[[], Fields] = tuple
         body.keep(destination.replay_memory, destination.replay_spool)
         body.patience = client.patience = destination.idle_timeout
+        if self._watch is not None:
+            client = await self._watch(way, request, body, client)
         if dialect.shim is not None:
             check_method(request)
             if found := await shim.find(dialect.shim, request, way.origin, way.target, body):

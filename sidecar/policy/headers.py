@@ -52,7 +52,7 @@ class StripSet:
     query: frozenset[bytes]
 
 
-_OURS_ONLY = StripSet(frozenset({b"proxy-authorization"}), frozenset(), frozenset())
+OURS_ONLY = StripSet(frozenset({b"proxy-authorization"}), frozenset(), frozenset())
 
 
 def strip_set(headers: Iterable[str], cookies: Iterable[str], query: Iterable[str], keep: Iterable[str]) -> StripSet:
@@ -159,7 +159,7 @@ def untouched(fields: Fields, *, host: bytes, hop: bytes, chunked: bool) -> Fiel
 
     It loses the hop-by-hop fields and what was meant for us, and gets *hop*, because a loop may lead there too.
     """
-    return outgoing(fields, _OURS_ONLY, host=host, hop=hop, credential=(), chunked=chunked)
+    return outgoing(fields, OURS_ONLY, host=host, hop=hop, credential=(), chunked=chunked)
 
 
 def passed_before(fields: Fields, hop: bytes) -> bool:

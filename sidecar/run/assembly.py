@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sidecar.ca.trust import Trust
 from sidecar.exchange.destination import Destination
-from sidecar.exchange.exchange import Exchange
+from sidecar.exchange.exchange import Exchange, Watch
 from sidecar.exchange.keepalive import keep_alive
 from sidecar.exchange.mask import Mask
 from sidecar.exchange.passthrough import Own, Passthrough
@@ -27,7 +27,7 @@ from sidecar.policy.message import Request
 from sidecar.policy.routing import Origin
 from sidecar.proxy.port import Dispatch, Port
 from sidecar.run.credentials import AT_ONCE, Credential, Shared, credentials, identifying, make_brokers
-from sidecar.run.destinations import all_strips, make_destination, use_of
+from sidecar.run.destinations import all_strips, looked_at, make_destination, use_of
 from sidecar.run.gates import proxy_gate, reverse_gate
 from sidecar.settings import ListenAddress, Settings, Tls, files_of, prime
 from sidecar.tokens.broker import Broker
@@ -41,7 +41,7 @@ class Surroundings:
     """What lives longer than any configuration.
 
     *own* tells our listeners, *identity* is our value of Auth-Sidecar-Hop, *in_flight* counts requests by upstream,
-    *mask* knows what flows must not show.
+    *mask* knows what flows must not show. *watch*: looks at requests, which then keep what they carry.
     """
 
     shared: Shared
@@ -51,6 +51,7 @@ class Surroundings:
     dispatch: Dispatch | None
     for_exec: bool
     mask: Mask = field(default_factory=Mask)
+    watch: Watch | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,15 +130,12 @@ async def assemble(
             brokers = make_brokers(credential, settings, shared)
             for name in credential.names:
                 upstream = settings.upstreams[name]
-                if upstream.tls not in contexts:
-                    contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
-                context = contexts[upstream.tls]
-                made_now = make_destination(name, upstream, credential, brokers, context, around.own, shared)
-                if around.dispatch is not None:
-                    dialect = made_now.dialect
-                    dress = around.mask.noting(dialect.dress, dialect.strips.headers)
-                    made_now = dataclasses.replace(made_now, dialect=dataclasses.replace(dialect, dress=dress))
-                destinations[name] = made_now
+                if (context := contexts.get(upstream.tls)) is None:
+                    context = contexts[upstream.tls] = await shared.contexts.of(upstream.tls)
+                bare = make_destination(name, upstream, credential, brokers, context, around.own, shared)
+                destinations[name] = looked_at(
+                    bare, None if around.dispatch is None else around.mask, alone=around.watch is not None
+                )
                 if (use := use_of(upstream, credential.systems[name])) is not None:
                     uses[name] = use
         destinations = {name: destinations[name] for name in settings.upstreams}
@@ -159,6 +157,7 @@ async def assemble(
             clock=shared.clock,
             emit=shared.emit,
             in_flight=around.in_flight,
+            watch=around.watch,
         )
         return Port(
             exchange=exchange,

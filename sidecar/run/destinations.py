@@ -2,16 +2,18 @@
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from sidecar.exchange.admission import Admission
 from sidecar.exchange.destination import Destination
+from sidecar.exchange.mask import Mask
 from sidecar.exchange.patience import Patience
 from sidecar.exchange.turns import Turns
 from sidecar.exchange.upstream import Pool
 from sidecar.policy.attempt import RetryPolicy
 from sidecar.policy.breaker import Breaker, BreakerPolicy
 from sidecar.policy.budget import Budget
-from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, StripSet
+from sidecar.policy.headers import CREDENTIAL_PARAMETERS, CREDENTIALS, OURS_ONLY, StripSet
 from sidecar.policy.idleness import Use
 from sidecar.policy.mirror import LinkPolicy
 from sidecar.run.credentials import Credential, Shared
@@ -71,6 +73,16 @@ def make_destination(
         via=upstream.via,
         links=LinkPolicy(upstream.links.forwarded, frozenset(each.encode() for each in upstream.links.rewrite)),
     )
+
+
+def looked_at(made: Destination, mask: Mask | None, *, alone: bool) -> Destination:
+    """Return *made* for those who look on; *mask*: notes what it shows; *alone*: requests go as clients made them."""
+    dialect = made.dialect
+    if mask is not None:
+        dialect = replace(dialect, dress=mask.noting(dialect.dress, dialect.strips.headers))
+    if alone:
+        dialect = replace(dialect, strips=OURS_ONLY, hold_back=lambda *_: 0)
+    return replace(made, dialect=dialect)
 
 
 def use_of(upstream: Upstream, system: System) -> Use | None:

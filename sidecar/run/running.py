@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from sidecar import __version__
 from sidecar.clock import Clock
 from sidecar.events import Emit, Event, Ready, Trouble, WorkerReplaced
+from sidecar.exchange.exchange import Watch
 from sidecar.observe.admin import Admin
 from sidecar.observe.metrics import Metrics
 from sidecar.proxy.listener import Listener
@@ -38,12 +39,14 @@ async def running(
     dispatch: Dispatch | None = None,
     for_exec: bool = False,
     inherited: Inherited | None = None,
+    watch: Watch | None = None,
 ) -> AsyncIterator[App]:
     """Serve while the context is open, in the running event loop.
 
     *dispatch*: where mitmproxy's hooks go; its flows then hold no credential of any upstream's. *for_exec*: for one
     command only, so on free ports, not to be found by others, and hosts that are no upstream's are passed through.
-    *inherited*: what a worker has from its supervisor, which is found by others in its place. On leaving, readiness
+    *inherited*: what a worker has from its supervisor, which is found by others in its place. *watch*: looks at
+    requests, which then keep the credentials that clients gave them. On leaving, readiness
     ends, nothing new is accepted, requests in flight get `grace`, a running renewal is finished and stored; unless
     *for_exec*, a session that no other instance uses is logged out. Raises ConfigurationError before it serves.
     """
@@ -98,6 +101,7 @@ async def running(
             in_flight=in_flight,
             dispatch=dispatch,
             for_exec=for_exec,
+            watch=watch,
         )
         local = for_exec or is_local(settings.listen.admin)
         token = admin_token(settings) if local or settings.listen.admin_token else None

@@ -77,14 +77,20 @@ def _is_meant(send: Send, request: Request) -> bool:
 
 
 def _shown(bound: Bound) -> str | None:
-    """Return the name of the value that a placeholder stands for: the first one that is obtained and shown."""
+    """Return the name of the value that a placeholder stands for: the first one that is obtained and shown.
+
+    Where only placeholders show it, in bodies or queries, it is the first one that is obtained.
+    """
     recipe = bound.recipe
     if recipe.login.oauth2 is not None:
         return "access_token"
     extracted = {name for step in recipe.login.steps for name in step.get}
     send = recipe.login.send
     places: tuple[Any, ...] = (send.headers, send.query, send.json_.set if send.json_ else {})
-    return next((name for place in places for name in names_in(place) if name in extracted), None)
+    shown = next((name for place in places for name in names_in(place) if name in extracted), None)
+    if shown is not None or set(recipe.swap) == {"header"}:
+        return shown
+    return next((name for step in recipe.login.steps for name in step.get), None)
 
 
 def _values_of(values: Values, *, oauth2: bool) -> Lookup:

@@ -9,7 +9,9 @@ from sidecar.auth.recipes.matches import Message, compile_match
 from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.settings.recipe import Match, Pattern
 
-_SHOWN = re.compile(r"[\w./:@ -]{1,80}")
+_SHOWN = re.compile(r"(https?://)?[\w./:@ -]{1,80}")
+_OPAQUE = re.compile(r"(?=\S*\d)[\w-]{12,}")
+"""What may be a session: a long word with a digit in it."""
 _WORD = re.compile(r"[\w. -]{1,60}")
 _CODES = ("/errors/*/code", "/errors/*/type", "/error", "/code", "/.QName")
 _FOUND: Mapping[str, Callable[[Message, str], Sequence[Any]]] = MappingProxyType(
@@ -84,7 +86,12 @@ def _got(values: Sequence[Any]) -> str:
     if not values:
         return "nothing"
     shown = [text(value) if isinstance(value, str | int | float | bool | None) else "something" for value in values[:3]]
-    return " and ".join(each if _SHOWN.fullmatch(each) else "another value" for each in shown)
+    return " and ".join(
+        each
+        if _SHOWN.fullmatch(each) and (each.startswith("http") or not _OPAQUE.search(each))
+        else "another value"
+        for each in shown
+    )
 
 
 def said(answer: Message, otherwise: str = "") -> str:

@@ -1,0 +1,165 @@
+"""What scripts are answered in the system's place: their logins, told from all else, and the answers that were seen."""
+
+import re
+from typing import Any
+
+from sidecar.learn.anatomy import Anatomy
+from sidecar.learn.names import Names
+from sidecar.learn.seen import Datum, Seen, cookies_set, document_of, element_of, field_of, local, text_of, told
+from sidecar.learn.steps import place_of
+
+PLACEHOLDER = "{placeholder}"
+_LONGEST = 4096
+"""Bytes of an answer that is repeated to scripts in full."""
+_ENTITY = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"))
+_MOVED = range(300, 400)
+_SENSITIVE = re.compile(r"token|secret|session|key|passw|cookie|ticket|jwt|sid$|auth", re.IGNORECASE)
+_TOLD = 8
+"""Characters of a text under such a name that is not told."""
+_RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w.+/=~!*|:-]{16,}")
+_BRACES = frozenset("{}")
+
+
+def shim_of(anatomy: Anatomy, names: Names, base: str, unseen: list[str]) -> list[dict[str, Any]]:
+    """Return the shim of a recipe; what cannot be given to scripts is added to *unseen*."""
+    numbers = [number for number in anatomy.steps if number not in anatomy.prepares and _answerable(anatomy, number)]
+    if anatomy.logout is not None and anatomy.login is not None:
+        numbers.append(anatomy.logout)
+    found: list[dict[str, Any]] = [{"match": match_of(anatomy, number, base)} for number in numbers]
+    if anatomy.nonce_step is not None and (fetch := _fetch(anatomy, anatomy.nonce_step, base, unseen)) is not None:
+        numbers.append(anatomy.nonce_step)
+        found.append({"match": fetch})
+    for number, each in zip(numbers, found, strict=True):
+        each["reply"] = reply_of(anatomy, number, names, base)
+    return found
+
+
+def _fetch(anatomy: Anatomy, number: int, base: str, unseen: list[str]) -> dict[str, Any] | str | None:
+    """Return the match of the request that fetches a nonce; None if it cannot be told from others, or is data."""
+    seen = anatomy.run.all[number]
+    name = next(each.echo.place.name for each in anatomy.carried if each.nonce)
+    if len(seen.answer_body or b"") > _LONGEST:
+        unseen.append(f"how scripts get {name}: its answer is too long to be given here, and comes without it")
+        return None
+    asked = field_of(seen.fields, name)
+    if asked and not _BRACES & set(asked):
+        return {"method": seen.method, "path": place_of(seen.url, base), "header": {name: asked}}
+    return match_of(anatomy, number, base) if _answerable(anatomy, number) else None
+
+
+def _answerable(anatomy: Anatomy, number: int) -> bool:
+    """Tell whether a step's answer can be given here: the login's is, and a small one that is no page."""
+    seen = anatomy.run.all[number]
+    if number == anatomy.login:
+        return True
+    page = "html" in field_of(seen.answer_fields, "content-type").lower()
+    again = sum((each.method, each.path) == (seen.method, seen.path) for each in anatomy.run.all) > 1
+    return not page and not again
+
+
+def match_of(anatomy: Anatomy, number: int, base: str) -> dict[str, Any] | str:
+    """Return what tells the request *number* from all others, as a match of a recipe."""
+    seen = anatomy.run.all[number]
+    path = place_of(seen.url, base)
+    others = [
+        each
+        for other, each in enumerate(anatomy.run.all)
+        if other != number and (each.method, each.path) == (seen.method, seen.path) and not _alike(each, seen)
+    ]
+    if not others:
+        return f"{seen.method} {path}"
+    match: dict[str, Any] = {"method": seen.method, "path": path}
+    if (root := element_of(seen.body)) is not None:
+        return match | {"body": rf"<([\w.-]+:)?{re.escape(operation(root))}[\s/>]"}
+    for value in anatomy.run.shown[number]:
+        if value.kind in ("json", "form", "query", "header") and anatomy.run.is_secret(value):
+            return match | {value.kind: {value.name: {"regex": "."}}}
+    return match
+
+
+def operation(root: Any) -> str:
+    """Return the name of what an XML request asks for: the first element of a SOAP body, else the root."""
+    body = next((child for child in root if local(child.tag) == "Body"), None)
+    first = next(iter(body), None) if body is not None else None
+    return local((root if first is None else first).tag)
+
+
+def _alike(one: Seen, other: Seen) -> bool:
+    """Tell whether both ask for the same: repeated, or with other values of the same members."""
+    roots = element_of(one.body), element_of(other.body)
+    if roots[0] is not None and roots[1] is not None:
+        return operation(roots[0]) == operation(roots[1])
+    return one.url == other.url and one.body == other.body
+
+
+def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str, Any]:
+    """Return the answer to the request *number* as a shim gives it: what shows a session is a placeholder in it."""
+    seen = anatomy.run.all[number]
+    words = anatomy.words()
+    used = {echo.origin.text for number in anatomy.ordinary for echo in anatomy.run.echoes[number]} - words
+    paths = "\n".join(anatomy.run.all[number].url for number in anatomy.ordinary)
+
+    def hidden(text: str, name: str) -> str:
+        if text in words or text in names.secrets.values():
+            return PLACEHOLDER
+        if any(word in text for word in words):
+            for word in words:
+                text = text.replace(word, PLACEHOLDER)
+            return text
+        likely = _RANDOM.fullmatch(text) or (_SENSITIVE.search(name) and len(text) >= _TOLD and " " not in text)
+        if likely and "://" not in text and text not in used and text not in paths:
+            return PLACEHOLDER
+        return "" if _BRACES & set(text) else names.masked(text)
+
+    reply: dict[str, Any] = {}
+    if seen.status != 200:  # noqa: PLR2004  the default of a reply
+        reply["status"] = seen.status
+    headers = _reply_headers(seen, words, base)
+    if headers:
+        reply["headers"] = headers
+    if cookies := {name: PLACEHOLDER for name, _ in cookies_set(seen)}:
+        reply["cookies"] = cookies
+    return reply | _reply_body(seen, hidden)
+
+
+def _reply_headers(seen: Seen, words: frozenset[str], base: str) -> dict[str, str]:
+    found = {name: PLACEHOLDER for name, value in seen.answer_fields if value in words}
+    location = field_of(seen.answer_fields, "location")
+    if seen.status in _MOVED and location and not _BRACES & set(location):
+        plain = location.partition("?")[0]
+        found["Location"] = plain.replace(base.rstrip("/"), "{self}", 1) if plain.startswith(base) else plain
+    return found
+
+
+def _reply_body(seen: Seen, hidden: Any) -> dict[str, Any]:
+    def leaf(value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            return {name: leaf(each, name) for name, each in value.items() if not _BRACES & set(name)}
+        if isinstance(value, list):
+            return [leaf(each, name) for each in value[:100]]
+        return hidden(value, name) if isinstance(value, str) else value
+
+    body, kind = seen.answer_body or b"", field_of(seen.answer_fields, "content-type")
+    if (document := document_of(body)) is not None:
+        return {"json": leaf(document if len(body) <= _LONGEST else _top(document), "")}
+    text = text_of(body)
+    if not text.strip() or len(body) > _LONGEST or _BRACES & set(text):
+        return {}
+    for value in told(seen):
+        if value.kind in ("xml", "html") and (changed := hidden(value.text, value.last)) != value.text:
+            text = _within(text, value, changed)
+    return ({"type": kind} if kind else {}) | {"text": text}
+
+
+def _within(text: str, value: Datum, changed: str) -> str:
+    written = value.text
+    for sign, entity in _ENTITY:
+        written = written.replace(sign, entity)
+    return text.replace(written, changed)
+
+
+def _top(document: Any) -> Any:
+    """Return the scalars of a document that is too long to be repeated."""
+    if not isinstance(document, dict):
+        return []
+    return {name: value for name, value in document.items() if not isinstance(value, dict | list)}

@@ -1,0 +1,146 @@
+"""A request that was seen as a step of a recipe: what it asks, with templates, and what it obtains."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+from xml.sax.saxutils import escape
+
+from sidecar.learn.anatomy import Anatomy
+from sidecar.learn.names import Names
+from sidecar.learn.seen import (
+    Datum,
+    Seen,
+    document_of,
+    field_of,
+    form_of,
+    pointed,
+    text_of,
+    told,
+    word_of,
+)
+from sidecar.learn.trace import Trace
+
+
+def place_of(url: str, base: str) -> str:
+    """Return *url* without its query as recipes write it."""
+    plain = url.partition("?")[0]
+    if plain == base or plain.startswith(base.rstrip("/") + "/"):
+        return "{base}" + plain[len(base.rstrip("/")) :]
+    parts, ours = urlsplit(plain), urlsplit(base)
+    elsewhere = (parts.scheme, parts.netloc) != (ours.scheme, ours.netloc)
+    return plain if elsewhere else "{origin}" + parts.path
+
+
+def step_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str, Any]:
+    """Return the request *number* of *anatomy* as a step; what it obtains is added when all requests are known."""
+    run, seen = anatomy.run, anatomy.run.all[number]
+    step: dict[str, Any] = {"request": f"{seen.method} {place_of(seen.url, base)}{_query(run, number, names)}"}
+    headers = _headers(run, number, names) | _whence(seen, base)
+    basic = [names.template(value, ()) for value in run.shown[number] if value.kind in ("user", "password")]
+    body = body_of(run, number, names)
+    if "text" in body and (kind := field_of(seen.fields, "content-type")):
+        headers["Content-Type"] = kind
+    if headers:
+        step["headers"] = headers
+    if basic:
+        step["basic"] = basic
+    return step | body
+
+
+def body_of(run: Trace, number: int, names: Names) -> dict[str, Any]:
+    """Return the body of a request as the key of a step, none without one."""
+    seen, echoes = run.all[number], run.echoes[number]
+
+    def leaf(value: Any, pointer: str) -> Any:
+        if isinstance(value, dict):
+            return {name: leaf(each, pointed(pointer, name)) for name, each in value.items()}
+        if isinstance(value, list):
+            return [leaf(each, pointed(pointer, index)) for index, each in enumerate(value)]
+        word = word_of(value)
+        if word is None:
+            return value
+        place = Datum("json", pointer, word)
+        if isinstance(value, int) and not run.is_secret(place):
+            return names.number(place.last, value) if names.is_personal(place.last) else value
+        return names.template(place, echoes)
+
+    if not seen.body:
+        return {}
+    if (pairs := form_of(seen.body, seen.fields)) is not None:
+        return {"form": {name: names.template(Datum("form", name, text), echoes) for name, text in pairs}}
+    if (document := document_of(seen.body)) is not None:
+        return {"json": leaf(document, "")}
+    return {"text": _text(run, number, names)}
+
+
+def _text(run: Trace, number: int, names: Names) -> str:
+    text = text_of(run.all[number].body)
+    for value in run.shown[number]:
+        if value.kind == "xml" and value.text:
+            template = names.template(value, run.echoes[number])
+            if template != value.text:
+                written = escape(value.text)
+                text = text.replace(f">{written}<", f">{template.replace('}', '|xml}')}<")
+    return text
+
+
+def _headers(run: Trace, number: int, names: Names) -> dict[str, str]:
+    return {
+        value.name: names.template(value, run.echoes[number])
+        for value in run.shown[number]
+        if value.kind == "header" and value.name.lower() != "cookie"
+    }
+
+
+def _whence(seen: Seen, base: str) -> dict[str, str]:
+    """Return the fields that say where a request is from: some systems look at them to tell forged ones."""
+    found = {}
+    for name, value in seen.fields:
+        if name.lower() in ("origin", "referer") and "{" not in value:
+            place = place_of(value.rstrip("/"), base)
+            found[name] = "{origin}" if name.lower() == "origin" and place.startswith("{") else place
+    return found
+
+
+def _query(run: Trace, number: int, names: Names) -> str:
+    query = urlsplit(run.all[number].url).query
+    if not query:
+        return ""
+    for value in run.shown[number]:
+        if value.kind == "query":
+            template = names.template(value, run.echoes[number])
+            name, equals, text = next(
+                (part.partition("=") for part in query.split("&") if part.partition("=")[0] == value.name), ("", "", "")
+            )
+            if template != value.text and text:
+                query = query.replace(f"{name}{equals}{text}", f"{name}={template.replace('}', '|url}')}")
+    return f"?{query}"
+
+
+def source_of(origin: Datum, answer: Seen) -> dict[str, Any]:
+    """Return the source of a recipe that finds *origin* in *answer*."""
+    if origin.kind == "html":
+        name = re.escape(origin.name)
+        return {"body": rf"""name=["']{name}["'][^>]*?(?:value|content)=["']([^"']+)["']"""}
+    if origin.kind == "xml":
+        last = origin.name.rpartition("/")[2]
+        alike = [each for each in told(answer) if each.kind == "xml" and each.name.endswith(f"/{last}")]
+        return {"xml": f".//{last}" if len(alike) == 1 else origin.name}
+    return {origin.kind: origin.name}
+
+
+def obtained(anatomy: Anatomy, number: int, names: Names) -> dict[str, Any]:
+    """Return what the step *number* obtains, by name, with its sources."""
+    answer = anatomy.run.all[number]
+    return {
+        name: source_of(Datum(kind, where, ""), answer)  # type: ignore[arg-type]
+        for (source, kind, where), name in names.obtained.items()
+        if source == number
+    }
+
+
+def origins_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the origins that *steps* name besides that of the base URL."""
+    urls = [urlsplit(step["request"].partition(" ")[2]) for step in steps if step]
+    return sorted({f"{url.scheme}://{url.netloc}" for url in urls if url.scheme in ("http", "https")})
