@@ -242,6 +242,20 @@ async def test_a_wrong_password(tmp_path: Path) -> None:
         assert system.counters["refused_logins"] == 1
 
 
+async def test_a_password_that_was_changed_while_the_session_lived(tmp_path: Path) -> None:
+    """The shared session is dead, and no other is had: nothing good is said of what is gone."""
+    place = Place(tmp_path)
+    async with Arena.start(names=NAMES) as system:
+        place.write(arena(system))
+        assert (await place.doctor()).wrong() == {}
+        system.password = canary("changed")
+        system.kill()
+        told = await place.doctor()
+    assert told.wrong() == {"login": "FAIL"}
+    assert [row["verdict"] for row in told.rows if row["name"] == "login"] == ["FAIL"]
+    assert not {"lifetime", "expiry", "seat"} & told.names()
+
+
 async def test_a_wrong_client_secret(tmp_path: Path) -> None:
     """The issuer's own word is told, and what to check."""
     place = Place(tmp_path)
@@ -458,11 +472,11 @@ async def test_a_seat_that_another_program_takes(tmp_path: Path) -> None:
             while (answer := await client.get(f"http://{addresses['plm']}/items")).status_code == 200:
                 system.foreign_login()
             assert answer.json()["reason"] == "seat_taken"
-            logins = system.counters["logins"]
+            before = system.counters["logins"], system.counters["refused"]
             told = await place.doctor()
         assert told.wrong() == {"seat": "FAIL"}
         assert "another login" in told.text("seat")
-        assert system.counters["logins"] == logins
+        assert (system.counters["logins"], system.counters["refused"]) == before
 
 
 async def test_a_seat_that_was_just_taken(tmp_path: Path) -> None:
@@ -602,6 +616,20 @@ async def test_what_cannot_be_read(tmp_path: Path) -> None:
     assert (broken.wrong(), broken.code) == ({"configuration": "FAIL"}, 1)
     assert "upstreams.plm.colour" in broken.text("configuration")
     assert sum(emulator.counters.token_calls.values()) == 0
+
+
+async def test_a_state_directory_or_a_key_that_is_not_there(tmp_path: Path, redis_server: Server) -> None:
+    """Each is one line: what needs it is not looked at."""
+    place = Place(tmp_path)
+    async with issuer() as emulator:
+        (tmp_path / "file").write_text("")
+        place.write(plm(emulator), state_dir=str(tmp_path / "file"))
+        assert (await place.doctor()).wrong() == {"state_dir": "FAIL"}
+        place.write(plm(emulator), store=fleet(tmp_path, redis_server))
+        (tmp_path / "key").unlink()
+        told = await place.doctor()
+    assert told.wrong() == {"secrets": "FAIL"}
+    assert "store.keys.0" in told.text("secrets")
 
 
 async def test_an_unknown_upstream_is_bad_usage(tmp_path: Path) -> None:

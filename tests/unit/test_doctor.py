@@ -14,7 +14,8 @@ from sidecar.ca.trust import Trust
 from sidecar.clock import SystemClock
 from sidecar.errors import ConfigurationError, Reason, Refusal
 from sidecar.policy.routing import parse_base_url
-from sidecar.run.doctor import examine, machine, subject
+from sidecar.run.credentials import Shared
+from sidecar.run.doctor import examine, machine, storing, subject
 from sidecar.run.doctor.asking import Told, said
 from sidecar.run.doctor.check import Row, Verdict
 from sidecar.run.doctor.login import ending, got, granted, lasting, refused
@@ -22,9 +23,13 @@ from sidecar.run.doctor.reaching import Reached, certificate, clocks, reach
 from sidecar.run.systems import system_of
 from sidecar.secret import Secret
 from sidecar.settings import Settings
+from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.protocols import BrokerStatus
+from sidecar.tokens.seal import Keys, new_key, parse_keys
+from sidecar.tokens.store import Stored
 from sidecar.tokens.token import Token
 from tests.canary import canary
+from tests.waiting import eventually
 
 OPERATIONS = (Path(__file__).parents[2] / "docs/operations.md").read_text(encoding="utf-8")
 NOW = SystemClock().now()
@@ -294,6 +299,35 @@ def test_a_certificate_that_is_not_trusted_names_its_issuer() -> None:
     assert "(self-signed); it was issued by CN=Plant" in check.what
     assert certificate(Reached(origin=origin, fault="refused"), "plm") is None
     assert certificate(Reached(origin=parse_base_url("http://plm.example.com")), "plm") is None
+
+
+class Forgetful(MemoryStore):
+    """Takes every word, and has none."""
+
+    async def announced(self) -> dict[str, bytes]:
+        return {}
+
+
+class Taken(MemoryStore):
+    """Has a lease of somebody else's on everything."""
+
+    async def take(self, key: str, owner: str, ttl: float) -> tuple[bool, Stored]:
+        return False, await self.read(key)
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [(MemoryStore(), ""), (Forgetful(), "not there when it is read"), (Taken(), "a lease that nobody has")],
+)
+async def test_a_store_is_tried(store: MemoryStore, words: str, tmp_path: Path) -> None:
+    """What is written is to be there again, and a lease to be had; nothing is left behind."""
+    made = Secret(new_key())
+    keys = Keys(lambda: parse_keys([made]), SystemClock())
+    shared = Shared(store=store, keys=keys, owner="me", clock=SystemClock(), emit=lambda _: None, marks=tmp_path)
+    (check,) = await storing.store(settings(), shared, [], 5.0)
+    assert check.verdict is (Verdict.FAIL if words else Verdict.PASS)
+    assert words in check.what
+    await eventually(store.announced, {})
 
 
 async def test_who_is_silent_is_given_up() -> None:

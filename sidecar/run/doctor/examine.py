@@ -82,12 +82,8 @@ async def _examine(settings: Settings, alone: Mapping[str, dict[str, Any]]) -> l
             turns = asyncio.Semaphore(AT_ONCE)
 
             async def one(credential: Credential) -> list[Check]:
-                try:
-                    async with turns:
-                        return await subject(settings, shared, credential, alone, secretless)
-                except ConfigurationError as error:
-                    name = credential.names[0]
-                    return [failed(Row.LOGIN, str(error), f"correct what upstreams.{name} names", name)]
+                async with turns:
+                    return await subject(settings, shared, credential, alone, secretless)
 
             parts = await asyncio.gather(*map(one, every))
             return [*found, *(check for checks in parts for check in checks)]

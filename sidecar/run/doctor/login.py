@@ -32,8 +32,6 @@ async def obtain(broker: Broker, heard: "asyncio.Future[Renewal]", clock: Clock,
     *heard*: gets the first failure of an attempt, which is not waited beyond. What the record says is kept to: a
     refused credential is not shown again, a pause is not cut short, the lease is taken.
     """
-    if (token := broker.status().token) is not None and broker.status().usable:
-        return token
     getting = asyncio.create_task(broker.token(clock.monotonic() + seconds))
     try:
         both: set[asyncio.Future[Any]] = {getting, heard}
