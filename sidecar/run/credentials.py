@@ -18,6 +18,7 @@ from sidecar.policy.seat import Seat
 from sidecar.run.systems import System, system_of
 from sidecar.settings import SecretReference, Settings, Upstream
 from sidecar.tokens.broker import Broker
+from sidecar.tokens.following import Following
 from sidecar.tokens.former import former_identity
 from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.protocols import Issuer
@@ -161,11 +162,19 @@ def _differences(one: object, other: object, path: str) -> Iterator[str]:
 
 def make_brokers(credential: Credential, settings: Settings, shared: Shared) -> tuple[Broker, ...]:
     """Return the brokers of *credential*, one for each session of the pool; they do nothing before their `start`."""
-    return tuple(make_broker(credential, settings, shared, number) for number in range(len(credential.issuers)))
+    first = make_broker(credential, settings, shared)
+    others = [Following(issuer, first, shared.clock) for issuer in credential.issuers[1:]]
+    return first, *(_make_broker(credential, issuer, settings, shared) for issuer in others)
 
 
-def make_broker(credential: Credential, settings: Settings, shared: Shared, number: int = 0) -> Broker:
-    """Return the broker of the session *number* of *credential*."""
+def make_broker(credential: Credential, settings: Settings, shared: Shared) -> Broker:
+    """Return the broker of the first session of *credential*."""
+    return _make_broker(credential, credential.issuer, settings, shared, former=True)
+
+
+def _make_broker(
+    credential: Credential, issuer: Issuer, settings: Settings, shared: Shared, *, former: bool = False
+) -> Broker:
     name = credential.names[0]
     upstream, system = settings.upstreams[name], credential.systems[name]
     recipe, oauth2 = upstream.system, system.oauth2
@@ -177,7 +186,7 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared, numb
     said = oauth2 is not None and "lifetime" in oauth2.model_fields_set
     return Broker(
         name,
-        credential.issuers[number],
+        issuer,
         MemoryStore(shared.clock) if own else shared.store,
         shared.keys,
         upstream.renew,
@@ -188,7 +197,7 @@ def make_broker(credential: Credential, settings: Settings, shared: Shared, numb
         turns=shared.turns,
         unauthorized=min(settings.upstreams[each].breaker.unauthorized for each in credential.names),
         configured_lifetime=oauth2.lifetime if oauth2 is not None and said else None,
-        former=former_identity(upstream.oauth2) if upstream.oauth2 is not None and not number else None,
+        former=former_identity(upstream.oauth2) if upstream.oauth2 is not None and former else None,
         marks=shared.marks,
         session=recipe is not None and bool(recipe.login.steps),
         seat=seat,

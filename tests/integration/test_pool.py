@@ -16,7 +16,8 @@ from sidecar.settings import Settings
 from sidecar.tokens.seal import new_key
 from tests.canary import canary
 from tests.redis_servers import Server, redis_of_session, redis_server
-from tests.rig import Rig, sidecar
+from tests.rig import Rig, configuration, sidecar, token_server
+from tests.waiting import until
 
 __all__ = ["redis_of_session", "redis_server"]
 
@@ -31,6 +32,7 @@ RECIPE: dict[str, Any] = {
                 "request": "POST {base}/login",
                 "form": {"password": "{password}", "seat": "seat{slot}"},
                 "get": {"sid": {"json": "/sid"}},
+                "fatal": {"status": 403},
             }
         ],
         "send": {"headers": {"X-Session": "{sid}"}},
@@ -48,12 +50,16 @@ class Hall:
         self.under_way: Counter[str] = Counter()
         self.most = 0
         self.over = 0
+        self.refuses, self.refused = False, 0
         self.served: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
         if request.path == "/login":
+            if self.refuses:
+                self.refused += 1
+                return web.json_response({"error": "BAD_PASSWORD"}, status=403)
             seat = body.decode().partition("seat=")[2]
             self.seats[seat] += 1
             session = f"{canary('hall')}-{sum(self.seats.values())}"
@@ -143,6 +149,16 @@ async def test_one_that_dies_is_renewed_alone(tmp_path: Path) -> None:
         assert (at.over, set(at.rows.values())) == (0, {1})
 
 
+async def test_a_wrong_password_is_tried_once(tmp_path: Path) -> None:
+    """By the first session, and by none of the others: so no account is locked."""
+    async with hall() as at:
+        at.refuses = True
+        async with serving(configured(at, tmp_path, 4)) as rig:
+            for _ in range(3):
+                assert set(await crowd(at, rig, 16)) == {502}
+        assert at.refused == 1
+
+
 async def test_instances_share_the_sessions(tmp_path: Path, redis_server: Server) -> None:
     """Two on one Redis log in four times in all, not eight."""
     key = tmp_path / "key"
@@ -168,6 +184,33 @@ async def test_each_session_is_told_of(tmp_path: Path) -> None:
             page = (await operator.get(f"http://{rig.app.addresses['admin']}/status")).json()["upstreams"]["plm"]
         assert [session["state"] for session in page["sessions"]] == ["valid"] * 3
         assert page["state"] == "valid"
+
+
+async def test_tokens_have_a_pool_too(tmp_path: Path) -> None:
+    """Three of one client, each shown to the upstream."""
+    shown: Counter[str] = Counter()
+
+    async def api(request: web.BaseRequest) -> web.Response:
+        shown[request.headers["Authorization"]] += 1
+        await asyncio.sleep(0.02)
+        return web.json_response({})
+
+    runner = web.ServerRunner(web.Server(api), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with token_server() as tokens:
+            data = configuration(url, tokens.url, tmp_path, sessions={"pool": 3}, insecure_http=True)
+            async with serving(data) as rig:
+                await until(lambda: all(each.current() for each in rig.app.pools["plm"]), "three tokens")
+                proxy = f"http://127.0.0.1:{rig.port()}"
+                async with httpx.AsyncClient(proxy=proxy, trust_env=False, timeout=60) as client:
+                    answers = await asyncio.gather(*(client.get(f"{url}/x") for _ in range(30)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert (tokens.calls, len(shown)) == (3, 3)
+    finally:
+        await runner.cleanup()
 
 
 async def test_without_a_cap_the_least_busy_is_next(tmp_path: Path) -> None:

@@ -87,9 +87,7 @@ def _got(values: Sequence[Any]) -> str:
         return "nothing"
     shown = [text(value) if isinstance(value, str | int | float | bool | None) else "something" for value in values[:3]]
     return " and ".join(
-        each
-        if _SHOWN.fullmatch(each) and (each.startswith("http") or not _OPAQUE.search(each))
-        else "another value"
+        each if _SHOWN.fullmatch(each) and (each.startswith("http") or not _OPAQUE.search(each)) else "another value"
         for each in shown
     )
 
