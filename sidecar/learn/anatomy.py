@@ -158,14 +158,11 @@ def _carried(run: Trace, login: int | None, ordinary: Sequence[int]) -> list[Car
 
 
 def _needed(run: Trace, ordinary: Sequence[int], found: list[Carried]) -> list[Carried]:
-    """Return *found* less what bodies show, if the session is shown elsewhere: an account's id say, which is no secret."""
+    """Return *found* less what bodies show, if the session is shown elsewhere: an account's id is no session."""
     beside = {each.echo.origin.text for each in found if each.echo.place.kind not in BODY and not each.nonce}
-    cookies = {echo.origin.text for number in ordinary for echo in run.echoes[number] if echo.place.kind == "cookie"}
-    return [
-        each
-        for each in found
-        if each.echo.place.kind not in BODY or not (beside | cookies) or each.echo.origin.text in beside | cookies
-    ]
+    for number in ordinary:
+        beside |= {echo.origin.text for echo in run.echoes[number] if echo.place.kind == "cookie"}
+    return [each for each in found if each.echo.place.kind not in BODY or not beside or each.echo.origin.text in beside]
 
 
 def _each_place_once(found: list[Carried]) -> list[Carried]:
