@@ -12,6 +12,7 @@ _LOGOUT = re.compile(r"(log|sign)[_-]?(out|off)|disconnect|endsession|invalidate
 _SESSION = re.compile(r"session|log[_-]?in|sign[_-]?in|token|auth", re.IGNORECASE)
 _PREPARES = re.compile(r"session|register|connect|select|context|init", re.IGNORECASE)
 _NONCE = re.compile(r"csrf|xsrf|crumb|nonce|requestverification", re.IGNORECASE)
+_TICKET = re.compile(r"session|token|ticket|sid$", re.IGNORECASE)
 _OK = 400
 BODY = frozenset({"json", "form", "xml"})
 
@@ -162,7 +163,14 @@ def _needed(run: Trace, ordinary: Sequence[int], found: list[Carried]) -> list[C
     beside = {each.echo.origin.text for each in found if each.echo.place.kind not in BODY and not each.nonce}
     for number in ordinary:
         beside |= {echo.origin.text for echo in run.echoes[number] if echo.place.kind == "cookie"}
-    return [each for each in found if each.echo.place.kind not in BODY or not beside or each.echo.origin.text in beside]
+    return [
+        each
+        for each in found
+        if each.echo.place.kind not in BODY
+        or not beside
+        or each.echo.origin.text in beside
+        or _TICKET.search(each.echo.place.last)
+    ]
 
 
 def _each_place_once(found: list[Carried]) -> list[Carried]:

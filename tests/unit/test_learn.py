@@ -273,6 +273,21 @@ def test_ids_that_a_script_goes_on_with_are_no_session() -> None:
     assert recipe["shim"][0]["reply"]["json"] == {"ticket": "{placeholder}", "home": "FOLDER-0000000000001"}
 
 
+def test_a_cookie_of_a_load_balancer_hides_no_session_in_bodies() -> None:
+    """Both are carried; the one in bodies is known by its name."""
+    sticky = ("Cookie", f"LB={canary('learn-node-7')}")
+    login = ask(
+        "POST /api/login",
+        body={"password": PASSWORD},
+        says={"sessionId": SESSION},
+        told=[("Set-Cookie", f"LB={canary('learn-node-7')}")],
+    )
+    calls = [ask("POST /api/find", sticky, body={"sessionId": SESSION, "n": n}) for n in range(3)]
+    recipe = recipe_of(login, *calls)
+    assert recipe["swap"] == ["header", "body"]
+    assert recipe["login"]["send"] == {"cookies": "jar"}
+
+
 def test_cursors_and_entity_tags_are_no_session() -> None:
     """Most requests show what an answer told, and each time it is something else."""
     ticket = ("X-Ticket", SESSION)
