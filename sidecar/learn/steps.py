@@ -121,8 +121,9 @@ def _query(run: Trace, number: int, names: Names) -> str:
 def source_of(origin: Datum, answer: Seen) -> dict[str, Any]:
     """Return the source of a recipe that finds *origin* in *answer*."""
     if origin.kind == "html":
-        name = re.escape(origin.name)
-        return {"body": rf"""name=["']{name}["'][^>]*?(?:value|content)=["']([^"']+)["']"""}
+        name, value = rf"""name=["']{re.escape(origin.name)}["']""", r"""(?:value|content)=["']([^"']+)["']"""
+        forward, backward = rf"{name}[^>]*?{value}", rf"{value}[^>]*?{name}"
+        return {"body": forward if re.search(forward, text_of(answer.answer_body)) else backward}
     if origin.kind == "xml":
         last = origin.name.rpartition("/")[2]
         alike = [each for each in told(answer) if each.kind == "xml" and each.name.endswith(f"/{last}")]
