@@ -89,7 +89,7 @@ def anatomy_of(run: Trace) -> Anatomy:
 
 def _login(run: Trace, everywhere: frozenset[Datum]) -> int | None:
     """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
-    knows = [any(run.is_secret(value) and value not in everywhere for value in shown) for shown in run.shown]
+    knows = [bool(_known(run, number) - everywhere) for number in range(len(run.all))]
     used: Counter[int] = Counter()
     for echoes, secret in zip(run.echoes, knows, strict=True):
         if not secret:
@@ -98,6 +98,17 @@ def _login(run: Trace, everywhere: frozenset[Datum]) -> int | None:
         if knows[number] and each.status < _OK and _gave(run, number, used):
             return number
     return None
+
+
+def _known(run: Trace, number: int) -> set[Datum]:
+    """Return the secrets that the request shows and no answer told; what is authorized by one is a login too."""
+    told = {echo.place for echo in run.echoes[number]}
+    return {
+        value
+        for value in run.shown[number]
+        if value not in told
+        and (run.is_secret(value) or (value.kind == "header" and value.name.lower() == "authorization"))
+    }
 
 
 def _gave(run: Trace, number: int, used: Counter[int]) -> bool:

@@ -97,7 +97,7 @@ def _whence(seen: Seen, base: str) -> dict[str, str]:
     """Return the fields that say where a request is from: some systems look at them to tell forged ones."""
     found = {}
     for name, value in seen.fields:
-        if name.lower() in ("origin", "referer") and "{" not in value:
+        if name.lower() in ("origin", "referer") and re.fullmatch(r"https?://[\w.:/%-]+", value):
             place = place_of(value.rstrip("/"), base)
             found[name] = "{origin}" if name.lower() == "origin" and place.startswith("{") else place
     return found

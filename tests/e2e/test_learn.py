@@ -177,7 +177,7 @@ for number in range(5):
 
 
 class Form:
-    """A system for people: a page with a hidden field, a form, a redirect, and a cookie; the dead are led to the page."""
+    """A system for people: a page with a hidden field, a form, a redirect, a cookie; the dead are led to the page."""
 
     def __init__(self) -> None:
         self.seals: set[str] = set()
@@ -251,7 +251,7 @@ async def command(folder: Path, *words: str, **environ: str) -> tuple[int | None
 async def test_invented_systems(
     tmp_path: Path, system: type[Soap | Nonce | Form], script: str, deaths: list[int]
 ) -> None:
-    """A session in a SOAP header; Basic with a nonce for writes; a form: learned, checked, and carried over two deaths."""
+    """A SOAP header, Basic with a nonce for writes, a form: learned, checked, and carried over two deaths."""
     (file := tmp_path / "sync.py").write_text(script)
     stood = system()
     async with served(stood) as base:

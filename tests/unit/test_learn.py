@@ -455,6 +455,37 @@ def test_what_looks_like_a_key_beside_the_password_is_a_secret_too() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("field", "template"),
+    [
+        (("Authorization", f"Token {PASSWORD}"), "Token {token}"),
+        (("X-Signed", 'id="sync", key=A1b2C3d4E5f6A7b8C9d0E1f2'), "{x_signed}"),
+    ],
+)
+def test_a_field_that_a_login_is_authorized_by_is_a_secret(field: tuple[str, str], template: str) -> None:
+    """It is another one than what the login gives, and stands nowhere in the file."""
+    login = ask("POST /api/login", field, body={"password": canary("learn-other")}, says={"ticket": SESSION})
+    found, text = learn(login, *bearing(("X-Ticket", SESSION)))
+    assert found.upstream["recipe"]["login"]["steps"][0]["headers"] == {field[0]: template}
+    assert "A1b2C3" not in text
+
+
+def test_a_session_that_a_fixed_token_begins() -> None:
+    """There is no password at all."""
+    login = ask("POST /api/session", ("Authorization", f"Bearer {PASSWORD}"), body={}, says={"sid": SESSION})
+    recipe = recipe_of(login, *bearing(("X-Sid", SESSION)))
+    assert recipe["login"]["steps"][0]["headers"] == {"Authorization": "Bearer {token}"}
+    assert recipe["login"]["send"] == {"headers": {"X-Sid": "{sid}"}}
+
+
+def test_a_client_that_looks_into_its_token_gets_one_to_look_into() -> None:
+    """Where the system gave a JWT, the placeholder is one."""
+    token = f"eyJhbGciOiJub25lIn0.{base64.urlsafe_b64encode(SESSION.encode()).decode().rstrip('=')}.c2ln"
+    login = ask("POST /api/login", body={"user": "svc", "password": PASSWORD}, says={"jwt": token})
+    recipe = recipe_of(login, *bearing(("Authorization", f"Bearer {token}")))
+    assert recipe["shim"][0]["reply"]["json"] == {"jwt": "{placeholder|jwt}"}
+
+
 def test_a_session_in_paths_is_told_of() -> None:
     """No recipe can put it there."""
     calls = [ask(f"GET /api/{SESSION}/items", ("X-Ticket", SESSION), says={"n": number}) for number in range(3)]
