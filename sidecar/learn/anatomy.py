@@ -12,6 +12,7 @@ _LOGOUT = re.compile(r"(log|sign)[_-]?(out|off)|disconnect|endsession|invalidate
 _SESSION = re.compile(r"session|log[_-]?in|sign[_-]?in|token|auth", re.IGNORECASE)
 _PREPARES = re.compile(r"session|register|connect|select|context|init", re.IGNORECASE)
 _NONCE = re.compile(r"csrf|xsrf|crumb|nonce|requestverification", re.IGNORECASE)
+_TICKET = re.compile(r"session|token|ticket|sid$", re.IGNORECASE)
 _OK = 400
 BODY = frozenset({"json", "form", "xml"})
 
@@ -88,7 +89,7 @@ def anatomy_of(run: Trace) -> Anatomy:
 
 def _login(run: Trace, everywhere: frozenset[Datum]) -> int | None:
     """Return the first request with a secret whose answer told what later ones show; None if none told anything."""
-    knows = [any(run.is_secret(value) and value not in everywhere for value in shown) for shown in run.shown]
+    knows = [bool(_known(run, number) - everywhere) for number in range(len(run.all))]
     used: Counter[int] = Counter()
     for echoes, secret in zip(run.echoes, knows, strict=True):
         if not secret:
@@ -97,6 +98,17 @@ def _login(run: Trace, everywhere: frozenset[Datum]) -> int | None:
         if knows[number] and each.status < _OK and _gave(run, number, used):
             return number
     return None
+
+
+def _known(run: Trace, number: int) -> set[Datum]:
+    """Return the secrets that the request shows and no answer told; what is authorized by one is a login too."""
+    told = {echo.place for echo in run.echoes[number]}
+    return {
+        value
+        for value in run.shown[number]
+        if value not in told
+        and (run.is_secret(value) or (value.kind == "header" and value.name.lower() == "authorization"))
+    }
 
 
 def _gave(run: Trace, number: int, used: Counter[int]) -> bool:
@@ -158,13 +170,17 @@ def _carried(run: Trace, login: int | None, ordinary: Sequence[int]) -> list[Car
 
 
 def _needed(run: Trace, ordinary: Sequence[int], found: list[Carried]) -> list[Carried]:
-    """Return *found* less what bodies show, if the session is shown elsewhere: an id say, which is no secret."""
+    """Return *found* less what bodies show, if the session is shown elsewhere: an account's id is no session."""
     beside = {each.echo.origin.text for each in found if each.echo.place.kind not in BODY and not each.nonce}
-    cookies = {echo.origin.text for number in ordinary for echo in run.echoes[number] if echo.place.kind == "cookie"}
+    for number in ordinary:
+        beside |= {echo.origin.text for echo in run.echoes[number] if echo.place.kind == "cookie"}
     return [
         each
         for each in found
-        if each.echo.place.kind not in BODY or not (beside | cookies) or each.echo.origin.text in beside | cookies
+        if each.echo.place.kind not in BODY
+        or not beside
+        or each.echo.origin.text in beside
+        or _TICKET.search(each.echo.place.last)
     ]
 
 

@@ -10,7 +10,7 @@ from sidecar.learn.recipe import Learned, Where
 
 _PLAIN = re.compile(r"[A-Za-z/.][A-Za-z0-9_./ -]*[A-Za-z0-9_/]|[A-Za-z]")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _SHORTEST = 6
 
 

@@ -58,7 +58,7 @@ def learn(order: Order) -> int:
     with tempfile.TemporaryDirectory(prefix="auth-sidecar-") as folder:
         found, text = asyncio.run(_learn(order, base, name, secrets, program, Path(folder)))
         file = Path(folder) / "learned.yaml"
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         _sound(file)
         _give(order.out, text)
         _say(*(f"found: {line}" for line in found.found), *(f"not seen: {line}" for line in found.unseen))
@@ -159,7 +159,7 @@ def _give(out: Path | None, text: str) -> None:
         sys.stdout.flush()
         return
     try:
-        with out.open("x") as stream:
+        with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
         raise SidecarError(f"{out}: cannot be written: {error.strerror}") from None

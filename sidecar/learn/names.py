@@ -44,7 +44,11 @@ class Names:
         if (found := self._run.filtered(value.text)) is not None:
             name, by = found
             return self._secret(self._clean(name), _plain(self._run, name), name) + (f"|{by}}}" if by else "}")
-        if value.text and (self._run.is_secret(value) or _RANDOM.fullmatch(value.text)):
+        if value.kind == "header" and value.name.lower() == "authorization":
+            scheme, space, word = value.text.partition(" ")
+            known = value._replace(name="token", text=word if space else scheme)
+            return f"{scheme}{space}{self.secret(known)}" if space else self.secret(known)
+        if value.text and (self._run.is_secret(value) or _is_random(value)):
             return self._secret(self._clean(value.last), value.text, None) + "}"
         if not value.text or (not _PERSONAL.search(self._clean(value.last)) and not set("{}") & set(value.text)):
             return self.masked(value.text)
@@ -114,6 +118,11 @@ class Names:
     def _free(name: str, taken: set[str]) -> str:
         tried = (name, *(f"{name}_{number}" for number in range(2, 1000)))
         return next(each for each in tried if each not in taken | BUILT_IN | {EXPIRES_IN})
+
+
+def _is_random(value: Datum) -> bool:
+    words = re.split(r"[\s,;]|(?<=[a-z])=", value.text) if value.kind == "header" else [value.text]
+    return any(_RANDOM.fullmatch(word) for word in words)
 
 
 def _plain(run: Trace, name: str) -> str:

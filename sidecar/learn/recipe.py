@@ -170,6 +170,8 @@ class _Making:
             self.notes[(*at, "get")] = "seen: later requests show it"
         if number == anatomy.login:
             refused: list[dict[str, Any]] = [{"status": [400, 401, 403]}]
+            if seen.status in _MOVED:
+                refused.append({"status": 200})  # the page again
             if len(ok) > 1:
                 # Only what speaks as the login does: a page of a system that is being mended is no refusal.
                 spoken = {"type": "json"} if "json" in ok else {}

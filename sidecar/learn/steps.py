@@ -97,7 +97,7 @@ def _whence(seen: Seen, base: str) -> dict[str, str]:
     """Return the fields that say where a request is from: some systems look at them to tell forged ones."""
     found = {}
     for name, value in seen.fields:
-        if name.lower() in ("origin", "referer") and "{" not in value:
+        if name.lower() in ("origin", "referer") and re.fullmatch(r"https?://[\w.:/%-]+", value):
             place = place_of(value.rstrip("/"), base)
             found[name] = "{origin}" if name.lower() == "origin" and place.startswith("{") else place
     return found
@@ -121,8 +121,9 @@ def _query(run: Trace, number: int, names: Names) -> str:
 def source_of(origin: Datum, answer: Seen) -> dict[str, Any]:
     """Return the source of a recipe that finds *origin* in *answer*."""
     if origin.kind == "html":
-        name = re.escape(origin.name)
-        return {"body": rf"""name=["']{name}["'][^>]*?(?:value|content)=["']([^"']+)["']"""}
+        name, value = rf"""name=["']{re.escape(origin.name)}["']""", r"""(?:value|content)=["']([^"']+)["']"""
+        forward, backward = rf"{name}[^>]*?{value}", rf"{value}[^>]*?{name}"
+        return {"body": forward if re.search(forward, text_of(answer.answer_body)) else backward}
     if origin.kind == "xml":
         last = origin.name.rpartition("/")[2]
         alike = [each for each in told(answer) if each.kind == "xml" and each.name.endswith(f"/{last}")]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import sys
+import urllib.parse
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -161,8 +162,62 @@ class Nonce:
         return answer
 
 
+FORM_SCRIPT = """
+import json, os, re, sys, urllib.parse, urllib.request
+BASE = sys.argv[1]
+session = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+page = session.open(BASE + "/login").read().decode()
+seal = re.search('name="seal"', page) and re.search('value="(.*?)" type="hidden"', page)[1]
+form = {"username": "svc", "password": os.environ["PASSWORD"], "seal": seal}
+with session.open(BASE + "/login", urllib.parse.urlencode(form).encode()) as answer:
+    assert answer.url.endswith("/home"), answer.url
+for number in range(5):
+    assert json.load(session.open(f"{BASE}/items?page={number}"))["rows"] == [1]
+"""
+
+
+class Form:
+    """A system for people: a page with a hidden field, a form, a redirect, a cookie; the dead are led to the page."""
+
+    def __init__(self) -> None:
+        self.seals: set[str] = set()
+        self.sessions: set[str] = set()
+        self.logins = self.calls = self.deaths = 0
+        self.dies_after: list[int] = []
+
+    async def serve(self, request: web.BaseRequest) -> web.Response:
+        given = urllib.parse.parse_qs((await request.read()).decode())
+        session = request.cookies.get("sid", "")
+        if request.path == "/login" and request.method == "GET":
+            self.seals.add(seal := canary(f"seal-{len(self.seals):08d}"))
+            page = (
+                f'<html><style>a {{ b: c }}</style><form><input value="{seal}" type="hidden" name="seal"></form></html>'
+            )
+            answer = web.Response(text=page, content_type="text/html")
+            if session not in self.sessions:
+                answer.headers["Set-Cookie"] = f"sid={canary(f'before-{len(self.seals):08d}')}; Path=/"
+            return answer
+        if request.path == "/login":
+            if given.get("password") != [THEIRS] or given.get("seal", [""])[0] not in self.seals or not session:
+                return web.Response(text="<html>Try again</html>", content_type="text/html")
+            self.logins += 1
+            self.sessions.add(name := canary(f"form-{self.logins:08d}"))
+            return web.Response(
+                status=302, headers={"Location": "/home", "Set-Cookie": f"sid={name}; Path=/; HttpOnly"}
+            )
+        if session not in self.sessions:
+            return web.Response(status=302, headers={"Location": "/login"})
+        if request.path == "/home":
+            return web.Response(text="<html>Welcome</html>", content_type="text/html")
+        self.calls += 1
+        if self.calls in self.dies_after:
+            self.deaths += 1
+            self.sessions.clear()
+        return web.json_response({"rows": [1]})
+
+
 @contextlib.asynccontextmanager
-async def served(system: "Soap | Nonce | Plain") -> AsyncIterator[str]:
+async def served(system: "Soap | Nonce | Form | Plain") -> AsyncIterator[str]:
     """Serve an invented system in clear; yield its base URL."""
     runner = web.ServerRunner(web.Server(system.serve))
     await runner.setup()
@@ -189,10 +244,14 @@ async def command(folder: Path, *words: str, **environ: str) -> tuple[int | None
 
 
 @pytest.mark.parametrize(
-    ("system", "script", "deaths"), [(Soap, SOAP_SCRIPT, [2, 4]), (Nonce, NONCE_SCRIPT, [1, 3])], ids=["soap", "nonce"]
+    ("system", "script", "deaths"),
+    [(Soap, SOAP_SCRIPT, [2, 4]), (Nonce, NONCE_SCRIPT, [1, 3]), (Form, FORM_SCRIPT, [2, 4])],
+    ids=["soap", "nonce", "form"],
 )
-async def test_invented_systems(tmp_path: Path, system: type[Soap | Nonce], script: str, deaths: list[int]) -> None:
-    """A session in a SOAP header; Basic with a nonce for writes: learned, checked, and carried over two deaths."""
+async def test_invented_systems(
+    tmp_path: Path, system: type[Soap | Nonce | Form], script: str, deaths: list[int]
+) -> None:
+    """A SOAP header, Basic with a nonce for writes, a form: learned, checked, and carried over two deaths."""
     (file := tmp_path / "sync.py").write_text(script)
     stood = system()
     async with served(stood) as base:

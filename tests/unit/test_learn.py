@@ -234,6 +234,7 @@ def test_a_form_with_a_hidden_field_and_a_redirect() -> None:
     assert first["get"]["authenticity"]["body"].count("(") > 0
     assert second["form"] == {"username": "{username}", "password": "{password}", "authenticity": "{authenticity}"}
     assert second["ok"] == {"status": 302, "location": "*/api/home"}
+    assert {"status": 200} in second["fatal"]
     assert [each["match"] for each in recipe["shim"]] == ["POST {base}/login"]
     assert recipe["shim"][0]["reply"]["headers"] == {"Location": "/api/home"}
 
@@ -271,6 +272,21 @@ def test_ids_that_a_script_goes_on_with_are_no_session() -> None:
     assert recipe["login"]["send"] == {"headers": {"X-Ticket": "{ticket}"}}
     assert "swap" not in recipe
     assert recipe["shim"][0]["reply"]["json"] == {"ticket": "{placeholder}", "home": "FOLDER-0000000000001"}
+
+
+def test_a_cookie_of_a_load_balancer_hides_no_session_in_bodies() -> None:
+    """Both are carried; the one in bodies is known by its name."""
+    sticky = ("Cookie", f"LB={canary('learn-node-7')}")
+    login = ask(
+        "POST /api/login",
+        body={"password": PASSWORD},
+        says={"sessionId": SESSION},
+        told=[("Set-Cookie", f"LB={canary('learn-node-7')}")],
+    )
+    calls = [ask("POST /api/find", sticky, body={"sessionId": SESSION, "n": n}) for n in range(3)]
+    recipe = recipe_of(login, *calls)
+    assert recipe["swap"] == ["header", "body"]
+    assert recipe["login"]["send"] == {"cookies": "jar"}
 
 
 def test_cursors_and_entity_tags_are_no_session() -> None:
@@ -437,6 +453,37 @@ def test_what_looks_like_a_key_beside_the_password_is_a_secret_too() -> None:
         "x_app": {"env": "PLM_X_APP"},
         "password": {"env": "PLM_PASSWORD"},
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "template"),
+    [
+        (("Authorization", f"Token {PASSWORD}"), "Token {token}"),
+        (("X-Signed", 'id="sync", key=A1b2C3d4E5f6A7b8C9d0E1f2'), "{x_signed}"),
+    ],
+)
+def test_a_field_that_a_login_is_authorized_by_is_a_secret(field: tuple[str, str], template: str) -> None:
+    """It is another one than what the login gives, and stands nowhere in the file."""
+    login = ask("POST /api/login", field, body={"password": canary("learn-other")}, says={"ticket": SESSION})
+    found, text = learn(login, *bearing(("X-Ticket", SESSION)))
+    assert found.upstream["recipe"]["login"]["steps"][0]["headers"] == {field[0]: template}
+    assert "A1b2C3" not in text
+
+
+def test_a_session_that_a_fixed_token_begins() -> None:
+    """There is no password at all."""
+    login = ask("POST /api/session", ("Authorization", f"Bearer {PASSWORD}"), body={}, says={"sid": SESSION})
+    recipe = recipe_of(login, *bearing(("X-Sid", SESSION)))
+    assert recipe["login"]["steps"][0]["headers"] == {"Authorization": "Bearer {token}"}
+    assert recipe["login"]["send"] == {"headers": {"X-Sid": "{sid}"}}
+
+
+def test_a_client_that_looks_into_its_token_gets_one_to_look_into() -> None:
+    """Where the system gave a JWT, the placeholder is one."""
+    token = f"eyJhbGciOiJub25lIn0.{base64.urlsafe_b64encode(SESSION.encode()).decode().rstrip('=')}.c2ln"
+    login = ask("POST /api/login", body={"user": "svc", "password": PASSWORD}, says={"jwt": token})
+    recipe = recipe_of(login, *bearing(("Authorization", f"Bearer {token}")))
+    assert recipe["shim"][0]["reply"]["json"] == {"jwt": "{placeholder|jwt}"}
 
 
 def test_a_session_in_paths_is_told_of() -> None:
