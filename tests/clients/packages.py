@@ -1,6 +1,7 @@
 """Node and Python packages of exact versions, installed once per machine by npm and pip."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import shutil
@@ -45,7 +46,7 @@ def python_home(name: str, *rounds: Sequence[str], prepare: Callable[[Path], Non
 
     *prepare* adds to it what takes long and does not change, once. Scripts in `bin` are run by its `bin/python`.
     """
-    version = "+".join(requirement.replace("==", "-") for requirements in rounds for requirement in requirements)
+    version = hashlib.sha256(repr(rounds).encode()).hexdigest()[:16]
 
     def make(new: Path) -> None:
         _run([sys.executable, "-m", "venv", str(new)], name)

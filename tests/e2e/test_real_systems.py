@@ -39,6 +39,14 @@ DEBUG = False
 SECRET_KEY = os.environ["KEY"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE"]}}
 """
+KIWI_NEEDS = (
+    "tcms-api==15.0 setuptools==80.9.0 allpairspy==2.5.0 bleach==6.0.0 bleach-allowlist==1.0.3 Django==4.2.2"
+    " django-attachments==1.11 django-colorfield==0.8.0 django-contrib-comments==2.2.0 django-extensions==3.2.1"
+    " django-grappelli==3.0.6 django-guardian==2.4.0 django-modern-rpc==1.0.1 django-simple-captcha==0.5.17"
+    " django-simple-history==3.3.0 django-tree-queries==0.14.0 django-uuslug==2.0.0 django-vinaigrette==2.0.1"
+    " jira==3.5.1 Markdown==3.4.3 PyGithub==1.58.2 Pygments==2.15.1 python-bugzilla==3.2.0 python-gitlab==3.14.0"
+    " python-redmine==2.4.0 topicaxis-opengraph==0.5 tzdata==2023.3"
+).split()
 TRYTON_SETTINGS = "[database]\nuri = sqlite://\npath = {folder}\n[web]\nlisten = 127.0.0.1:{port}\n"
 
 
@@ -129,18 +137,19 @@ class Tryton(Vendor):
     login = b"common.db.login"
     session = re.compile(rb'"result":\[\d+,"([0-9a-f]{64})"')
     sessions = "ir_session"
-    rows = "res_group"
+    rows = "party_party"
 
     @classmethod
     def installed(cls) -> Path:
-        return python_home("tryton", ["trytond==8.2.1", "proteus==8.2.0"], prepare=cls.prepare)
+        return python_home("tryton", ["trytond==8.2.1", "trytond-party==8.2.0", "proteus==8.2.0"], prepare=cls.prepare)
 
     @staticmethod
     def prepare(home: Path) -> None:
         (home / "trytond.conf").write_text(TRYTON_SETTINGS.format(folder=home, port=1))
         (home / "password").write_text(canary("first"))
         (home / "plant.sqlite").touch()
-        command = ["bin/trytond-admin", "-c", "trytond.conf", "-d", "plant", "--all", "--email", "svc@example.com"]
+        command = ["bin/trytond-admin", "-c", "trytond.conf", "-d", "plant", "--all", "-u", "party"]
+        command += ["--activate-dependencies", "--email", "svc@example.com"]
         run(home, str(home / "bin/python"), *command, TRYTONPASSFILE=str(home / "password"))
 
     @property
@@ -172,8 +181,8 @@ class Kiwi(Vendor):
     @classmethod
     def installed(cls) -> Path:
         # The release of django-modern-rpc that it pins is older than Python 3.11.
-        packages = ["kiwitcms==12.4", "tcms-api==15.0", "setuptools<81"], ["django-modern-rpc==1.0.1"]
-        return python_home("kiwi", *packages, prepare=cls.prepare)
+        # uWSGI, which it wants too, is not what serves here.
+        return python_home("kiwi", ["--no-deps", "kiwitcms==12.4"], KIWI_NEEDS, prepare=cls.prepare)
 
     @staticmethod
     def prepare(home: Path) -> None:

@@ -16,15 +16,15 @@ def part(number):
 
 try:
     with config.set_xmlrpc_session(f"{URL}/rpc/", "script", PASSWORD):
-        Language, Group = Model.get("ir.lang"), Model.get("res.group")
+        Language, Party = Model.get("ir.lang"), Model.get("party.party")
         number = 0
         while part(number):
             for each in range(4):
-                group = Group()
-                group.name = f"night-{number}-{each}"
-                group.save()
-                if Group(group.id).name != group.name:
-                    failures.append(f"{group.name} came back as another one")
+                party = Party()
+                party.name = f"night-{number}-{each}"
+                party.save()
+                if Party(party.id).name != party.name:
+                    failures.append(f"{party.name} came back as another one")
             if not Language.find([("code", "=", "en")]):
                 failures.append("no language")
             number += 1
