@@ -38,6 +38,8 @@ from tcms.settings.common import *
 DEBUG = False
 SECRET_KEY = os.environ["KEY"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE"]}}
+# Sessions live in the database alone, as in Kiwi's own settings for development: what is deleted there is dead.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 """
 KIWI_NEEDS = (
     "tcms-api==15.0 setuptools==80.9.0 allpairspy==2.5.0 bleach==6.0.0 bleach-allowlist==1.0.3 Django==4.2.2"
@@ -198,13 +200,14 @@ class Kiwi(Vendor):
     def variables(self) -> dict[str, str]:
         return {
             "DJANGO_SETTINGS_MODULE": "plant_settings",
-            "PYTHONPATH": str(self.home),
+            "PYTHONPATH": str(self.folder),
             "DATABASE": str(self.database),
             "KEY": canary(self.key),
         }
 
     def lay_out(self) -> None:
         shutil.copy(self.home / "kiwi.sqlite", self.database)
+        (self.folder / "plant_settings.py").write_text(KIWI_SETTINGS)
         user = ["createsuperuser", "--noinput", "--username", "svc-sync", "--email", "svc@example.com"]
         run(self.folder, self.python, "-m", "django", *user, **self.variables, DJANGO_SUPERUSER_PASSWORD=OURS)
 
@@ -341,4 +344,21 @@ async def test_deaths_are_not_noticed(tmp_path: Path, kind: Any) -> None:
             assert vendor.logins <= deaths + 1
             assert vendor.written() == {f"night-{part}-{row}": 1 for part in range(PARTS) for row in range(4)}
         # The last session was killed before the end; nothing was left to be logged out of.
+        clean(vendor, tmp_path)
+
+
+@pytest.mark.timeout(1500)
+async def test_a_new_secret_key_is_a_death_too(tmp_path: Path) -> None:
+    """Kiwi starts again with another key: all sessions are unreadable, and one login makes up for it."""
+    (tmp_path / "log").mkdir()
+    async with serving(Kiwi, tmp_path) as vendor, before(vendor, tmp_path) as (_, url):
+
+        async def restart(number: int) -> None:
+            if number == 2:
+                await vendor.restart_with_another_key()
+
+        told = await night(vendor, url, restart)
+        assert told["failures"] == []
+        assert vendor.logins == 2
+        assert set(vendor.written().values()) == {1}
         clean(vendor, tmp_path)
