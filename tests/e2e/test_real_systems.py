@@ -348,17 +348,39 @@ async def test_deaths_are_not_noticed(tmp_path: Path, kind: Any) -> None:
 
 
 @pytest.mark.timeout(1500)
-async def test_a_new_secret_key_is_a_death_too(tmp_path: Path) -> None:
-    """Kiwi starts again with another key: all sessions are unreadable, and one login makes up for it."""
+async def test_a_new_secret_key_is_made_up_for_by_hand(tmp_path: Path) -> None:
+    """No sign tells this death from a missing permission: `token renew`, as the page says, and the script goes on."""
     (tmp_path / "log").mkdir()
-    async with serving(Kiwi, tmp_path) as vendor, before(vendor, tmp_path) as (_, url):
+    async with serving(Kiwi, tmp_path) as vendor, before(vendor, tmp_path) as (running, url):
 
         async def restart(number: int) -> None:
             if number == 2:
                 await vendor.restart_with_another_key()
+                config = tmp_path / "sidecar/config.yaml"
+                command = [sys.executable, "-m", "sidecar", "token", "renew", "kiwi", "-c", str(config)]
+                addresses = json.loads(config.read_text())
+                addresses["listen"]["admin"] = running.addresses["admin"]
+                config.write_text(json.dumps(addresses))
+                done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, done.stderr
 
         told = await night(vendor, url, restart)
         assert told["failures"] == []
         assert vendor.logins == 2
         assert set(vendor.written().values()) == {1}
         clean(vendor, tmp_path)
+
+
+@pytest.mark.timeout(1500)
+async def test_a_missing_permission_is_not_fought_with_logins(tmp_path: Path) -> None:
+    """Its fault reads like a death; the script gets it each time, and the logins stay few."""
+    (tmp_path / "log").mkdir()
+    call = "<methodCall><methodName>Product.filter</methodName><params><param><value><struct/></value></param></params></methodCall>"
+    async with serving(Kiwi, tmp_path) as vendor:
+        with contextlib.closing(sqlite3.connect(vendor.database)) as database, database:
+            database.execute("UPDATE auth_user SET is_superuser = 0")
+        async with before(vendor, tmp_path) as (_, url), httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as script:
+            for _ in range(12):
+                answer = await script.post(f"{url}/xml-rpc/", content=call, headers={"Content-Type": "text/xml"})
+                assert "Authentication failed when calling" in answer.text
+            assert vendor.logins == 1
