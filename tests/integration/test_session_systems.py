@@ -14,7 +14,7 @@ from lxml import etree
 from tests.integration.test_recipes import OURS, THEIRS, Vendor, client, served, settings
 from tests.rig import sidecar
 
-JSON_RPC = """
+JSON_RPC = r"""
 recipe: 1
 id: jsonrpc
 vars: {user: {}, password: {secret: true}}
@@ -22,7 +22,7 @@ login:
   steps:
   - request: POST {base}/web/session/authenticate
     json: {jsonrpc: "2.0", method: call, params: {db: plant, login: "{user}", password: "{password}"}}
-    ok: {json: {/result/uid: {regex: '^\\d+$'}}}
+    ok: {json: {/result/uid: {regex: '^\d+$'}}}
     get: {uid: {json: /result/uid}}
     fatal: {json: {/error/data/name: odoo.exceptions.AccessDenied}}
   send: {cookies: jar}
@@ -54,7 +54,7 @@ shim:
   reply: {status: 204}
 """
 
-SOAP = """
+SOAP = r"""
 recipe: 1
 id: soap
 vars: {user: {}, password: {secret: true}}
@@ -71,7 +71,7 @@ login:
   send: {cookies: jar}
   dead: {status: 500, xml: {.//faultstring: {regex: Not authorized}}}
 shim:
-- match: {method: POST, path: "{base}/ws/services/SessionWebService", body: "<(\\\\w+:)?logIn[ />]"}
+- match: {method: POST, path: "{base}/ws/services/SessionWebService", body: '<(\w+:)?logIn[ />]'}
   reply:
     type: text/xml
     cookies: {JSESSIONID: "{placeholder}"}
@@ -177,7 +177,8 @@ async def soap(vendor: Vendor, request: web.BaseRequest) -> web.Response:
 
     body = await request.read()
     root = etree.fromstring(body)
-    if login := root.find(".//{urn:session}logIn"):
+    login = root.find(".//{urn:session}logIn")
+    if login is not None:
         session = vendor.log_in(login.findtext("{*}userName"), login.findtext("{*}password"))
         if session is None:
             return fault("Authentication failed")
