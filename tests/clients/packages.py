@@ -1,11 +1,14 @@
-"""Node packages of exact versions, installed once per machine by npm."""
+"""Node and Python packages of exact versions, installed once per machine by npm and pip."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,15 +40,42 @@ def modern_node() -> str:
 
 def node_modules(name: str, version: str) -> Path:
     """Return the node_modules with one package; the first use installs it, several at once do no harm."""
+    return _cached(f"{name}/{version}", lambda new: _install(f"{name}@{version}", new)) / "node_modules"
+
+
+def python_home(name: str, *rounds: Sequence[str], prepare: Callable[[Path], None] = lambda _: None) -> Path:
+    """Return a virtual environment with what *rounds* require, each a run of pip that may overrule those before.
+
+    *prepare* adds to it what takes long and does not change, once. Scripts in `bin` are run by its `bin/python`.
+    """
+    version = hashlib.sha256(repr(rounds).encode()).hexdigest()[:16]
+
+    def make(new: Path) -> None:
+        _run([sys.executable, "-m", "venv", str(new)], name)
+        for requirements in rounds:
+            options = ["--quiet", "--disable-pip-version-check"]
+            _run([str(new / "bin/python"), "-m", "pip", "install", *options, *requirements], name)
+        prepare(new)
+
+    return _cached(f"{name}/{version}", make)
+
+
+def _cached(place: str, make: Callable[[Path], None]) -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = caches / "auth-sidecar-tests" / name / version
+    home = caches / "auth-sidecar-tests" / place
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-            _install(f"{name}@{version}", Path(scratch) / "new")
+            make(Path(scratch) / "new")
             with contextlib.suppress(OSError):  # another run was faster
                 (Path(scratch) / "new").rename(home)
-    return home / "node_modules"
+    return home
+
+
+def _run(command: Sequence[str], name: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        pytest.fail(f"{name} cannot be installed by pip: {done.stderr[-2000:]}", pytrace=False)
 
 
 def _install(package: str, directory: Path) -> None:

@@ -79,18 +79,16 @@ def _is_meant(send: Send, request: Request) -> bool:
 def _shown(bound: Bound) -> str | None:
     """Return the name of the value that a placeholder stands for: the first one that is obtained and shown.
 
-    Where only placeholders show it, in bodies or queries, it is the first one that is obtained.
+    Where none is, and the recipe itself says where to swap, it is the first that is obtained: clients alone show it.
     """
     recipe = bound.recipe
     if recipe.login.oauth2 is not None:
         return "access_token"
-    extracted = {name for step in recipe.login.steps for name in step.get}
+    extracted = [name for step in recipe.login.steps for name in step.get if name != "expires_in"]
     send = recipe.login.send
     places: tuple[Any, ...] = (send.headers, send.query, send.json_.set if send.json_ else {})
-    shown = next((name for place in places for name in names_in(place) if name in extracted), None)
-    if shown is not None or set(recipe.swap) == {"header"}:
-        return shown
-    return next((name for step in recipe.login.steps for name in step.get), None)
+    unseen = next(iter(extracted), None) if "swap" in recipe.model_fields_set else None
+    return next((name for place in places for name in names_in(place) if name in extracted), unseen)
 
 
 def _values_of(values: Values, *, oauth2: bool) -> Lookup:
