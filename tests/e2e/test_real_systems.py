@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from tests.canary import canary
 from tests.clients.packages import python_home
 from tests.process import Running, start_sidecar
-from tests.waiting import PATIENCE, until
+from tests.waiting import PATIENCE
 
 SCRIPTS = Path(__file__).parents[1] / "clients/systems"
 PAGE = Path(__file__).parents[2] / "docs/systems/your-own.md"
@@ -41,14 +41,35 @@ DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.envi
 # Sessions live in the database alone, as in Kiwi's own settings for development: what is deleted there is dead.
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
 """
-KIWI_NEEDS = (
-    "tcms-api==15.0 setuptools==80.9.0 allpairspy==2.5.0 bleach==6.0.0 bleach-allowlist==1.0.3 Django==4.2.2"
-    " django-attachments==1.11 django-colorfield==0.8.0 django-contrib-comments==2.2.0 django-extensions==3.2.1"
-    " django-grappelli==3.0.6 django-guardian==2.4.0 django-modern-rpc==1.0.1 django-simple-captcha==0.5.17"
-    " django-simple-history==3.3.0 django-tree-queries==0.14.0 django-uuslug==2.0.0 django-vinaigrette==2.0.1"
-    " jira==3.5.1 Markdown==3.4.3 PyGithub==1.58.2 Pygments==2.15.1 python-bugzilla==3.2.0 python-gitlab==3.14.0"
-    " python-redmine==2.4.0 topicaxis-opengraph==0.5 tzdata==2023.3"
-).split()
+KIWI_NEEDS = [
+    "tcms-api==15.0",
+    "setuptools==80.9.0",
+    "allpairspy==2.5.0",
+    "bleach==6.0.0",
+    "bleach-allowlist==1.0.3",
+    "Django==4.2.2",
+    "django-attachments==1.11",
+    "django-colorfield==0.8.0",
+    "django-contrib-comments==2.2.0",
+    "django-extensions==3.2.1",
+    "django-grappelli==3.0.6",
+    "django-guardian==2.4.0",
+    "django-modern-rpc==1.0.1",
+    "django-simple-captcha==0.5.17",
+    "django-simple-history==3.3.0",
+    "django-tree-queries==0.14.0",
+    "django-uuslug==2.0.0",
+    "django-vinaigrette==2.0.1",
+    "jira==3.5.1",
+    "Markdown==3.4.3",
+    "PyGithub==1.58.2",
+    "Pygments==2.15.1",
+    "python-bugzilla==3.2.0",
+    "python-gitlab==3.14.0",
+    "python-redmine==2.4.0",
+    "topicaxis-opengraph==0.5",
+    "tzdata==2023.3",
+]
 TRYTON_SETTINGS = "[database]\nuri = sqlite://\npath = {folder}\n[web]\nlisten = 127.0.0.1:{port}\n"
 
 
@@ -125,7 +146,9 @@ class Vendor:
 
     def written(self) -> Counter[str]:
         with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database:
-            return Counter(name for (name,) in database.execute(f"SELECT name FROM {self.rows} WHERE name LIKE 'night-%'"))
+            return Counter(
+                name for (name,) in database.execute(f"SELECT name FROM {self.rows} WHERE name LIKE 'night-%'")
+            )
 
     @property
     def database(self) -> Path:
@@ -246,7 +269,7 @@ async def serving(kind: Any, folder: Path) -> AsyncIterator[Any]:
     vendor = kind(folder / "vendor", home)
     await asyncio.to_thread(vendor.lay_out)
     relay = await asyncio.start_server(lambda *streams: relayed(vendor, *streams), "127.0.0.1", 0)
-    vendor.address = "http://127.0.0.1:{}".format(relay.sockets[0].getsockname()[1])
+    vendor.address = f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
     try:
         await vendor.start()
         yield vendor
