@@ -149,18 +149,23 @@ WSDL = """<?xml version="1.0"?>
 <x:element name="logIn"><x:complexType><x:sequence><x:element name="userName" type="x:string"/>
 <x:element name="password" type="x:string"/></x:sequence></x:complexType></x:element>
 <x:element name="logInResponse"><x:complexType/></x:element>
-<x:element name="create"><x:complexType><x:sequence><x:element name="title" type="x:string"/></x:sequence></x:complexType>
-</x:element><x:element name="createResponse"><x:complexType><x:sequence><x:element name="uri" type="x:string"/>
+<x:element name="create"><x:complexType><x:sequence><x:element name="title" type="x:string"/>
+</x:sequence></x:complexType></x:element>
+<x:element name="createResponse"><x:complexType><x:sequence><x:element name="uri" type="x:string"/>
 </x:sequence></x:complexType></x:element></x:schema></types>
-<message name="i1"><part name="p" element="t:logIn"/></message><message name="o1"><part name="p" element="t:logInResponse"/></message>
-<message name="i2"><part name="p" element="t:create"/></message><message name="o2"><part name="p" element="t:createResponse"/></message>
+<message name="i1"><part name="p" element="t:logIn"/></message>
+<message name="o1"><part name="p" element="t:logInResponse"/></message>
+<message name="i2"><part name="p" element="t:create"/></message>
+<message name="o2"><part name="p" element="t:createResponse"/></message>
 <portType name="P"><operation name="logIn"><input message="t:i1"/><output message="t:o1"/></operation>
 <operation name="create"><input message="t:i2"/><output message="t:o2"/></operation></portType>
 <binding name="B" type="t:P"><soap:binding transport="http://schemas.xmlsoap.org/soap/http"/>
-<operation name="logIn"><soap:operation soapAction=""/><input><soap:body use="literal"/></input><output><soap:body use="literal"/></output></operation>
-<operation name="create"><soap:operation soapAction=""/><input><soap:body use="literal"/></input><output><soap:body use="literal"/></output></operation>
-</binding>
-<service name="S"><port name="Q" binding="t:B"><soap:address location="URL/ws/services/SessionWebService"/></port></service></definitions>"""
+<operation name="logIn"><soap:operation soapAction=""/>
+<input><soap:body use="literal"/></input><output><soap:body use="literal"/></output></operation>
+<operation name="create"><soap:operation soapAction=""/>
+<input><soap:body use="literal"/></input><output><soap:body use="literal"/></output></operation>
+</binding><service name="S"><port name="Q" binding="t:B">
+<soap:address location="URL/ws/services/SessionWebService"/></port></service></definitions>"""
 ENVELOPE = '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/">{}<s:Body>{}</s:Body></s:Envelope>'
 HEADER = "{http://ws.polarion.com/session}sessionID"
 
@@ -228,7 +233,8 @@ use strict; use warnings; use LWP::UserAgent; use HTTP::Request::Common;
 my ($base, $password, $first, $last) = @ARGV;
 my $client = LWP::UserAgent->new(cookie_jar => {}, env_proxy => 1);
 my @json = ("Content-Type" => "application/json");
-my $login = $client->request(POST "$base/rest/auth/1/session", @json, Content => qq({"username":"script","password":"$password"}));
+my $given = qq({"username":"script","password":"$password"});
+my $login = $client->request(POST "$base/rest/auth/1/session", @json, Content => $given);
 my @said = ($login->code);
 push @said, $client->request(POST "$base/rest/api/2/issue", @json, Content => qq({"n":$_}))->code for $first .. $last;
 push @said, $client->request(HTTP::Request->new(DELETE => "$base/rest/auth/1/session"))->code;
