@@ -398,7 +398,8 @@ async def test_a_new_secret_key_is_made_up_for_by_hand(tmp_path: Path) -> None:
 async def test_a_missing_permission_is_not_fought_with_logins(tmp_path: Path) -> None:
     """Its fault reads like a death; the script gets it each time, and the logins stay few."""
     (tmp_path / "log").mkdir()
-    call = "<methodCall><methodName>Product.filter</methodName><params><param><value><struct/></value></param></params></methodCall>"
+    given = "<params><param><value><struct/></value></param></params>"
+    call = f"<methodCall><methodName>Product.filter</methodName>{given}</methodCall>"
     async with serving(Kiwi, tmp_path) as vendor:
         with contextlib.closing(sqlite3.connect(vendor.database)) as database, database:
             database.execute("UPDATE auth_user SET is_superuser = 0")

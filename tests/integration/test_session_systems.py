@@ -1,4 +1,4 @@
-"""Session systems as plants have them: JSON-RPC that tells a death with 200, a captcha after wrong logins, a SOAP header."""
+"""Systems with sessions as plants have them: a death told with 200, a captcha after wrong logins, a SOAP header."""
 
 import asyncio
 import json
