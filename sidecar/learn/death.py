@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar.learn.anatomy import Anatomy
-from sidecar.learn.seen import Datum, Seen, element_of, field_of, told
-from sidecar.learn.shims import operation
+from sidecar.learn.seen import Datum, Seen, field_of, told
+from sidecar.learn.shims import called_in
 from sidecar.learn.trace import Echo
 
 _UNAUTHORIZED = 401
 _GOOD = range(200, 300)
 _MOVED = range(300, 400)
 _CODES = re.compile(
-    r"(code|errorcode|error_code|error|type|\.?qname|name|reason|faultcode|exceptioncode|fault|exception)$",
+    r"(code|errorcode|error_code|error|type|\.?qname|name|reason|faultcode|faultstring|exceptioncode|fault|exception)$",
     re.IGNORECASE,
 )
-_READS = re.compile(r"(get|load|find|list|search|query|describe|read)", re.IGNORECASE)
+_READS = re.compile(r"(get|load|find|list|search|query|describe|read|filter)", re.IGNORECASE)
 _LONGEST = 200
 _GET = "GET"
 
@@ -69,15 +69,17 @@ def told_by(anatomy: Anatomy, good: Seen, answer: Seen, *, logged_out: bool = Fa
     others = [each for each in anatomy.run.all if each.status == answer.status]
     known = {(value.kind, value.name, value.text) for each in others for value in told(each)}
     marks = [value for value in told(answer) if _is_mark(value) and (value.kind, value.name, value.text) not in known]
-    match = _match(marks)
+    called = called_in(good.body)
+    match = _match(marks, called.name if called else "")
     if answer.status not in _GOOD and (match or not others):
         return Death([{"status": answer.status} | match], how)
     return Death([match], how) if match else None
 
 
 def _is_named_for_reading(seen: Seen) -> bool:
-    root = element_of(seen.body)
-    return _READS.match(seen.path.rpartition("/")[2] if root is None else operation(root)) is not None
+    called = called_in(seen.body)
+    name = seen.path.rpartition("/")[2] if called is None else called.name.rpartition(".")[2]
+    return _READS.match(name) is not None
 
 
 def _is_mark(value: Datum) -> bool:
@@ -89,17 +91,27 @@ def _is_mark(value: Datum) -> bool:
     )
 
 
-def _match(marks: Sequence[Datum]) -> dict[str, Any]:
-    """Return a match of the first two of *marks* of one kind, none for none; what stands higher comes first."""
+def _match(marks: Sequence[Datum], called: str) -> dict[str, Any]:
+    """Return a match of the first two of *marks* of one kind, none for none; what stands higher comes first.
+
+    The name of what was *called* may be another.
+    """
     if not marks:
         return {}
     kind = marks[0].kind
     chosen = sorted((value for value in marks if value.kind == kind), key=lambda value: value.name.count("/"))[:2]
     return {
         kind: {
-            re.sub(r"/\d+(?=/|$)", "/*", value.name) if kind == "json" else value.name: value.text for value in chosen
+            re.sub(r"/\d+(?=/|$)", "/*", value.name) if kind == "json" else value.name: _wanted(value.text, called)
+            for value in chosen
         }
     }
+
+
+def _wanted(text: str, called: str) -> Any:
+    if not called or called not in text:
+        return text
+    return {"regex": f"^{'.*'.join(map(re.escape, text.split(called)))}$"}
 
 
 def _session(anatomy: Anatomy, number: int) -> list[Echo]:

@@ -133,7 +133,11 @@ def _check(order: Order, file: Path, found: Learned, program: str, folder: Path)
     faults += [f"{order.command[0]} ended with code {code}"] if code else []
     faults += ["no request came through"] if not ours else []
     faults += ["the script's own login was not answered by the sidecar"] if has_steps and not shimmed else []
+    if ours and shimmed == len(ours):
+        faults.append("each of its requests was answered by the sidecar, and none by the system")
     faults += ["the sidecar never logged in"] if has_steps and not logins else []
+    own = sorted({each.outcome for each in ours} - {"passed", "shim", "client_gone"})
+    faults += [f"requests were refused by the sidecar: {', '.join(own)}"] if own else []
     refused = sum(each.visible for each in ours)
     faults += [f"{refused} requests were told that their credential did not do"] if refused else []
     _say(

@@ -19,6 +19,7 @@ Kind = Literal["header", "cookie", "query", "json", "form", "xml", "html", "user
 
 _INPUT = re.compile(r"<(?:input|meta)\b[^>]*>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"""([a-zA-Z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
+_MEMBERS = re.compile(r"member\[name='(\w+)'\]")
 _DEEPEST = 20
 _MOST = 2000
 
@@ -55,7 +56,9 @@ class Datum(NamedTuple):
 
     @property
     def last(self) -> str:
-        """The last part of the name."""
+        """The last part of the name; of a member of XML-RPC its own."""
+        if self.kind == "xml" and (members := _MEMBERS.findall(self.name)):
+            return str(members[-1])
         return re.split(r"[/.]", self.name.rstrip("/"))[-1] if self.kind in ("json", "xml") else self.name
 
 
@@ -186,7 +189,17 @@ def _xml_leaves(element: Element, above: str, deepest: int) -> Iterator[Datum]:
     if not len(element) and (element.text or "").strip():
         yield Datum("xml", above, (element.text or "").strip())
     for child in list(element)[:_MOST] if deepest else ():
-        yield from _xml_leaves(child, f"{above}/{local(child.tag)}", deepest - 1)
+        member = _member_of(child)
+        step = f"member[name='{member}']" if member else local(child.tag)
+        for leaf in _xml_leaves(child, f"{above}/{step}", deepest - 1):
+            if not (member and leaf.name.endswith(f"{step}/name")):
+                yield leaf
+
+
+def _member_of(element: Element) -> str:
+    """Return the name of a member of an XML-RPC struct, "" for what is none."""
+    name = element.findtext("name") or ""
+    return name if local(element.tag) == "member" and re.fullmatch(r"\w+", name) else ""
 
 
 def _hidden(page: str) -> Iterator[Datum]:

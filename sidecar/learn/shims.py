@@ -1,7 +1,7 @@
 """What scripts are answered in the system's place: their logins, told from all else, and the answers that were seen."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.learn.anatomy import Anatomy
 from sidecar.learn.names import Names
@@ -19,6 +19,8 @@ _TOLD = 8
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w.+/=~!*|:-]{16,}")
 _JWT = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]*")
 _BRACES = frozenset("{}")
+_CALLS = ("method", "operationName")
+"""Members of a JSON body that say what is called."""
 
 
 def shim_of(anatomy: Anatomy, names: Names, base: str, unseen: list[str]) -> list[dict[str, Any]]:
@@ -70,26 +72,43 @@ def match_of(anatomy: Anatomy, number: int, base: str) -> dict[str, Any] | str:
     if not others:
         return f"{seen.method} {path}"
     match: dict[str, Any] = {"method": seen.method, "path": path}
-    if (root := element_of(seen.body)) is not None:
-        return match | {"body": rf"<([\w.-]+:)?{re.escape(operation(root))}[\s/>]"}
+    if (called := called_in(seen.body)) is not None:
+        return match | called.match
     for value in anatomy.run.shown[number]:
         if value.kind in ("json", "form", "query", "header") and anatomy.run.is_secret(value):
             return match | {value.kind: {value.name: {"regex": "."}}}
     return match
 
 
-def operation(root: Any) -> str:
-    """Return the name of what an XML request asks for: the first element of a SOAP body, else the root."""
-    body = next((child for child in root if local(child.tag) == "Body"), None)
-    first = next(iter(body), None) if body is not None else None
-    return local((root if first is None else first).tag)
+class Called(NamedTuple):
+    """What a request calls by a name in its body, where many have one address; *match*: how a recipe tells it."""
+
+    name: str
+    match: dict[str, Any]
+
+
+def called_in(body: bytes | None) -> Called | None:
+    """Return what *body* calls: in XML-RPC, SOAP (else the root), JSON-RPC and its kin; None: nothing is named."""
+    if (root := element_of(body)) is not None:
+        method = root.findtext("methodName")
+        if local(root.tag) == "methodCall" and method:
+            return Called(method, {"xml": {"methodName": method}})
+        inside = next((child for child in root if local(child.tag) == "Body"), None)
+        first = next(iter(inside), None) if inside is not None else None
+        name = local((root if first is None else first).tag)
+        return Called(name, {"body": rf"<([\w.-]+:)?{re.escape(name)}[\s/>]"})
+    if isinstance(document := document_of(body), dict):
+        for key in _CALLS:
+            if isinstance(given := document.get(key), str) and given and not _BRACES & set(given):
+                return Called(given, {"json": {f"/{key}": given}})
+    return None
 
 
 def _alike(one: Seen, other: Seen) -> bool:
     """Tell whether both ask for the same: repeated, or with other values of the same members."""
-    roots = element_of(one.body), element_of(other.body)
-    if roots[0] is not None and roots[1] is not None:
-        return operation(roots[0]) == operation(roots[1])
+    calls = called_in(one.body), called_in(other.body)
+    if calls[0] is not None and calls[1] is not None:
+        return calls[0] == calls[1]
     return one.url == other.url and one.body == other.body
 
 
@@ -121,7 +140,11 @@ def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str
         reply["headers"] = headers
     if cookies := {name: PLACEHOLDER for name, _ in cookies_set(seen)}:
         reply["cookies"] = cookies
-    return reply | _reply_body(seen, hidden)
+    reply |= _reply_body(seen, hidden)
+    asked, given = document_of(seen.body), reply.get("json")
+    if isinstance(asked, dict) and isinstance(given, dict) and "id" in asked and given.get("id") == asked["id"]:
+        given["id"] = "{request:/id}"  # JSON-RPC: clients look for their own
+    return reply
 
 
 def _reply_headers(seen: Seen, words: frozenset[str], base: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -606,3 +607,77 @@ async def test_all_bodies_together_are_bounded() -> None:
         await watched(watch, big, b"text/plain")
     held = sum(len(seen.body or b"") for seen in watch.seen())
     assert held == 64 << 20
+
+
+def rpc(method: str, *params: str) -> str:
+    given = "".join(f"<param><value><string>{each}</string></value></param>" for each in params)
+    return f"<?xml version='1.0'?><methodCall><methodName>{method}</methodName><params>{given}</params></methodCall>"
+
+
+def fault(code: int, text: str) -> str:
+    members = "".join(
+        f"<member><name>{name}</name><value><{kind}>{value}</{kind}></value></member>"
+        for name, kind, value in (("faultCode", "int", code), ("faultString", "string", text))
+    )
+    return f"<methodResponse><fault><value><struct>{members}</struct></value></fault></methodResponse>"
+
+
+def test_a_login_by_xml_rpc_is_told_from_other_calls() -> None:
+    """They have one address; the death is told by the members of a fault, whatever was called."""
+    login = ask(
+        "POST /api/xml-rpc/",
+        XML,
+        body=rpc("Auth.login", "svc", PASSWORD),
+        says=f"<methodResponse><params><param><value><string>{SESSION}</string></value></param></params></methodResponse>",
+        told=[XML, ("Set-Cookie", f"sessionid={SESSION}; Path=/")],
+    )
+    cookie = ("Cookie", f"sessionid={SESSION}")
+    answer = "<methodResponse><params><param><value><int>7</int></value></param></params></methodResponse>"
+    calls = [
+        ask("POST /api/xml-rpc/", XML, cookie, body=rpc("Product.filter", str(number)), says=answer, told=[XML])
+        for number in range(3)
+    ]
+    secrets = {PASSWORD: "pw"}
+    anatomy = anatomy_of(traced([login, *calls], secrets))
+    probe = probe_of(anatomy)
+    assert probe is not None
+    good, broken = probe
+    assert SESSION not in str(broken.fields)
+    dead = ask(
+        "POST /api/xml-rpc/",
+        XML,
+        body=rpc("Product.filter", "1"),
+        says=fault(-32603, 'Authentication failed when calling "Product.filter"'),
+        told=[XML],
+    )
+    death = told_by(anatomy, good, dead, logged_out=False)
+    recipe = recipe_of(login, *calls, death=death, secrets=secrets)
+    assert [each["match"] for each in recipe["shim"]] == [
+        {"method": "POST", "path": "{base}/xml-rpc/", "xml": {"methodName": "Auth.login"}}
+    ]
+    (told,) = recipe["login"]["dead"]
+    assert told["xml"]["./fault/value/struct/member[name='faultCode']/value/int"] == "-32603"
+    (pattern,) = told["xml"]["./fault/value/struct/member[name='faultString']/value/string"].values()
+    assert re.search(pattern, 'Authentication failed when calling "Part.create"')
+    assert not re.search(pattern, "Classification with this name already exists")
+
+
+def test_a_login_by_json_rpc_is_told_from_other_calls() -> None:
+    """And its answer has the number of the request that it is for."""
+    login = ask(
+        "POST /api/jsonrpc",
+        body={"jsonrpc": "2.0", "id": 41, "method": "login", "params": {"user": "svc", "password": PASSWORD}},
+        says={"jsonrpc": "2.0", "id": 41, "result": {"session": SESSION}},
+    )
+    calls = [
+        ask(
+            "POST /api/jsonrpc",
+            ("X-Session", SESSION),
+            body={"jsonrpc": "2.0", "id": 42 + number, "method": "read", "params": [number]},
+            says={"jsonrpc": "2.0", "id": 42 + number, "result": [number]},
+        )
+        for number in range(3)
+    ]
+    (shim,) = recipe_of(login, *calls)["shim"]
+    assert shim["match"] == {"method": "POST", "path": "{base}/jsonrpc", "json": {"/method": "login"}}
+    assert shim["reply"]["json"] == {"jsonrpc": "2.0", "id": "{request:/id}", "result": {"session": "{placeholder}"}}
