@@ -1,4 +1,4 @@
-"""Session systems as plants have them: JSON-RPC that tells a death with 200, a captcha after wrong logins, a SOAP header."""
+"""Session systems as plants have them: a death with 200, a captcha after wrong logins, a session in a SOAP header."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A night's work with Kiwi TCMS as its users write it: tcms-api, one session. URL; a line on stdin goes on to the next part."""
+"""A night's work with Kiwi TCMS as its users write it, with tcms-api. URL PASSWORD; a line on stdin begins a part."""
 
 import json
 import sys
@@ -27,6 +27,6 @@ try:
                 failures.append(f"{name} came back as another one")
         number += 1
     rpc.Auth.logout()
-except Exception as error:  # whatever a user would see
+except Exception as error:  # noqa: BLE001  whatever a user would see
     failures.append(repr(error))
 print(json.dumps({"failures": failures}))

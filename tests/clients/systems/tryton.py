@@ -1,4 +1,4 @@
-"""A night's work with Tryton as its users write it: proteus, one session. URL; a line on stdin goes on to the next part."""
+"""A night's work with Tryton as its users write it, with proteus. URL PASSWORD; a line on stdin begins a part."""
 
 import json
 import sys
@@ -28,6 +28,6 @@ try:
             if not Language.find([("code", "=", "en")]):
                 failures.append("no language")
             number += 1
-except Exception as error:  # whatever a user would see
+except Exception as error:  # noqa: BLE001  whatever a user would see
     failures.append(repr(error))
 print(json.dumps({"failures": failures}))
