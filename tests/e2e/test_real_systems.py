@@ -297,9 +297,11 @@ def written_down(vendor: Any, password: str, state: Path) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def before(vendor: Any, folder: Path, password: str = OURS) -> AsyncIterator[tuple[Running, str]]:
-    """Run a sidecar before *vendor*, and yield it and the URL of its reverse port."""
-    data = written_down(vendor, password, folder / "state")
+async def before(vendor: Any, folder: Path, dead: Any = None) -> AsyncIterator[tuple[Running, str]]:
+    """Run a sidecar before *vendor*, and yield it and the URL of its reverse port; *dead* instead of the page's."""
+    data = written_down(vendor, OURS, folder / "state")
+    if dead is not None:
+        data["upstreams"][type(vendor).__name__.lower()]["recipe"]["login"]["dead"] = dead
     async with start_sidecar(data, folder / "sidecar", folder / "log" / "sidecar.log") as running:
         yield running, f"http://127.0.0.1:{running.port(type(vendor).__name__.lower())}"
 
@@ -408,3 +410,20 @@ async def test_a_missing_permission_is_not_fought_with_logins(tmp_path: Path) ->
                 answer = await script.post(f"{url}/xml-rpc/", content=call, headers={"Content-Type": "text/xml"})
                 assert "Authentication failed when calling" in answer.text
             assert vendor.logins == 1
+
+
+@pytest.mark.timeout(1500)
+async def test_the_fault_alone_is_no_sign_of_a_death(tmp_path: Path) -> None:
+    """As the page says: it would take a missing permission for a death, with logins for nothing and a 503."""
+    (tmp_path / "log").mkdir()
+    call = "<methodCall><methodName>Product.filter</methodName><params><param><value><struct/></value></param>"
+    call += "</params></methodCall>"
+    async with serving(Kiwi, tmp_path) as vendor:
+        with contextlib.closing(sqlite3.connect(vendor.database)) as database, database:
+            database.execute("UPDATE auth_user SET is_superuser = 0")
+        dead = {"body": "Authentication failed when calling"}
+        async with before(vendor, tmp_path, dead) as (_, url):
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as script:
+                answer = await script.post(f"{url}/xml-rpc/", content=call, headers={"Content-Type": "text/xml"})
+            assert answer.status_code == 503
+            assert vendor.logins > 1
