@@ -31,7 +31,7 @@ SCRIPTS = Path(__file__).parents[1] / "clients/systems"
 PAGE = Path(__file__).parents[2] / "docs/systems/your-own.md"
 OURS = canary("ours-of-the-plant")
 THEIRS = canary("theirs-of-the-script")
-PARTS = 5
+PARTS = 6
 KIWI_SETTINGS = """
 import os
 from tcms.settings.common import *
@@ -297,9 +297,11 @@ def written_down(vendor: Any, password: str, state: Path) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def before(vendor: Any, folder: Path, password: str = OURS) -> AsyncIterator[tuple[Running, str]]:
-    """Run a sidecar before *vendor*, and yield it and the URL of its reverse port."""
-    data = written_down(vendor, password, folder / "state")
+async def before(vendor: Any, folder: Path, dead: Any = None) -> AsyncIterator[tuple[Running, str]]:
+    """Run a sidecar before *vendor*, and yield it and the URL of its reverse port; *dead* instead of the page's."""
+    data = written_down(vendor, OURS, folder / "state")
+    if dead is not None:
+        data["upstreams"][type(vendor).__name__.lower()]["recipe"]["login"]["dead"] = dead
     async with start_sidecar(data, folder / "sidecar", folder / "log" / "sidecar.log") as running:
         yield running, f"http://127.0.0.1:{running.port(type(vendor).__name__.lower())}"
 
@@ -357,16 +359,16 @@ async def test_deaths_are_not_noticed(tmp_path: Path, kind: Any) -> None:
 
             async def kill(number: int) -> None:
                 nonlocal deaths
-                if number:
+                if 0 < number < PARTS:
                     assert vendor.kill() == 1
                     deaths += 1
 
             told = await night(vendor, url, kill)
             assert told["failures"] == [], (tmp_path / "vendor/server.log").read_text()[-2000:]
-            assert deaths == PARTS
+            assert deaths == PARTS - 1
             assert vendor.logins <= deaths + 1
             assert vendor.written() == {f"night-{part}-{row}": 1 for part in range(PARTS) for row in range(4)}
-        # The last session was killed before the end; nothing was left to be logged out of.
+        assert vendor.kill() == 0  # the sidecar has logged out of the last session
         clean(vendor, tmp_path)
 
 
@@ -398,8 +400,8 @@ async def test_a_new_secret_key_is_made_up_for_by_hand(tmp_path: Path) -> None:
 async def test_a_missing_permission_is_not_fought_with_logins(tmp_path: Path) -> None:
     """Its fault reads like a death; the script gets it each time, and the logins stay few."""
     (tmp_path / "log").mkdir()
-    given = "<params><param><value><struct/></value></param></params>"
-    call = f"<methodCall><methodName>Product.filter</methodName>{given}</methodCall>"
+    call = "<methodCall><methodName>Product.filter</methodName><params><param><value><struct/></value></param>"
+    call += "</params></methodCall>"
     async with serving(Kiwi, tmp_path) as vendor:
         with contextlib.closing(sqlite3.connect(vendor.database)) as database, database:
             database.execute("UPDATE auth_user SET is_superuser = 0")
@@ -408,3 +410,20 @@ async def test_a_missing_permission_is_not_fought_with_logins(tmp_path: Path) ->
                 answer = await script.post(f"{url}/xml-rpc/", content=call, headers={"Content-Type": "text/xml"})
                 assert "Authentication failed when calling" in answer.text
             assert vendor.logins == 1
+
+
+@pytest.mark.timeout(1500)
+async def test_the_fault_alone_is_no_sign_of_a_death(tmp_path: Path) -> None:
+    """As the page says: it would take a missing permission for a death, with logins for nothing and a 503."""
+    (tmp_path / "log").mkdir()
+    call = "<methodCall><methodName>Product.filter</methodName><params><param><value><struct/></value></param>"
+    call += "</params></methodCall>"
+    async with serving(Kiwi, tmp_path) as vendor:
+        with contextlib.closing(sqlite3.connect(vendor.database)) as database, database:
+            database.execute("UPDATE auth_user SET is_superuser = 0")
+        dead = {"body": "Authentication failed when calling"}
+        async with before(vendor, tmp_path, dead) as (_, url):
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as script:
+                answer = await script.post(f"{url}/xml-rpc/", content=call, headers={"Content-Type": "text/xml"})
+            assert answer.status_code == 503
+            assert vendor.logins > 1

@@ -1,4 +1,4 @@
-"""Systems with sessions as plants have them: a death told with 200, a captcha after wrong logins, a SOAP header."""
+"""Session systems as plants have them: a death with 200, a captcha after wrong logins, a session in a SOAP header."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A night's work with Kiwi TCMS as its users write it: tcms-api, one session. URL; a line on stdin goes on."""
+"""A night's work with Kiwi TCMS as its users write it, with tcms-api. URL PASSWORD; a line on stdin begins a part."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A night's work with Tryton as its users write it: proteus, one session. URL; a line on stdin goes on."""
+"""A night's work with Tryton as its users write it, with proteus. URL PASSWORD; a line on stdin begins a part."""
 
 import json
 import sys
