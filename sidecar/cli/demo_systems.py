@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidecar.emulator.systems.known import NAMES, system_class
-from sidecar.errors import SidecarError
+from sidecar.errors import ConfigurationError, SidecarError
 from sidecar.events import Event
 
 if TYPE_CHECKING:
@@ -21,11 +20,16 @@ _WITHIN = 0.05
 """Of the time that the script runs: a session that dies younger was taken by another login."""
 _PASSWORD = "caNARY-of-last-year"  # noqa: S105  what the script knows, and the system must never see
 
-SYSTEMS = NAMES
-
 
 def play(name: str, seconds: float) -> None:
-    """Run the demo of the system *name* and print a table; raises SidecarError if the script saw a failure."""
+    """Run the demo of the system *name* and print a table; raises SidecarError if the script saw a failure.
+
+    ConfigurationError for a name that is none.
+    """
+    from sidecar.emulator.systems.known import NAMES
+
+    if name not in NAMES:
+        raise ConfigurationError(f"--system {name}: expected one of {', '.join(NAMES)}")
     from rich.console import Console
     from rich.table import Table
 
@@ -60,6 +64,7 @@ def play(name: str, seconds: float) -> None:
 
 async def _play(name: str, seconds: float) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     from sidecar.clock import SystemClock
+    from sidecar.emulator.systems.known import system_class
     from sidecar.run.running import running
     from sidecar.settings import Settings
 

@@ -382,3 +382,11 @@ def test_demo_ends_well(tmp_path: Path) -> None:
     assert int(rows["401s absorbed"]) >= 1
     assert int(rows["429s and 503s absorbed"]) >= 1
     assert canary("") not in result.stdout
+
+
+def test_the_command_line_begins_light() -> None:
+    """Whatever the command, what serves, asks and watches is loaded by those that do so."""
+    heavy = "'aiohttp', 'httpx', 'mitmproxy'"
+    code = f"import sys, sidecar.cli.main; print([name for name in ({heavy}) if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
