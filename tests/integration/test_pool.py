@@ -189,10 +189,13 @@ async def test_each_session_is_told_of(tmp_path: Path) -> None:
 async def test_tokens_have_a_pool_too(tmp_path: Path) -> None:
     """Three of one client, each shown to the upstream."""
     shown: Counter[str] = Counter()
+    all_shown = asyncio.Event()
 
     async def api(request: web.BaseRequest) -> web.Response:
         shown[request.headers["Authorization"]] += 1
-        await asyncio.sleep(0.02)
+        if len(shown) == 3:
+            all_shown.set()
+        await asyncio.wait_for(all_shown.wait(), 30)
         return web.json_response({})
 
     runner = web.ServerRunner(web.Server(api), shutdown_timeout=0.1)

@@ -36,7 +36,7 @@ async def served(rig: Rig, *, session: bool = True) -> Broker:
 
 async def announce(rig: Rig, of: Shared, brokers: Mapping[str, Broker]) -> asyncio.Task[None]:
     """Leave word as an instance does that serves *brokers*; return what goes on to."""
-    task = rig.later(keep_announcing(of, lambda: brokers))
+    task = rig.later(keep_announcing(of, lambda: {name: (broker,) for name, broker in brokers.items()}))
     await settle()
     return task
 
