@@ -131,12 +131,13 @@ async def token_server() -> AsyncIterator[TokenServer]:
     async def grant(request: web.BaseRequest) -> web.Response:
         await request.read()
         state.calls += 1
+        number = state.calls
         await asyncio.sleep(state.delay)
         if state.status >= 500:
             return web.Response(status=state.status, text="down")
         if state.status != 200:
             return web.json_response({"error": "invalid_client"}, status=state.status)
-        token = f"{TOKEN}-{state.calls}"
+        token = f"{TOKEN}-{number}"
         return web.json_response({"access_token": token, "token_type": "Bearer", "expires_in": state.lifetime})
 
     runner = web.ServerRunner(web.Server(grant), shutdown_timeout=0.1)
