@@ -12,6 +12,7 @@ import pytest
 
 from tests.canary import canary
 from tests.stage import Stage, behind, clean, quick, served, stage
+from tests.waiting import until
 
 
 @contextlib.asynccontextmanager
@@ -70,6 +71,17 @@ async def test_a_limit_of_logins_is_a_pause(tmp_path: Path) -> None:
                 assert (answer.status_code, answer.json()["reason"]) == (503, "token_unavailable")
                 assert 30 < int(answer.headers["Retry-After"]) <= 60
         assert at.system.counters["limited_logins"] == 1
+
+
+async def test_a_keepalive_costs_no_login(tmp_path: Path) -> None:
+    """It is the recipe's request, in the session that runs."""
+    async with stage(tmp_path, "veeva-vault") as at:
+        changes = {"extends": "veeva-vault", "keepalive": {"every": "1s"}}
+        async with connected(at, recipe=changes) as (client, _):
+            assert (await client.get(f"{at.base}/api/v24.1/objects/documents")).status_code == 200
+            await until(lambda: at.system.counters["keepalives"] >= 2, "two keep-alives")
+        assert at.system.counters["logins"] == 1
+        clean(at)
 
 
 # salesforce
