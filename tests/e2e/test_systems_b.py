@@ -56,7 +56,7 @@ async def test_a_login_at_another_vault_is_none(tmp_path: Path) -> None:
             for _ in range(2):
                 answer = await client.get(f"{at.base}/api/v24.1/objects/documents")
                 assert (answer.status_code, answer.json()["reason"]) == (502, "credential_rejected")
-                assert f"expected {at.base}/api, got" in answer.json()["detail"]
+                assert f"expected {at.base}/api or" in answer.json()["detail"]
                 assert "https://other.veevavault.com/api" in answer.json()["detail"]
         assert at.system.counters["logins"] == 1
 
@@ -128,7 +128,7 @@ async def test_a_token_of_another_instance_is_none(tmp_path: Path) -> None:
         async with connected(at) as (client, _):
             answer = await client.get(f"{at.base}/services/data/v59.0/query")
             assert (answer.status_code, answer.json()["reason"]) == (502, "credential_rejected")
-            assert f"expected {at.base}, got https://other.my.salesforce.com" in answer.json()["detail"]
+            assert f"expected {at.base} or {at.base}/, got https://other.my.salesforce.com" in answer.json()["detail"]
         assert at.system.counters["calls"] == 0
 
 
@@ -195,7 +195,7 @@ async def test_a_password_in_a_query_is_logged_nowhere(tmp_path: Path) -> None:
         query = {"lt": "x", "username": "theirs", "password": theirs, "service": service}
         answer = await client.post(f"{passport}/login", params=query)
         assert answer.status_code == 302
-        assert answer.headers["Location"].endswith("/resources/v1/application/CSRF")
+        assert "/resources/v1/application/CSRF?ticket=ST-" in answer.headers["Location"]
         assert theirs not in answer.text
         log = (tmp_path / "one.log").read_text()
         assert theirs not in log

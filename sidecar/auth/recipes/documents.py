@@ -105,9 +105,9 @@ def _resolve(value: Any, tokens: list[str], document: Any) -> Iterator[Any]:
         for each in _elements(value):
             yield from _resolve(each, rest, document)
     elif equals := _EQUALS.fullmatch(token):
-        wanted = list(_resolve(document, _tokens(equals[2]), document))
+        wanted = [str(each) for each in _resolve(document, _tokens(equals[2]), document)]
         for each in _elements(value):
-            if isinstance(each, dict) and equals[1] in each and each[equals[1]] in wanted:
+            if isinstance(each, dict) and equals[1] in each and str(each[equals[1]]) in wanted:
                 yield from _resolve(each, rest, document)
     elif isinstance(value, dict) and token in value:
         yield from _resolve(value[token], rest, document)

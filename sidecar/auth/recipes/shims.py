@@ -58,15 +58,17 @@ def shim_of(bound: Bound, placeholders: tuple[str, ...]) -> Shims:
     ]
 
     def find(request: Request, url: str) -> tuple[Local, ...]:
-        message = _message(request, url, None)
+        # Many servers take a slash at the end for nothing.
+        messages = [_message(request, each, None) for each in dict.fromkeys((url, url.rstrip("/")))]
         return tuple(
             Local(
                 obtains=obtains,
-                matches=_by_body(request, url, whole, lookup) if whole.looks else None,
+                matches=_by_body(request, message.url, whole, lookup) if whole.looks else None,
                 reply=partial(reply, fields=request.fields),
                 onward=shim.onward,
             )
             for shim, head, whole, (obtains, reply) in compiled
+            for message in messages
             if head.holds(message, lookup)
         )
 
@@ -166,4 +168,7 @@ def _origin(match: Match, bound: Bound) -> Origin | None:
     except (Unset, ValueError):
         return None
     ours = bound.origin
-    return None if (origin.scheme, origin.host, origin.port) == (ours.scheme, ours.host, ours.port) else origin
+    if (origin.scheme, origin.host, origin.port) != (ours.scheme, ours.host, ours.port):
+        return origin
+    # Beside the base URL, a login goes by no route of the upstream.
+    return None if f"{parts.path}/".startswith(f"{ours.path.decode()}/") else origin
