@@ -7,8 +7,8 @@ from collections.abc import Callable
 class Turns:
     """*limit* turns in each of so many *sessions*, 0: any number; first come, first served.
 
-    A turn is the number of the session that it is of: that with the least under way, of those that are *fit* if one of
-    them has room. One that is given back goes to the longest waiting, never to who has just come.
+    A turn is the number of the session that it is of: that with the least under way of those that are *fit*, and of the
+    others only while none is. One that is given back goes to the longest waiting, never to who has just come.
     """
 
     def __init__(self, limit: int, sessions: int = 1, fit: Callable[[int], bool] = lambda _: True) -> None:
@@ -19,10 +19,16 @@ class Turns:
 
     def take_now(self) -> int | None:
         """Take a turn if one is free, which is never while somebody waits."""
-        free = [number for number, busy in enumerate(self._under_way) if not self._limit or busy < self._limit]
+        return None if any(not waiting.done() for waiting in self._line) else self._next()
+
+    def _next(self) -> int | None:
+        numbers = list(range(len(self._under_way)))
+        if len(numbers) > 1:
+            numbers = [number for number in numbers if self._fit(number)] or numbers
+        free = [number for number in numbers if not self._limit or self._under_way[number] < self._limit]
         if not free:
             return None
-        turn = min(free, key=lambda number: (not self._fit(number), self._under_way[number]))
+        turn = min(free, key=self._under_way.__getitem__)
         self._under_way[turn] += 1
         return turn
 
@@ -48,10 +54,11 @@ class Turns:
             self._line.pop(turn, None)
 
     def give_back(self, turn: int) -> None:
-        """Give *turn* back, to who waits longest."""
-        for waiting in self._line:
-            if not waiting.done():
-                del self._line[waiting]
-                waiting.set_result(turn)
-                return
+        """Give *turn* back; who waits longest gets what is free now."""
         self._under_way[turn] -= 1
+        for waiting in list(self._line):
+            if not waiting.done():
+                if (free := self._next()) is None:
+                    return
+                del self._line[waiting]
+                waiting.set_result(free)

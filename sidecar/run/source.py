@@ -46,7 +46,8 @@ def make_source(app: Serving, metrics: Metrics, findings: Findings, inherited: I
             os.kill(inherited.supervisor, signal.SIGUSR1)
 
     async def renew(name: str) -> None:
-        await asyncio.gather(*(broker.renew() for broker in app.pools[name]))
+        for broker in app.pools[name]:  # one after the other: a wrong password is tried once
+            await broker.renew()
         tell()
 
     async def revoke(name: str) -> None:

@@ -26,6 +26,8 @@ class Following:
 
         Raises CredentialRejected where that was refused, IssuerUnavailable where it is not there within *seconds*.
         """
+        if values is None and self._first.status().state == "rejected":
+            raise CredentialRejected("", "the first session of the pool was refused; this one does not try")
         if values is None and self._first.current() is None:
             try:
                 await self._first.token(self._clock.monotonic() + seconds)

@@ -129,3 +129,30 @@ def test_who_accepts_json_first_gets_json(accept: str, kind: str) -> None:
     asked = request("DELETE", "/api/v24.1/session", accept)
     reply = dialect.shim(asked, f"{base}/api/v24.1/session")[0].reply({}, base, b"")
     assert any(kind in value.decode() for name, value in reply.fields if name == b"Content-Type")
+
+
+def test_what_a_client_sent_makes_no_other_field() -> None:
+    """Nor another attribute of a cookie: such a value is left out of the answer to its login."""
+    recipe = resolved(
+        {
+            "recipe": 1,
+            "id": "echo",
+            "login": {},
+            "shim": [
+                {
+                    "match": "POST {base}/login",
+                    "reply": {"headers": {"X-Who": "{request:/user}"}, "cookies": {"who": "{request:/user}"}},
+                }
+            ],
+        }
+    )
+    bound = Bound("plm", recipe, {}, parse_base_url("https://plm.example.com"))
+    dialect = recipe_dialect(bound, Strip(), (canary("placeholder"),))
+    assert dialect.shim is not None
+    (local,) = dialect.shim(request("POST", "/login"), "https://plm.example.com/login")
+    for sent in (r"a\r\nX-Evil: 1", r"a\nX-Evil: 1", r"a\u0000", r"\ud800"):
+        assert local.reply({}, "https://plm.example.com", f'{{"user":"{sent}"}}'.encode()).fields == ()
+    cut = local.reply({}, "https://plm.example.com", b'{"user":"x; Domain=evil.example"}').fields
+    assert [name for name, _ in cut] == [b"X-Who"]
+    fine = local.reply({}, "https://plm.example.com", b'{"user":"jane"}').fields
+    assert fine == ((b"X-Who", b"jane"), (b"Set-Cookie", b"who=jane; Path=/"))

@@ -109,12 +109,15 @@ async def test_each_session_has_a_cap_of_its_own() -> None:
     assert [turns.take_now() for _ in range(4)] == [2, 0, 2, None]
 
 
-async def test_a_session_that_is_not_fit_is_the_last_choice() -> None:
-    """Others are filled first, up to their cap; without a cap it gets nothing while another is fit."""
+async def test_a_session_that_is_not_fit_gets_nothing_while_another_is() -> None:
+    """Who finds the fit ones full waits; where none is fit, any will do."""
     unfit = {1}
     turns = Turns(2, 3, lambda number: number not in unfit)
-    assert [turns.take_now() for _ in range(5)] == [0, 2, 0, 2, 1]
-    free = Turns(0, 2, lambda number: number not in unfit)
-    assert [free.take_now() for _ in range(3)] == [0, 0, 0]
-    unfit.clear()
-    assert free.take_now() == 1
+    assert [turns.take_now() for _ in range(5)] == [0, 2, 0, 2, None]
+    waiting = asyncio.ensure_future(turns.take(LONG))
+    await asyncio.sleep(0)
+    assert turns.take_now() is None, "somebody waits"
+    turns.give_back(2)
+    assert await asyncio.wait_for(waiting, LONG) == 2
+    unfit |= {0, 2}
+    assert turns.take_now() == 1

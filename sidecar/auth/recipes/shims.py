@@ -23,6 +23,7 @@ from sidecar.settings.recipe import Reply as ReplyOf
 from sidecar.settings.template import REQUEST
 
 _LONGEST = 64 << 10
+_CUTS = frozenset(";,")
 
 
 def lent(bound: Bound) -> tuple[Origin, ...]:
@@ -148,13 +149,16 @@ def _reply(reply: ReplyOf, lookup: Lookup) -> Reply:
         body = json.dumps(render(reply.json_, lookup)).encode()
     elif reply.text is not None:
         with contextlib.suppress(Unset):
-            body = text(render(reply.text, lookup)).encode()
+            body = text(render(reply.text, lookup)).encode(errors="replace")
     if reply.json_ is not None or reply.text is not None:
         fields.append((b"Content-Type", reply.type.encode()))
+    # What a client sent may stand in it: nothing of that makes another field, or another attribute.
     for name, value in render(reply.headers, lookup).items():
-        fields.append((name.encode(), text(value).encode()))
+        if (shown := text(value)).isprintable():
+            fields.append((name.encode(), shown.encode()))
     for name, value in render(reply.cookies, lookup).items():
-        fields.append((b"Set-Cookie", f"{name}={text(value)}; Path=/".encode()))
+        if (shown := text(value)).isprintable() and not _CUTS & set(shown):
+            fields.append((b"Set-Cookie", f"{name}={shown}; Path=/".encode()))
     return Reply(reply.status, tuple(fields), body)
 
 
