@@ -7,36 +7,66 @@ from typing import Any
 
 from sidecar.errors import SidecarError
 from sidecar.learn.recipe import Learned, Where
+from sidecar.learn.trace import stands_in
+from sidecar.settings.yaml_text import parse
 
 _PLAIN = re.compile(r"[A-Za-z/.][A-Za-z0-9_./ -]*[A-Za-z0-9_/]|[A-Za-z]")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
-_SHORTEST = 6
 
 
 def written(found: Learned, words: Iterable[str]) -> str:
-    """Return the configuration; raises SidecarError if one of *words* or of its secrets stands in it."""
+    """Return the configuration; raises SidecarError if one of *words* or of its secrets stands in it, however spelled.
+
+    And if it would be read as anything but what was learned.
+    """
+    said = [*(f"found: {line}" for line in found.found), *(f"not seen: {line}" for line in found.unseen)]
     head = [
         "# Written by `auth-sidecar learn`. `seen`: it happened in the run. `provoked`: in a request made for it.",
         "# `guessed`: nothing says so; look at it.",
-        *(f"# found: {line}" for line in found.found),
-        *(f"# not seen: {line}" for line in found.unseen),
+        *(f"# {one_line(line)}" for line in said),
         "upstreams:",
         f"  {found.name}:",
     ]
     text = "\n".join([*head, *_mapping(found.upstream, 4, (), found.notes)]) + "\n"
-    for word in {*words, *found.secrets.values()}:
-        if len(word) >= _SHORTEST and word in text:
-            line = text[: text.index(word)].count("\n") + 1
-            raise SidecarError(f"learn: a secret of the run would stand in line {line} of what is written; it is not")
+    secrets = {*words, *found.secrets.values(), *found.kept}
+    for place, leaf in [
+        *_leaves(found.upstream, ""),
+        *(("a comment", each) for each in [*said, *found.notes.values()]),
+    ]:
+        if any(stands_in(word, leaf) for word in secrets):
+            raise SidecarError(f"learn: a secret of the run would stand in what is written, at {place}; it is not")
+    try:
+        same = parse(text) == {"upstreams": {found.name: found.upstream}}
+    except ValueError:
+        same = False
+    if not same:
+        raise SidecarError("learn: what was seen cannot be written so that it is read as it was meant; it is not")
     return text
+
+
+def one_line(text: str) -> str:
+    """Return *text* as it may stand in a comment or on a terminal: what a peer sent ends no line, and moves nothing."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield place or "the top", str(key)
+            yield from _leaves(each, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _leaves(each, f"{place}.{number}")
+    elif value is not None and not isinstance(value, bool):
+        yield place, str(value)
 
 
 def _mapping(data: Mapping[str, Any], indent: int, at: Where, notes: Mapping[Where, str]) -> Iterator[str]:
     pad = " " * indent
     for key, value in data.items():
         if (note := notes.get((*at, key))) is not None:
-            yield f"{pad}# {note}"
+            yield f"{pad}# {one_line(note)}"
         name = f"{pad}{_scalar(key)}:"
         if isinstance(value, Mapping) and value and not _is_flat(value, indent, at, key, notes):
             yield name

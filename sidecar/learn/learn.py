@@ -16,13 +16,14 @@ from sidecar.events import Event, Renewal, RequestDone, Trouble
 from sidecar.learn.anatomy import Anatomy, anatomy_of
 from sidecar.learn.beside import Beside, beside
 from sidecar.learn.death import Death, probe_of, seen_in, told_by
-from sidecar.learn.document import written
+from sidecar.learn.document import one_line, written
 from sidecar.learn.order import Order, checked, watching
 from sidecar.learn.recipe import Learned, learned
 from sidecar.learn.trace import traced
 from sidecar.learn.watch import Watch
 from sidecar.run.credentials import credentials
 from sidecar.run.exec.supervise import Missing, find_command
+from sidecar.run.systems import doubts_of
 from sidecar.settings import load
 
 _REVERSE = "127.0.0.1:8090"
@@ -151,9 +152,12 @@ def _check(order: Order, file: Path, found: Learned, program: str, folder: Path)
 def _sound(file: Path) -> None:
     """Raise SidecarError if what was learned is no configuration."""
     try:
-        credentials(load(file, environ={}), SystemClock(), read=False)
+        settings = load(file, environ={})
+        credentials(settings, SystemClock(), read=False)
+        if doubts := doubts_of(settings):
+            raise ConfigurationError(f"configuration: {doubts[0]}")
     except ConfigurationError as error:
-        where = str(error).partition(": ")[2]
+        where = str(error).partition(": ")[2] or str(error)
         raise SidecarError(f"learn: what was seen cannot be said in a recipe: {where}") from None
 
 
@@ -191,5 +195,5 @@ def _held(secrets: Mapping[str, str]) -> Iterator[None]:
 
 def _say(*lines: str) -> None:
     for line in lines:
-        sys.stderr.write(f"auth-sidecar: {line}\n")
+        sys.stderr.write(f"auth-sidecar: {one_line(line)}\n")
     sys.stderr.flush()

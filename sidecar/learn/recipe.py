@@ -1,5 +1,6 @@
 """From the anatomy of a run to the recipe and the configuration that carry the same script, every guess marked."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from sidecar.learn.names import Names
 from sidecar.learn.seen import field_of, told
 from sidecar.learn.sends import constant_of, how_shown, says_fine, send_of
 from sidecar.learn.shims import shim_of
-from sidecar.learn.steps import obtained, origins_of, place_of, source_of, step_of
+from sidecar.learn.steps import obtained, origins_of, place_of, source_of, step_of, without_parameters
 
 _LIFETIME = frozenset({"expires_in", "expiresIn", "expires-in"})
 _WRITES = ("POST", "PUT", "PATCH", "DELETE", "MERGE")
@@ -25,7 +26,8 @@ Where = tuple[str | int, ...]
 class Learned:
     """What is written: the *upstream* of a configuration, and a comment for each of the *notes*' paths.
 
-    *secrets*: the values of the environment variables that it names. *found*, *unseen*: what is to be said of it.
+    *secrets*: the values of the environment variables that it names. *kept*: all else that the run showed and that is
+    secret. *found*, *unseen*: what is to be said of it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Learned:
     secrets: Mapping[str, str] = field(repr=False)
     found: Sequence[str]
     unseen: Sequence[str]
+    kept: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 def learned(
@@ -105,7 +108,8 @@ class _Making:
         upstream["credential"] = self.names.credential
         upstream["recipe"] = recipe
         self._tell_the_rest()
-        return Learned(self.name, upstream, self.notes, self.names.secrets, self.found, self.unseen)
+        kept = anatomy.run.kept()
+        return Learned(self.name, upstream, self.notes, self.names.secrets, self.found, self.unseen, kept)
 
     def _login(self) -> dict[str, Any]:
         anatomy, run = self.anatomy, self.anatomy.run
@@ -160,7 +164,7 @@ class _Making:
             self.notes[(*at, "optional")] = "guessed: it came right behind the login, and may make the session ready"
         ok: dict[str, Any] = {"status": seen.status}
         if seen.status in _MOVED and (location := field_of(seen.answer_fields, "location")):
-            ok["location"] = "*" + urlsplit(location).path.replace("{", "?").replace("}", "?")
+            ok["location"] = f"*{re.sub('[{}]', '?', without_parameters(urlsplit(location).path, '*'))}"
         if number == anatomy.login and (told_by := says_fine(seen)):
             ok["json"] = told_by
             self.notes[(*at, "ok")] = "guessed: what the answer calls itself when the login is granted"

@@ -1,6 +1,7 @@
 """One request and its answer as they were seen, and every value in them with its place: a pure function of bytes."""
 
 import json
+import math
 import re
 from base64 import b64decode
 from collections.abc import Iterator
@@ -118,10 +119,15 @@ def basic_of(name: str, value: str) -> tuple[str, str] | None:
 def document_of(body: bytes | None) -> Any:
     """Return the JSON object or list of *body*, None if it is none."""
     try:
-        found = json.loads(body or b"")
+        # What JSON does not have, no recipe can write.
+        found = json.loads(body or b"", parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict | list) else None
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
 
 
 def element_of(body: bytes | None) -> Element | None:
@@ -175,6 +181,9 @@ def _body(body: bytes | None, fields: Pairs, *, form: bool) -> Iterator[Datum]:
         yield from _json_leaves(document, "", _DEEPEST)
     elif (root := element_of(body)) is not None and "html" not in local(root.tag).lower():
         yield from _xml_leaves(root, ".", _DEEPEST)
+        if form:  # of a request: what it shows is a template, also there
+            for each in list(root.iter())[:_MOST]:
+                yield from (Datum("xml", f"@{local(name)}", value) for name, value in each.attrib.items())
 
 
 def _json_leaves(value: Any, above: str, deepest: int) -> Iterator[Datum]:

@@ -5,17 +5,16 @@ from typing import Any, NamedTuple
 
 from sidecar.learn.anatomy import Anatomy
 from sidecar.learn.names import Names
-from sidecar.learn.seen import Datum, Seen, cookies_set, document_of, element_of, field_of, local, text_of, told
-from sidecar.learn.steps import place_of
+from sidecar.learn.seen import Seen, cookies_set, document_of, element_of, field_of, local, text_of, told
+from sidecar.learn.steps import in_xml, place_of, without_parameters
 
 PLACEHOLDER = "{placeholder}"
 _LONGEST = 4096
 """Bytes of an answer that is repeated to scripts in full."""
-_ENTITY = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"))
 _MOVED = range(300, 400)
-_SENSITIVE = re.compile(r"token|secret|session|key|passw|cookie|ticket|jwt|sid$|auth", re.IGNORECASE)
-_TOLD = 8
-"""Characters of a text under such a name that is not told."""
+_SENSITIVE = re.compile(r"token|secret|session|refresh|key|passw|cookie|ticket|jwt|sid$|auth", re.IGNORECASE)
+_HARMLESS = re.compile(r"[0-9]{0,5}|true|false|yes|no|ok|none|bearer|basic|jwt|.* .*", re.IGNORECASE | re.DOTALL)
+"""What is told even under such a name: a flag, a count, a kind, a sentence."""
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[\w.+/=~!*|:-]{16,}")
 _JWT = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]*")
 _BRACES = frozenset("{}")
@@ -33,7 +32,7 @@ def shim_of(anatomy: Anatomy, names: Names, base: str, unseen: list[str]) -> lis
         numbers.append(anatomy.nonce_step)
         found.append({"match": fetch})
     for number, each in zip(numbers, found, strict=True):
-        each["reply"] = reply_of(anatomy, number, names, base)
+        each["reply"] = reply_of(anatomy, number, names, base, unseen)
     return found
 
 
@@ -112,8 +111,11 @@ def _alike(one: Seen, other: Seen) -> bool:
     return one.url == other.url and one.body == other.body
 
 
-def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str, Any]:
-    """Return the answer to the request *number* as a shim gives it: what shows a session is a placeholder in it."""
+def reply_of(anatomy: Anatomy, number: int, names: Names, base: str, unseen: list[str]) -> dict[str, Any]:
+    """Return the answer to the request *number* as a shim gives it: what shows a session is a placeholder in it.
+
+    A body of which that cannot be told is left out, and *unseen* says so.
+    """
     seen = anatomy.run.all[number]
     words = anatomy.words()
     used = {echo.origin.text for number in anatomy.ordinary for echo in anatomy.run.echoes[number]} - words
@@ -127,7 +129,7 @@ def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str
             for word in words:
                 text = text.replace(word, PLACEHOLDER)
             return text
-        likely = _RANDOM.fullmatch(text) or (_SENSITIVE.search(name) and len(text) >= _TOLD and " " not in text)
+        likely = _RANDOM.fullmatch(text) or (_SENSITIVE.search(name) and not _HARMLESS.fullmatch(text))
         if likely and "://" not in text and text not in used and text not in paths:
             return PLACEHOLDER
         return "" if _BRACES & set(text) else names.masked(text)
@@ -140,7 +142,11 @@ def reply_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str
         reply["headers"] = headers
     if cookies := {name: PLACEHOLDER for name, _ in cookies_set(seen)}:
         reply["cookies"] = cookies
-    reply |= _reply_body(seen, hidden)
+    if (given := _reply_body(seen, hidden)) is None:
+        unseen.append(
+            f"what {seen.method} {seen.path} is answered with: a text or page may hold secrets, and is left out"
+        )
+    reply |= given or {}
     asked, given = document_of(seen.body), reply.get("json")
     if isinstance(asked, dict) and isinstance(given, dict) and "id" in asked and given.get("id") == asked["id"]:
         given["id"] = "{request:/id}"  # JSON-RPC: clients look for their own
@@ -151,36 +157,46 @@ def _reply_headers(seen: Seen, words: frozenset[str], base: str) -> dict[str, st
     found = {name: PLACEHOLDER for name, value in seen.answer_fields if value in words}
     location = field_of(seen.answer_fields, "location")
     if seen.status in _MOVED and location and not _BRACES & set(location):
-        plain = location.partition("?")[0]
+        plain = without_parameters(location.partition("?")[0])
         found["Location"] = plain.replace(base.rstrip("/"), "{self}", 1) if plain.startswith(base) else plain
     return found
 
 
-def _reply_body(seen: Seen, hidden: Any) -> dict[str, Any]:
+def _reply_body(seen: Seen, hidden: Any) -> dict[str, Any] | None:
     def leaf(value: Any, name: str) -> Any:
         if isinstance(value, dict):
             return {name: leaf(each, name) for name, each in value.items() if not _BRACES & set(name)}
         if isinstance(value, list):
             return [leaf(each, name) for each in value[:100]]
+        if isinstance(value, int) and not isinstance(value, bool) and hidden(str(value), "") == PLACEHOLDER:
+            return PLACEHOLDER
         return hidden(value, name) if isinstance(value, str) else value
 
     body, kind = seen.answer_body or b"", field_of(seen.answer_fields, "content-type")
     if (document := document_of(body)) is not None:
         return {"json": leaf(document if len(body) <= _LONGEST else _top(document), "")}
     text = text_of(body)
-    if not text.strip() or len(body) > _LONGEST or _BRACES & set(text):
+    if not text.strip():
         return {}
+    root = element_of(body)
+    if (
+        root is None
+        or "html" in kind.lower()
+        or local(root.tag).lower() == "html"
+        or len(body) > _LONGEST
+        or _BRACES & set(text)
+    ):
+        return None
+    if any(hidden(value, local(name)) != value for each in root.iter() for name, value in each.attrib.items()):
+        return None
     for value in told(seen):
-        if value.kind in ("xml", "html") and (changed := hidden(value.text, value.last)) != value.text:
-            text = _within(text, value, changed)
+        if value.kind == "xml" and (changed := hidden(value.text, value.last)) != value.text:
+            before = text
+            for spelled in in_xml(value.text):
+                text = text.replace(f">{spelled}<", f">{changed}<")
+            if text == before:
+                return None
     return ({"type": kind} if kind else {}) | {"text": text}
-
-
-def _within(text: str, value: Datum, changed: str) -> str:
-    written = value.text
-    for sign, entity in _ENTITY:
-        written = written.replace(sign, entity)
-    return text.replace(written, changed)
 
 
 def _top(document: Any) -> Any:

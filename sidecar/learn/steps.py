@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from html import escape as html_escape
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 from xml.sax.saxutils import escape
 
 from sidecar.learn.anatomy import Anatomy
@@ -22,9 +23,14 @@ from sidecar.learn.seen import (
 from sidecar.learn.trace import Trace
 
 
+def without_parameters(url: str, instead: str = "") -> str:
+    """Return *url* with *instead* of what stands behind a semicolon in its path, as `;jsessionid=`."""
+    return re.sub(r";[^/]*", instead, url)
+
+
 def place_of(url: str, base: str) -> str:
     """Return *url* without its query as recipes write it."""
-    plain = url.partition("?")[0]
+    plain = without_parameters(url.partition("?")[0])
     if plain == base or plain.startswith(base.rstrip("/") + "/"):
         return "{base}" + plain[len(base.rstrip("/")) :]
     parts, ours = urlsplit(plain), urlsplit(base)
@@ -36,7 +42,7 @@ def step_of(anatomy: Anatomy, number: int, names: Names, base: str) -> dict[str,
     """Return the request *number* of *anatomy* as a step; what it obtains is added when all requests are known."""
     run, seen = anatomy.run, anatomy.run.all[number]
     step: dict[str, Any] = {"request": f"{seen.method} {place_of(seen.url, base)}{_query(run, number, names)}"}
-    headers = _headers(run, number, names) | _whence(seen, base)
+    headers = _headers(run, number, names) | _whence(run, seen, base)
     basic = [names.template(value, ()) for value in run.shown[number] if value.kind in ("user", "password")]
     body = body_of(run, number, names)
     if "text" in body and (kind := field_of(seen.fields, "content-type")):
@@ -80,9 +86,20 @@ def _text(run: Trace, number: int, names: Names) -> str:
         if value.kind == "xml" and value.text:
             template = names.template(value, run.echoes[number])
             if template != value.text:
-                written = escape(value.text)
-                text = text.replace(f">{written}<", f">{template.replace('}', '|xml}')}<")
+                before, shown = text, template.replace("}", "|xml}")
+                for spelled in in_xml(value.text):
+                    if value.name.startswith("@"):
+                        text = re.sub(rf"""=\s*(["']){re.escape(spelled)}\1""", lambda _: f'="{shown}"', text)  # noqa: B023
+                    text = text.replace(f">{spelled}<", f">{shown}<")
+                if text == before:
+                    raise ValueError(f"its {value.last} is spelled in the body so that no template can stand for it")
     return text
+
+
+def in_xml(text: str) -> set[str]:
+    """Return the ways in which scripts write *text* into an element."""
+    found = {escape(text), html_escape(text), html_escape(text, quote=False)}
+    return found | {each.encode("ascii", "xmlcharrefreplace").decode() for each in found} | {f"<![CDATA[{text}]]>"}
 
 
 def _headers(run: Trace, number: int, names: Names) -> dict[str, str]:
@@ -93,13 +110,15 @@ def _headers(run: Trace, number: int, names: Names) -> dict[str, str]:
     }
 
 
-def _whence(seen: Seen, base: str) -> dict[str, str]:
+def _whence(run: Trace, seen: Seen, base: str) -> dict[str, str]:
     """Return the fields that say where a request is from: some systems look at them to tell forged ones."""
     found = {}
     for name, value in seen.fields:
         if name.lower() in ("origin", "referer") and re.fullmatch(r"https?://[\w.:/%-]+", value):
-            place = place_of(value.rstrip("/"), base)
-            found[name] = "{origin}" if name.lower() == "origin" and place.startswith("{") else place
+            place, root = place_of(value.rstrip("/"), base), urlsplit(value)
+            # A page that the run never asked for may have a session in its path.
+            known = name.lower() == "referer" and any(each.path == root.path for each in run.all)
+            found[name] = place if known else "{origin}" if place.startswith("{") else f"{root.scheme}://{root.netloc}"
     return found
 
 
@@ -111,7 +130,8 @@ def _query(run: Trace, number: int, names: Names) -> str:
         if value.kind == "query":
             template = names.template(value, run.echoes[number])
             name, equals, text = next(
-                (part.partition("=") for part in query.split("&") if part.partition("=")[0] == value.name), ("", "", "")
+                (each for part in query.split("&") if unquote_plus((each := part.partition("="))[0]) == value.name),
+                ("", "", ""),
             )
             if template != value.text and text:
                 query = query.replace(f"{name}{equals}{text}", f"{name}={template.replace('}', '|url}')}")

@@ -5,14 +5,21 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from html import unescape
+from urllib.parse import quote, unquote_plus
 
 from sidecar.learn.seen import Datum, Seen, shown, told
 
 _SHORTEST = 6
 """Characters of a value that is followed; what is shorter turns up by chance."""
 _LONGEST = 8192
-_SECRET = re.compile(r"(pass(wor[dt]|wd|phrase|code)?|pwd|secret|api.?key|assertion)$", re.IGNORECASE)
+_LEAST = 4
+_SECRET = re.compile(
+    r"(pass(wor[dt]|wd|phrase|code)?|pwd|kennwort|secret|api.?key|assertion|pin|t?otp|"
+    r"(private|refresh|access|id|api|auth).?token)$",
+    re.IGNORECASE,
+)
+_PARTS = re.compile(r"[/.\[\]]+\d*")
 _UNTOLD = frozenset({"date", "content-type", "content-length", "server", "etag", "last-modified", "location", "vary"})
 _UNASKED = frozenset(
     {
@@ -50,9 +57,13 @@ class Trace:
         """Tell whether *value* is something that only the script may know."""
         return (
             value.kind == "password"
-            or (value.kind != "cookie" and bool(value.text) and _SECRET.search(value.last) is not None)
+            or (value.kind != "cookie" and bool(value.text) and any(map(_SECRET.search, _PARTS.split(value.name))))
             or self.filtered(value.text) is not None
         )
+
+    def kept(self) -> frozenset[str]:
+        """Return all that the requests showed and that is secret, and what the user named."""
+        return frozenset(each.text for shown in self.shown for each in shown if self.is_secret(each)) | {*self.secrets}
 
     def filtered(self, text: str) -> tuple[str, str] | None:
         """Return the name of the named secret that *text* is made of, and the filter; None if it is none."""
@@ -91,6 +102,18 @@ def spellings(secret: str) -> list[tuple[str, str]]:
         (b64encode(raw).decode(), "b64"),
         (quote(secret, safe=""), "url"),
     ]
+
+
+def stands_in(secret: str, text: str) -> bool:
+    """Tell whether *secret* stands in *text*, as it is or in any of the spellings that messages have; case is nothing.
+
+    What is shorter than four characters turns up by chance, and never does.
+    """
+    if len(secret) < _LEAST:
+        return False
+    views = {text, unescape(text), unquote_plus(text), text.replace("\\", "")}
+    words = {spelled for spelled, _ in spellings(secret)}
+    return any(word.casefold() in view.casefold() for word in words for view in views)
 
 
 def _echo(value: Datum, known: Mapping[str, list[tuple[int, Datum]]]) -> Echo | None:

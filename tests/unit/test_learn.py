@@ -388,7 +388,7 @@ def test_a_secret_that_would_be_written_is_refused() -> None:
     anatomy = anatomy_of(traced([login, *bearing(("X-Ticket", SESSION))], {}))
     found = learned(anatomy, name="plm", base=BASE)
     found.upstream["recipe"]["title"] = f"of {SESSION}"
-    with pytest.raises(SidecarError, match="line ") as error:
+    with pytest.raises(SidecarError, match="would stand in what is written, at ") as error:
         written(found, anatomy.words())
     assert SESSION not in str(error.value)
 
@@ -681,3 +681,64 @@ def test_a_login_by_json_rpc_is_told_from_other_calls() -> None:
     (shim,) = recipe_of(login, *calls)["shim"]
     assert shim["match"] == {"method": "POST", "path": "{base}/jsonrpc", "json": {"/method": "login"}}
     assert shim["reply"]["json"] == {"jsonrpc": "2.0", "id": "{request:/id}", "result": {"session": "{placeholder}"}}
+
+
+@pytest.mark.parametrize("spelled", ["pa&quot;ss-wörd9", 'pa"ss-w&#246;rd9', '<![CDATA[pa"ss-wörd9]]>'])
+def test_a_password_in_xml_is_a_variable_however_it_is_spelled(spelled: str) -> None:
+    """By html.escape, by numbers, in a section of characters."""
+    says = f"<r><ticket>{SESSION}</ticket></r>"
+    login = ask("POST /api/login", XML, body=f"<l><password>{spelled}</password></l>", says=says, told=[XML])
+    _, text = learn(login, *bearing(("X-Ticket", SESSION)))
+    assert "{password|xml}" in text
+    assert "ss-w" not in text
+
+
+def test_a_password_in_an_attribute_is_a_variable_too() -> None:
+    """Its quotes stay."""
+    body = f'<l user="svc" password="{PASSWORD}"/>'
+    login = ask("POST /api/login", XML, body=body, says=f"<r><ticket>{SESSION}</ticket></r>", told=[XML])
+    (step,) = recipe_of(login, *bearing(("X-Ticket", SESSION)))["login"]["steps"]
+    assert 'password="{password|xml}"' in step["text"]
+
+
+@pytest.mark.parametrize(
+    ("line", "body"),
+    [
+        (f"POST /api/login/{PASSWORD}", {"key": "x"}),
+        ("POST /api/login", {"query": f'mutation {{ login(word: "{PASSWORD}") }}'}),
+        ("POST /api/login", {"device": f"at:{PASSWORD}:9"}),
+    ],
+)
+def test_a_named_secret_in_an_odd_place_is_never_written(line: str, body: dict[str, str]) -> None:
+    """In a path, in a text, beside others: a template stands for it, or it is refused, and told without it."""
+    login = ask(line, ("X-Api-Key", "key-of-the-script"), body=body, says={"ticket": SESSION})
+    anatomy = anatomy_of(traced([login, *bearing(("X-Ticket", SESSION))], {PASSWORD: "WORD"}))
+    with pytest.raises((SidecarError, ValueError)) as error:
+        written(learned(anatomy, name="plm", base=BASE), anatomy.words())
+    assert PASSWORD not in str(error.value)
+
+
+def test_a_path_of_the_servers_is_one_line_of_a_comment() -> None:
+    """A line end in it would be another line of the configuration."""
+    hostile = "/api/a%0Alisten:%20%7Badmin:%20'0.0.0.0:9999'%7D%20%23"
+    field = ("X-Ticket", SESSION)
+    death = Death([{"status": 401}], f"provoked: GET {ask('GET ' + hostile).path} was answered 401")
+    _, text = learn(LOGIN, ask("GET " + hostile, field), *bearing(field), death=death)
+    assert list(parse(text)) == ["upstreams"]
+
+
+def test_what_else_a_login_told_is_no_part_of_its_reply() -> None:
+    """Texts and pages are left out, attributes and members with telling names are not repeated."""
+    cookie = ("Set-Cookie", f"SID={SESSION}; Path=/")
+    given: dict[str, Any] = {"body": {"user": "svc", "password": PASSWORD}}
+    for says, kind in (
+        (f"refresh {NONCE}", ("Content-Type", "text/plain")),
+        (f"<html><script>var csrf = '{NONCE}'</script></html>", ("Content-Type", "text/html")),
+        (f'<r token="{NONCE}"/>', XML),
+        ({"refresh": NONCE, "sid": "s3cr3t"}, JSON),
+    ):
+        told = [cookie] if kind is JSON else [cookie, kind]
+        login = ask("POST /api/login", says=says, told=told, **given)
+        _, text = learn(login, *bearing(("Cookie", f"SID={SESSION}")))
+        assert NONCE not in text
+        assert "s3cr3t" not in text

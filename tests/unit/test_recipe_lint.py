@@ -11,6 +11,7 @@ from sidecar.auth.recipes.bound import Bound
 from sidecar.auth.recipes.lint import lint
 from sidecar.cli.main import app
 from sidecar.policy.routing import parse_base_url
+from sidecar.settings import SecretReference
 from sidecar.settings.shipped import PRESETS, merged, resolved
 
 SOUND: dict[str, Any] = {
@@ -35,7 +36,8 @@ STEP = SOUND["login"]["steps"][0]
 
 def doubts(data: dict[str, Any]) -> list[str]:
     recipe = resolved(data)
-    credential = {name: "x" for name, variable in recipe.vars.items() if variable.default is None}
+    credential: dict[str, Any] = {name: "x" for name, variable in recipe.vars.items() if variable.default is None}
+    credential |= {name: SecretReference(file=Path("/nowhere")) for name in credential if recipe.vars[name].secret}
     return lint(Bound("plm", recipe, credential, parse_base_url("https://plm.example.com/api")))
 
 
@@ -86,6 +88,10 @@ def login(**changes: Any) -> dict[str, Any]:
             "login.steps.0.get.sid.0: its else always gives a value, so what follows is never tried",
         ),
         (login(send={"headers": {"X-Session": None}}), "login.send: nothing shows the session"),
+        (merged(SOUND, {"exclude": ["/api/tickets/*", "*"]}), "exclude.1: holds for everything"),
+        (merged(SOUND, {"shim": [{"match": "POST {base}/*"}]}), "shim.0.match: holds for everything"),
+        (login(dead={"status": [401, "5xx"]}), "login.dead.0: holds for an outage too"),
+        (login(steps=[STEP | {"fatal": {"status": "4xx"}}]), "login.steps.0.fatal: holds for an outage too"),
         (login(steps=[STEP | {"get": STEP["get"] | {"site": {"json": "/x"}}}]), "login.steps.0.get.site: nothing uses"),
         (merged(SOUND, {"vars": {"tenant": {}}}), "vars.tenant: nothing uses {tenant}"),
         (
@@ -119,6 +125,16 @@ def test_what_is_in_vain_is_told(data: dict[str, Any], told: str) -> None:
             },
         ),
         login(steps=[STEP, {"request": "POST {base}/old-login", "unless": "sid"}]),
+        login(dead={"not": {"header": {"X-Session": {"regex": "."}}}}),
+        merged(
+            SOUND,
+            {
+                "swap": ["body"],
+                "login": {"send": {"headers": {"X-Session": None}}},
+                "shim": [{"match": "POST {base}/login"}],
+            },
+        ),
+        login(steps=[STEP | {"request": "POST {base}/login?key={password}"}]),
     ],
 )
 def test_what_may_be_right_is_not_doubted(data: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ Nothing is asked over the network: answers are made up as the recipe itself asks
 text that a pattern is to match, is not judged.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sidecar.auth.recipes.bound import Bound, dead_of
@@ -16,6 +18,8 @@ from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.settings.recipe import Layer, Match, Pattern, Source, Step
 
 _GOOD = 200
+_OUTAGES = (429, 503)
+_ANY = "any/path-of-it"
 
 
 def lint(bound: Bound) -> list[str]:
@@ -51,12 +55,16 @@ def _always(source: Source) -> bool:
 
 
 def _signals(name: str, layer: Layer, steps: Sequence[Step], bound: Bound) -> Iterator[str]:
-    lookup = bound.lookup()
+    lookup = _public(bound)
     for number, match in enumerate(dead_of(layer)):
         path, dead = f"{name}.dead.{number}" if layer.dead is not None else f"{name}.dead", compile_match(match, lookup)
+        if _only_denies(match):
+            continue  # what an answer has not is not told by one that is made up
         if dead.holds(_plain(bound), lookup):
             yield f"{path}: holds for any good answer too, so each request would cost a login"
             continue
+        if any(dead.holds(_plain(bound, status), lookup) for status in _OUTAGES):
+            yield f"{path}: holds for an outage too (503, or 429 of a limit), which would cost a login each time"
         for place, step in enumerate(steps):
             if (answer := _made_up(step, bound)) is not None and dead.holds(answer, lookup):
                 yield (
@@ -69,9 +77,17 @@ def _signals(name: str, layer: Layer, steps: Sequence[Step], bound: Bound) -> It
 
 
 def _login(login: Layer, bound: Bound) -> Iterator[str]:
-    lookup = bound.lookup()
+    lookup = _public(bound)
+    for number, pattern in enumerate(bound.recipe.exclude):
+        whole = None
+        with contextlib.suppress(Unset):
+            whole = glob(pattern, lookup).search(f"{bound.origin.path.decode()}/{_ANY}")
+        if whole:
+            yield f"exclude.{number}: holds for everything, so that nothing ever carries the session"
     for number, step in enumerate(login.steps):
         if (answer := _made_up(step, bound)) is not None:
+            if any(any_of(step.fatal, lookup).holds(_outage(answer, status), lookup) for status in _OUTAGES):
+                yield f"login.steps.{number}.fatal: holds for an outage too (503, or 429 of a limit), which would latch"
             if not any_of(step.ok, lookup).looks and any_of(step.fatal, lookup).holds(answer, lookup):
                 yield f"login.steps.{number}.fatal: also holds for the answer that ok asks for, and goes first"
             for place, pause in enumerate(step.pause):
@@ -86,6 +102,9 @@ def _login(login: Layer, bound: Bound) -> Iterator[str]:
 def _shims(bound: Bound) -> Iterator[str]:
     earlier: list[Match] = []
     for number, shim in enumerate(bound.recipe.shim):
+        bare = not shim.match.model_dump(exclude={"path", "method"}, exclude_defaults=True)
+        if bare and glob(str(shim.match.path), _quoted).search(f"<base>/{_ANY}"):
+            yield f"shim.{number}.match: holds for everything, so that nothing would reach the system"
         for place, match in enumerate(earlier):
             if _covers(match, shim.match):
                 yield f"shim.{number}.match: shim.{place} holds for all of it, and goes first; this one never answers"
@@ -123,6 +142,8 @@ def _unused(bound: Bound) -> Iterator[str]:
     used = (
         {"expires_in"} | {step.unless for _, step in steps if step.unless} | set(_names(data)) | set(_names(defaults))
     )
+    if "swap" in recipe.model_fields_set:  # a placeholder stands for the first that is obtained
+        used |= {name for step in recipe.login.steps[:1] for name in list(step.get)[:1]}
     for path, step in steps:
         yield from (f"{path}.get.{name}: nothing uses {{{name}}}" for name in step.get if name not in used)
     yield from (f"vars.{name}: nothing uses {{{name}}}" for name in recipe.vars if name not in used)
@@ -142,17 +163,39 @@ def _names(value: Any) -> Iterator[str]:
             yield piece.partition("}")[0].partition("|")[0]
 
 
-def _plain(bound: Bound) -> Message:
+def _public(bound: Bound) -> Lookup:
+    """Return what gives the values of names, but for secrets: none is read here."""
+    look, secret = bound.lookup(), {name for name, variable in bound.recipe.vars.items() if variable.secret}
+
+    def public(name: str) -> Any:
+        if name in secret:
+            raise Unset
+        return look(name)
+
+    return public
+
+
+def _only_denies(match: Match) -> bool:
+    against = match.not_
+    return against is not None and not against.status and match.model_fields_set == {"not_"}
+
+
+def _outage(answer: Message, status: int) -> Message:
+    """Return what stands in for *answer* while the system is not to be had."""
+    return replace(answer, status=status, document=Document(b""), fields=())
+
+
+def _plain(bound: Bound, status: int = _GOOD) -> Message:
     """Return an answer such as a living session gets: JSON, and nothing in it that a recipe asks for."""
     request = Message(
         fields=(), document=Document(None), method="GET", url=url_of(bound.origin.scheme, bound.origin.authority, "/")
     )
-    return _answer(_GOOD, {}, {}, request)
+    return _answer(status, {}, {}, request)
 
 
 def _made_up(step: Step, bound: Bound) -> Message | None:
     """Return an answer that `ok` of *step* holds for, None if none can be made up."""
-    lookup, match = bound.lookup(), step.ok[0]
+    lookup, match = _public(bound), step.ok[0]
     method, _, template = step.request.partition(" ")
     try:
         url = text(render(template.strip(), lookup)).partition("?")[0]
