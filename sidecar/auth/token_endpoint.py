@@ -94,13 +94,12 @@ async def post(
 
 def asked(url: str, form: Iterable[tuple[str, str | Secret]], authorization: Secret | None, answer: Answer) -> Asked:
     """Return what `post` sent and got, for those who look on."""
-    shown = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in form]
+    shown = [f"{name}={'***' if isinstance(value, Secret) else value}" for name, value in form]
     return Asked(
         where="oauth2",
-        method="POST",
-        url=url,
-        fields=() if authorization is None else ((b"Authorization", authorization.reveal().encode()),),
-        body=urlencode(shown).encode(),
+        line=f"POST {url}",
+        names=() if authorization is None else ("Authorization",),
+        body="&".join(shown),
         status=answer.status,
         answer=answer.fields,
         content=answer.body,

@@ -8,17 +8,17 @@ from sidecar.policy.message import Fields
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request of a login and its answer, whole, with every secret in it.
+    """One request of a login, as it may be shown, and its answer, whole, with every secret in it.
 
-    *where*: the key path of the step. *hidden*: values that it took from the answer, which are secrets too.
-    *verdicts*: a sentence for each thing that was looked for in the answer; it shows no value.
+    *where*: the key path of the step. *line*, *body*: method and URL, and body, where names stand for what is secret.
+    *names*: of the fields it had. *hidden*: values that were taken from the answer, which are secrets too. *verdicts*:
+    a sentence for each thing that was looked for in the answer; it shows no value.
     """
 
     where: str
-    method: str
-    url: str
-    fields: Fields = field(repr=False)
-    body: bytes = field(repr=False)
+    line: str
+    names: tuple[str, ...]
+    body: str
     status: int
     answer: Fields = field(repr=False)
     content: bytes = field(repr=False)

@@ -1,42 +1,17 @@
 """A login taken step by step before somebody's eyes: what was sent, what came, what of it matched; no secret."""
 
 import asyncio
-import json
-import re
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import quote, quote_plus
+from collections.abc import Callable, Iterator
 
-from sidecar.auth.grant import JAR, Anew, Grant
+from sidecar.auth.grant import Anew, Grant
 from sidecar.auth.watch import Asked
 from sidecar.clock import Clock
 from sidecar.errors import ConfigurationError, SidecarError
-from sidecar.policy.message import Fields
+from sidecar.run.shown import answer_lines, cookie_values, texts_of, without
 from sidecar.run.systems import System, system_of
 from sidecar.settings import SecretReference, Settings, Upstream
 
 Say = Callable[[str], None]
-
-_STARS = "***"
-_LONGEST = 2000
-"""Characters of a body."""
-_PLAIN = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "content-length",
-        "content-type",
-        "date",
-        "location",
-        "retry-after",
-        "server",
-        "user-agent",
-    }
-)
-"""Fields whose values are shown, but for secrets in them; of all others the names."""
-_OPAQUE = re.compile(r"(?<![\w+=~-])(?=[\w+=~-]*\d)[\w+=~-]{16,}")
-"""What looks like a session or a token, wherever it stands in a message."""
-_SHORTEST = 3
 
 
 async def explain_login(settings: Settings, upstream: str | None, say: Say, clock: Clock, *, evict: bool) -> None:
@@ -48,16 +23,24 @@ async def explain_login(settings: Settings, upstream: str | None, say: Say, cloc
     name = _chosen(settings, upstream)
     configured = settings.upstreams[name]
     hidden: list[str] = []
-    system = system_of(name, configured, clock, None, lambda asked: _tell(asked, hidden, say))
+
+    def tell(line: str) -> None:
+        """Let nothing of a peer's move the terminal."""
+        say("".join(char if char.isprintable() else "?" for char in line))
+
+    system = system_of(name, configured, clock, None, lambda asked: _tell(asked, hidden, tell))
     _check_cost(name, system, evict=evict)
     issuer = system.issuer
     try:
         await issuer.prime()
-        hidden += [form for secret in _secrets(configured, system) for form in _forms(secret.read().reveal())]
+        hidden += [secret.read().reveal() for secret in _secrets(configured, system)]
         grant = await issuer.obtain(None, configured.renew.timeout)
-        hidden += [form for name, value in grant.values.items() for form in _forms(value.reveal(), jar=name == JAR)]
-        _tell_grant(grant, system, say)
-        await _log_out(system, grant, configured.renew.timeout, say)
+        hidden += [text for name, value in grant.values.items() for text in texts_of(name, value.reveal())]
+        _tell_grant(grant, system, tell)
+        await _log_out(system, grant, configured.renew.timeout, tell)
+    except SidecarError as error:
+        error.args = (without(str(error), hidden),)
+        raise
     finally:
         await issuer.aclose()
 
@@ -100,33 +83,18 @@ async def _log_out(system: System, grant: Grant, seconds: float, say: Say) -> No
 
 
 def _tell(asked: Asked, hidden: list[str], say: Say) -> None:
-    hidden += [form for value in asked.hidden for form in _forms(value)]
+    hidden += [*asked.hidden, *cookie_values(asked.answer)]
     say("")
-    say(f"{asked.where}: {asked.method} {_masked(asked.url, hidden)}")
-    for line in _message(asked.fields, asked.body, hidden):
-        say(f"  > {line}")
+    say(f"{asked.where}: {without(asked.line, hidden)}")
+    if asked.names:
+        say(f"  > {', '.join(dict.fromkeys(asked.names))}")
+    if asked.body:
+        say(f"  > {without(asked.body, hidden)}")
     say(f"  < {asked.status}")
-    for line in _message(asked.answer, asked.content, hidden):
+    for line in answer_lines(asked.answer, asked.content, hidden):
         say(f"  < {line}")
     for verdict in asked.verdicts:
-        say(f"  {_masked(verdict, hidden)}")
-
-
-def _message(fields: Fields, body: bytes, hidden: Iterable[str]) -> Iterator[str]:
-    for name, value in fields:
-        shown = name.decode("latin-1")
-        if shown.lower() in _PLAIN:
-            yield f"{shown}: {_shown(value.decode('latin-1'), hidden)}"
-        elif shown.lower() in ("set-cookie", "cookie"):
-            cookies = [each.partition(b"=")[0].strip().decode("latin-1") for each in value.split(b";")]
-            named = cookies if shown.lower() == "cookie" else cookies[:1]
-            yield f"{shown}: {'; '.join(f'{cookie}={_STARS}' for cookie in named)}"
-        else:
-            yield f"{shown}: {_STARS}"
-    if body:
-        text = _shown(body[: 4 * _LONGEST].decode("utf-8", "replace"), hidden)
-        shown = "".join(char if char.isprintable() else " " for char in text)
-        yield shown[:_LONGEST] + (" ..." if len(shown) > _LONGEST or len(body) > 4 * _LONGEST else "")
+        say(f"  {without(verdict, hidden)}")
 
 
 def _tell_grant(grant: Grant, system: System, say: Say) -> None:
@@ -138,49 +106,3 @@ def _tell_grant(grant: Grant, system: System, say: Say) -> None:
     say(f"obtained by {grant.how}: {', '.join(names) or 'nothing but what is configured'}; lives {life}{idle}{scope}")
     stripped = sorted(name.decode() for name in system.speak(("",)).strips.headers)
     say(f"taken out of a script's requests: {', '.join(stripped)}")
-
-
-def _forms(secret: str, *, jar: bool = False) -> Iterator[str]:
-    """Yield *secret* as it may stand in a message: as it is, percent-encoded, in JSON, in base64, and its parts.
-
-    *jar*: it is one, of which the cookies' values alone are secret.
-    """
-    texts = {secret}
-    try:
-        told = json.loads(secret)
-    except ValueError:
-        told = secret
-    if jar:
-        texts, told = set(), [cookie[1] for cookie in told]
-    texts |= {each for each in _leaves(told) if len(each) >= _SHORTEST}
-    for text in texts:
-        yield from {
-            text,
-            quote(text, safe=""),
-            quote_plus(text),
-            json.dumps(text)[1:-1],
-            b64encode(text.encode()).decode(),
-        }
-
-
-def _leaves(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for each in value.values():
-            yield from _leaves(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _leaves(each)
-    elif isinstance(value, str):
-        yield value
-
-
-def _masked(text: str, hidden: Iterable[str]) -> str:
-    for word in sorted(set(hidden), key=len, reverse=True):
-        if len(word) >= _SHORTEST:
-            text = text.replace(word, _STARS)
-    return text
-
-
-def _shown(text: str, hidden: Iterable[str]) -> str:
-    """Return *text* without what is hidden, and without what looks like a session or a token."""
-    return _OPAQUE.sub(_STARS, _masked(text, hidden))

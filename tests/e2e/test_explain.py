@@ -51,8 +51,8 @@ async def test_what_was_looked_for_is_told(tmp_path: Path) -> None:
         _, out, _ = await explained(at)
     assert "login.steps.1: POST https://localhost:" in out
     for line in (
-        '  > {"header": {"state": {}, "policy": {}}, "body": {"credentials": {"user":',
-        "  > Cookie: XSRF-TOKEN=***",
+        '"credentials": {"user": "svc", "password": "{password}", "group": "",',
+        "  > Content-Type, X-XSRF-TOKEN, Cookie",
         "  < Set-Cookie: JSESSIONID=***",
         "  ok: holds",
         "  get xsrf: found, cookie XSRF-TOKEN",

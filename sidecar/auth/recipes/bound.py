@@ -104,6 +104,19 @@ class Bound:
             parts["secrets"] = hashlib.sha256(json.dumps(secrets, sort_keys=True).encode()).hexdigest()
         return json.dumps(parts, sort_keys=True)
 
+    def public_texts(self) -> dict[str, str]:
+        """Return what anybody may read, by name: the built-in values, and plain ones of the credential."""
+        found = {name: str(self._built_in(name)) for name in ("base", "origin", "host", "slot")}
+        for name, variable in self.recipe.vars.items():
+            value = self.credential.get(name, variable.default)
+            if not variable.secret and isinstance(value, str | int) and not list(names_in(value)):
+                found[name] = str(value)
+        return found
+
+    def is_kept(self, text: str) -> bool:
+        """Tell whether a secret that was read stands in *text*, in whatever case."""
+        return any(secret and secret.reveal().casefold() in text.casefold() for secret in self._read.values())
+
     def duration(self, given: float | str | None) -> float | None:
         """Return a duration of the recipe in seconds, None for None; raises ConfigurationError for what is none."""
         if given is None or isinstance(given, float):

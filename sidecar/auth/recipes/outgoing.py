@@ -4,12 +4,16 @@ import json
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from sidecar.auth.recipes.documents import MAX_BODY
 from sidecar.auth.recipes.templates import Lookup, render, text
 from sidecar.secret import Secret
 from sidecar.settings.recipe import Send, Step
+
+if TYPE_CHECKING:
+    import httpx
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +66,13 @@ def opened(value: Any) -> Any:
     if isinstance(value, list):
         return [opened(each) for each in value]
     return value.reveal() if isinstance(value, Secret) else value
+
+
+async def read_body(response: "httpx.Response") -> bytes:
+    """Return the body of the answer, coded as it came; no more of it than is looked into."""
+    body = bytearray()
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > MAX_BODY:
+            break
+    return bytes(body[:MAX_BODY])

@@ -1,7 +1,9 @@
 """A step of a login as those see it who look on: each request and answer, and what was looked for in the last."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sidecar.auth.recipes.bound import Bound, dead_of
 from sidecar.auth.recipes.jar import Jar, value_in
@@ -11,6 +13,7 @@ from sidecar.auth.recipes.templates import Lookup, Unset, text
 from sidecar.auth.recipes.words import unmet
 from sidecar.auth.watch import Asked
 from sidecar.settings.recipe import Match, Source, Step
+from sidecar.settings.template import Field, parse
 
 
 def seen(where: str, step: Step, answer: Message, jar: Jar, bound: Bound, lookup: Lookup) -> Iterator[Asked]:
@@ -23,17 +26,44 @@ def seen(where: str, step: Step, answer: Message, jar: Jar, bound: Bound, lookup
         request = hop.request or hop
         yield Asked(
             where=where,
-            method=request.method,
-            # What an answer led to may have a ticket in it.
-            url=request.url + (f"?{'***' if hop.before else request.query}" if request.query else ""),
-            fields=request.fields,
-            body=request.document.data or b"",
+            # What an answer led to may have a session in its path, and a ticket behind it.
+            line=f"{request.method} {request.url.partition(';')[0]}" if hop.before else as_written(step.request, bound),
+            names=tuple(name.decode("latin-1") for name, _ in request.fields),
+            body="" if hop.before else _body(step, bound),
             status=hop.status,
             answer=hop.fields,
             content=hop.document.data or b"",
             hidden=tuple(hidden),
             verdicts=tuple(verdicts) if hop is answer else ("followed: a redirect",),
         )
+
+
+def as_written(template: str, bound: Bound) -> str:
+    """Return *template* with what is no secret filled in; all else stays as the recipe writes it."""
+    public = bound.public_texts()
+    return "".join(
+        part if isinstance(part, str) else public.get(part.name, _field(part)) if not part.filters else _field(part)
+        for part in parse(template)
+    )
+
+
+def _field(field: Field) -> str:
+    return "{" + "|".join((field.name, *field.filters)) + "}"
+
+
+def _body(step: Step, bound: Bound) -> str:
+    given = step.json_ if step.json_ is not None else step.form if step.form is not None else step.text
+    if given is None:
+        return ""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, str):
+            return as_written(value, bound)
+        if isinstance(value, Mapping):
+            return {as_written(name, bound): shown(each) for name, each in value.items()}
+        return [shown(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return str(shown(given)) if isinstance(given, str) else json.dumps(shown(given))
 
 
 def _verdicts(step: Step, answer: Message, jar: Jar, bound: Bound, lookup: Lookup) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from sidecar.auth.recipes.bound import Bound, plain
 from sidecar.auth.recipes.documents import MAX_BODY, Document
 from sidecar.auth.recipes.jar import Jar, shown, taken, value_in
 from sidecar.auth.recipes.matches import Matching, Message, any_of
-from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of
+from sidecar.auth.recipes.outgoing import Outgoing, outgoing_of, read_body
 from sidecar.auth.recipes.seen import seen
 from sidecar.auth.recipes.sources import find, number
 from sidecar.auth.recipes.templates import Lookup, Unset, render, text
@@ -110,14 +110,17 @@ class Walk:
             for each in seen(course.where, step, answer, self.jar, self._bound, lookup):
                 self._watch(each)
         where = f"{self._who}: {step.request.split()[0]} {path_of(answer)} answered {answer.status}"
+        code, lacks = said(answer, self._bound), unmet(step.ok, answer, lookup)
         for pause, matching in zip(step.pause, course.pauses, strict=True):
             if matching.holds(answer, lookup):
-                rest = (pause.for_ if pause.for_ is not None else number(pause.wait, answer)) or _PAUSE
-                raise IssuerUnavailable(f"{where}{said(answer)}, asking for a pause of {rest:g} s", retry_after=rest)
+                rest = pause.for_ or number(pause.wait, answer) or _PAUSE
+                raise IssuerUnavailable(
+                    f"{where}{said(answer, self._bound)}, asking for a pause of {rest:g} s", retry_after=rest
+                )
         good = course.ok.holds(answer, lookup)
         # A body that is what was asked for is no refusal, whatever else it has in it.
         if course.fatal.holds(answer, lookup) and not (good and course.ok.looks):
-            told = said(answer, unmet(step.ok, answer, lookup))
+            told = code or (lacks and f" ({lacks})")
             raise CredentialRejected("", f"{where}: the credential is refused{told}", locks=True)
         if dead is not None and dead.holds(answer, lookup):
             raise Lapsed(f"{where}: the session is over")
@@ -127,8 +130,8 @@ class Walk:
             self._get(step, None, lookup)
         else:
             wait = retry_after(answer.fields, self._now()) if answer.status in _BUSY else None
-            lacks = f"{said(answer)}, which is not what a login is answered with: {unmet(step.ok, answer, lookup)}"
-            raise IssuerUnavailable(where + lacks, retry_after=wait)
+            told = f"{where}{code}, which is not what a login is answered with: {lacks}"
+            raise IssuerUnavailable(told, retry_after=wait)
 
     def _known(self, name: str) -> Any:
         if name not in self.variables:
@@ -190,7 +193,7 @@ class Walk:
                 extensions={"target": target.encode()},
             ) as response:
                 fields: Fields = tuple(response.headers.raw)
-                body = await _read(response)
+                body = await read_body(response)
         except httpx.ConnectError as error:
             failure = Unreached(f"{who}: cannot be reached: {cause_of(error)}")
         except (httpx.HTTPError, OSError) as error:
@@ -238,12 +241,3 @@ class Walk:
             )
         where = f"{origin.scheme}://{origin.authority}"
         return where, quote(parts.path or "/", safe=_ASCII), quote(parts.query, safe=_ASCII)
-
-
-async def _read(response: "httpx.Response") -> bytes:
-    body = bytearray()
-    async for part in response.aiter_raw():
-        body += part
-        if len(body) > MAX_BODY:
-            break
-    return bytes(body[:MAX_BODY])

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from sidecar.auth.recipes.bound import Bound
 from sidecar.auth.recipes.matches import Message, compile_match
 from sidecar.auth.recipes.templates import Lookup, Unset, names_in, render, text
 from sidecar.settings.recipe import Match, Pattern
 
-_SHOWN = re.compile(r"(https?://)?[\w./:@ -]{1,80}")
-_OPAQUE = re.compile(r"(?=\S*\d)[\w-]{12,}")
-"""What may be a session: a long word with a digit in it."""
+_CONSTANT = re.compile(r"[A-Z][A-Z_]*|-?[0-9]{1,9}")
+_PIECE = re.compile(r"[A-Za-z]{0,11}[0-9]{0,2}|[0-9]{1,5}")
+_LONGEST = 120
 _WORD = re.compile(r"[\w. -]{1,60}")
 _CODES = ("/errors/*/code", "/errors/*/type", "/error", "/code", "/.QName")
 _FOUND: Mapping[str, Callable[[Message, str], Sequence[Any]]] = MappingProxyType(
@@ -86,19 +87,27 @@ def _got(values: Sequence[Any]) -> str:
     if not values:
         return "nothing"
     shown = [text(value) if isinstance(value, str | int | float | bool | None) else "something" for value in values[:3]]
-    return " and ".join(
-        each if _SHOWN.fullmatch(each) and (each.startswith("http") or not _OPAQUE.search(each)) else "another value"
-        for each in shown
-    )
+    return " and ".join(each if is_plain(each) else "another value" for each in shown)
 
 
-def said(answer: Message, otherwise: str = "") -> str:
-    """Return in brackets the vendor's code, where one stands in the usual places, else *otherwise*; "" for neither."""
+def is_plain(text: str) -> bool:
+    """Tell whether *text* is a word that can be read, a constant, a number or an address: no session, no token."""
+    if _CONSTANT.fullmatch(text):
+        return True
+    pieces = re.split(r"[/.:_-]+|(?<=[a-z])(?=[A-Z])", text)
+    return len(text) <= _LONGEST and all(_PIECE.fullmatch(piece) for piece in pieces)
+
+
+def said(answer: Message, bound: Bound) -> str:
+    """Return in brackets the vendor's code, where one stands in the usual places, else "".
+
+    A code in which a secret of *bound* stands is none.
+    """
     for pointer in _CODES:
         for value in answer.document.json(pointer):
-            if isinstance(value, int | str) and _WORD.fullmatch(str(value)):
-                return f" ({value})"
-    return f" ({otherwise})" if otherwise else ""
+            if isinstance(value, int | str) and _WORD.fullmatch(code := str(value)) and not bound.is_kept(code):
+                return f" ({code})"
+    return ""
 
 
 def path_of(answer: Message) -> str:
