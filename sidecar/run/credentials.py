@@ -18,7 +18,7 @@ from sidecar.policy.seat import Seat
 from sidecar.run.systems import System, system_of
 from sidecar.settings import SecretReference, Settings, Upstream
 from sidecar.tokens.broker import Broker
-from sidecar.tokens.following import Following
+from sidecar.tokens.following import Following, Others
 from sidecar.tokens.former import former_identity
 from sidecar.tokens.memory import MemoryStore
 from sidecar.tokens.protocols import Issuer
@@ -163,8 +163,9 @@ def _differences(one: object, other: object, path: str) -> Iterator[str]:
 def make_brokers(credential: Credential, settings: Settings, shared: Shared) -> tuple[Broker, ...]:
     """Return the brokers of *credential*, one for each session of the pool; they do nothing before their `start`."""
     first = make_broker(credential, settings, shared)
-    others = [Following(issuer, first, shared.clock) for issuer in credential.issuers[1:]]
-    return first, *(_make_broker(credential, issuer, settings, shared) for issuer in others)
+    others = Others()
+    follow = [Following(issuer, first, others, shared.clock) for issuer in credential.issuers[1:]]
+    return first, *(_make_broker(credential, issuer, settings, shared) for issuer in follow)
 
 
 def make_broker(credential: Credential, settings: Settings, shared: Shared) -> Broker:

@@ -1,5 +1,8 @@
 """The issuer of a session that follows the first of its pool: a wrong password is tried once, not by all of them."""
 
+import asyncio
+from dataclasses import dataclass, field
+
 from sidecar.auth.grant import Anew, Grant, Values
 from sidecar.clock import Clock
 from sidecar.errors import CredentialRejected, IssuerUnavailable, Reason, Refusal
@@ -8,12 +11,23 @@ from sidecar.tokens.broker import Broker
 from sidecar.tokens.protocols import Issuer
 
 
-class Following:
-    """*issuer*, which is asked only while *first*, the broker of the first session, has one."""
+@dataclass(slots=True)
+class Others:
+    """What the sessions after the first have in common: one logs in at a time; *refused*: what was refused, ""."""
 
-    def __init__(self, issuer: Issuer, first: Broker, clock: Clock) -> None:
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    refused: str = ""
+
+
+class Following:
+    """*issuer*, which is asked only while *first*, the broker of the first session, has one, and none of *others* was
+    refused with the same secrets.
+    """
+
+    def __init__(self, issuer: Issuer, first: Broker, others: Others, clock: Clock) -> None:
         self._issuer = issuer
         self._first = first
+        self._others = others
         self._clock = clock
 
     @property
@@ -35,7 +49,19 @@ class Following:
                 if refusal.reason is Reason.CREDENTIAL_REJECTED:
                     raise CredentialRejected("", refusal.detail) from None
                 raise IssuerUnavailable(refusal.detail, retry_after=refusal.retry_after) from None
-        return await self._issuer.obtain(kept, seconds, values=values)
+        if values is not None:
+            return await self._issuer.obtain(kept, seconds, values=values)
+        async with self._others.turn:
+            shown = self._issuer.fingerprint("")
+            if shown == self._others.refused:
+                raise CredentialRejected("", "another session of the pool was refused; this one does not try")
+            try:
+                grant = await self._issuer.obtain(kept, seconds)
+            except CredentialRejected:
+                self._others.refused = shown
+                raise
+            self._others.refused = ""
+            return grant
 
     async def release(self, values: Values, seconds: float) -> None:
         """As the issuer does."""

@@ -159,6 +159,17 @@ async def test_a_wrong_password_is_tried_once(tmp_path: Path) -> None:
         assert at.refused == 1
 
 
+async def test_a_password_that_was_changed_is_tried_twice_at_most(tmp_path: Path) -> None:
+    """All sessions end, and it is wrong now: the first tries it, and one of the others, however many there are."""
+    async with hall() as at, serving(configured(at, tmp_path, 6)) as rig:
+        assert set(await crowd(at, rig, 24)) == {200}
+        at.sessions.clear()
+        at.refuses = True
+        for number in range(3):
+            assert 200 not in await crowd(at, rig, 24, f"w{number}")
+        assert 1 <= at.refused <= 2
+
+
 async def test_instances_share_the_sessions(tmp_path: Path, redis_server: Server) -> None:
     """Two on one Redis log in four times in all, not eight."""
     key = tmp_path / "key"
