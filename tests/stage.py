@@ -115,15 +115,11 @@ async def stage(folder: Path, name: str, **switches: Any) -> AsyncIterator[Stage
 
 
 @contextlib.asynccontextmanager
-async def served(at: Stage, name: str, file: Path, *, password: str | None = None) -> AsyncIterator[dict[str, str]]:
-    """Run a sidecar as a process, and yield its addresses; its log lies in the folder."""
-    log = at.folder / f"{name}.log"
+async def sidecar_process(file: Path, log: Path, environ: dict[str, str]) -> AsyncIterator[dict[str, str]]:
+    """Run a sidecar of the configuration *file* as a process that writes *log*, and yield its addresses."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "sidecar", "run", "-c", str(file)),
-            env=at.environ(password),
-            stdout=output,
-            stderr=output,
+            *(sys.executable, "-m", "sidecar", "run", "-c", str(file)), env=environ, stdout=output, stderr=output
         )
     try:
         await until(lambda: b'"ready"' in log.read_bytes() or process.returncode is not None, "a sidecar that serves")
@@ -135,6 +131,13 @@ async def served(at: Stage, name: str, file: Path, *, password: str | None = Non
             process.terminate()
             async with asyncio.timeout(PATIENCE):
                 await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def served(at: Stage, name: str, file: Path, *, password: str | None = None) -> AsyncIterator[dict[str, str]]:
+    """Run a sidecar as a process, and yield its addresses; its log lies in the folder."""
+    async with sidecar_process(file, at.folder / f"{name}.log", at.environ(password)) as addresses:
+        yield addresses
 
 
 def variables(at: Stage, addresses: dict[str, str], state: Path) -> dict[str, str]:

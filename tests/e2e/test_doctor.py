@@ -23,7 +23,8 @@ from sidecar.emulator.systems.teamcenter import Teamcenter
 from sidecar.tokens.seal import new_key
 from tests.canary import NEEDLES, canary
 from tests.redis_servers import Server, redis_of_session, redis_server
-from tests.waiting import PATIENCE, until
+from tests.stage import sidecar_process
+from tests.waiting import PATIENCE
 
 __all__ = ["redis_of_session", "redis_server"]
 
@@ -163,7 +164,10 @@ async def test_who_runs_is_not_disturbed(tmp_path: Path, redis_server: Server) -
     place = Place(tmp_path)
     async with Arena.start(switches=SystemSwitches(login_delay=1.0), names=NAMES) as system:
         place.write(arena(system, listen="127.0.0.1:0"), store=fleet(tmp_path, redis_server))
-        async with served(place) as addresses, httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with (
+            served(place) as addresses,
+            httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
+        ):
             found = await asyncio.gather(*(place.doctor() for _ in range(3)))
             assert [told.wrong() for told in found] == [{}] * 3
             assert (await client.get(f"http://{addresses['plm']}/items")).status_code == 200
@@ -468,7 +472,10 @@ async def test_a_seat_that_another_program_takes(tmp_path: Path) -> None:
     place = Place(tmp_path)
     async with Arena.start(names=NAMES) as system:
         place.write(arena(system, listen="127.0.0.1:0"))
-        async with served(place) as addresses, httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with (
+            served(place) as addresses,
+            httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
+        ):
             while (answer := await client.get(f"http://{addresses['plm']}/items")).status_code == 200:
                 system.foreign_login()
             assert answer.json()["reason"] == "seat_taken"
@@ -647,7 +654,10 @@ async def test_a_session_in_memory_is_not_taken_from_who_runs(tmp_path: Path) ->
     place = Place(tmp_path)
     async with Arena.start(names=NAMES) as system:
         place.write(arena(system, listen="127.0.0.1:0"), store={"url": "memory"})
-        async with served(place) as addresses, httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with (
+            served(place) as addresses,
+            httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
+        ):
             assert (await client.get(f"http://{addresses['plm']}/items")).status_code == 200
             told = await place.doctor()
             assert told.wrong() == {}
@@ -659,24 +669,6 @@ async def test_a_session_in_memory_is_not_taken_from_who_runs(tmp_path: Path) ->
         assert (system.counters["logins"], system.counters["logouts"]) == (2, logouts + 1)
 
 
-@contextlib.asynccontextmanager
-async def served(place: Place) -> AsyncIterator[dict[str, str]]:
-    """Run a sidecar as a process, and yield its addresses."""
-    log = place.folder / "sidecar.log"
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "sidecar", "run", "-c", str(place.folder / "config.yaml")),
-            env=place.environ(),
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        await until(lambda: b'"ready"' in log.read_bytes() or process.returncode is not None, "a sidecar that serves")
-        assert process.returncode is None, log.read_text()
-        ready = next(line for line in log.read_text().splitlines() if '"ready"' in line)
-        yield json.loads(ready)["addresses"]
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            async with asyncio.timeout(PATIENCE):
-                await process.wait()
+def served(place: Place) -> contextlib.AbstractAsyncContextManager[dict[str, str]]:
+    """Run a sidecar as a process, and give its addresses."""
+    return sidecar_process(place.folder / "config.yaml", place.folder / "sidecar.log", place.environ())

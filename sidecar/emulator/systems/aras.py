@@ -7,14 +7,13 @@ import json
 import re
 from base64 import urlsafe_b64encode
 from hashlib import md5, sha256
-from typing import Any
 from urllib.parse import parse_qsl, unquote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.systems.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches, json_of
 
 _BASE = "/InnovatorServer"
 _TIMEOUT = "SOAP-ENV:Server.Authentication.SessionTimeout"
@@ -115,7 +114,7 @@ class Aras(System):
                 rows = [{"item_number": f"OLD{number:05d}"} for number in range(start, start + _PAGE)]
                 return web.json_response({"value": rows})
             case "POST", "Part":
-                number = str(_json(body).get("item_number"))
+                number = str(json_of(body).get("item_number"))
                 if number.startswith("locked"):
                     fault = {"code": "SOAP-ENV:Server.Authentication.ItemIsLocked", "message": "The item is locked."}
                     return web.json_response({"error": fault}, status=400)
@@ -179,11 +178,3 @@ def _soap(inside: str, status: int = 200) -> web.Response:
 def _fault(code: str, message: str, status: int) -> web.Response:
     inside = f"<faultcode>{code}</faultcode><faultstring>{escape(message)}</faultstring>"
     return _soap(f"<SOAP-ENV:Fault>{inside}</SOAP-ENV:Fault>", status)
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

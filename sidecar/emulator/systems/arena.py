@@ -3,7 +3,6 @@
 Where they are silent: a login that is refused for a lock has status 400, and the quota header counts down to 0.
 """
 
-import json
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from typing import Any
@@ -12,7 +11,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.systems.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches, json_of
 
 _PREFIX = "/v1"
 _LOCK = 300.0
@@ -74,7 +73,7 @@ class Arena(System):
         return self._dressed(await self._api(request, path), request)
 
     async def _login(self, request: web.BaseRequest) -> web.Response:
-        given = _json(await request.read())
+        given = json_of(await request.read())
         await self.clock.sleep(self.switches.login_delay)
         if self.switches.login_faults:
             return _error(self.switches.login_faults.pop(0), 503, "The service is not available.")
@@ -112,9 +111,9 @@ class Arena(System):
             case "GET", ["items"]:
                 return _page(request)
             case "POST", ["items"]:
-                return self._create(_json(body))
+                return self._create(json_of(body))
             case "PUT", ["items", guid]:
-                self.write(f"PUT {guid} {_json(body).get('number')}")
+                self.write(f"PUT {guid} {json_of(body).get('number')}")
                 return web.json_response({"guid": guid})
             case "PUT", ["items", _, "lifecycle"]:
                 # The code that a login has for a wrong password, and another meaning.
@@ -191,14 +190,6 @@ def _page(request: web.BaseRequest) -> web.Response:
         for number in range(offset, min(_ITEMS, offset + limit))
     ]
     return web.json_response({"count": len(found), "total": _ITEMS, "results": found})
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(status: int, code: int, message: str) -> web.Response:

@@ -3,15 +3,13 @@
 Where they are silent: a dead token is told with 401 and an error code, and a token lives 3599 seconds.
 """
 
-import json
 from base64 import b64decode
-from typing import Any
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.systems.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches, json_of
 
 _PAGE = 25
 _LIFE = 3599.0
@@ -87,7 +85,7 @@ class Autodesk(System):
                 rows = [{"urn": f"urn:{number}", "title": f"Old {number}"} for number in range(start, start + _PAGE)]
                 return web.json_response({"offset": start, "limit": _PAGE, "items": rows})
             case "POST", ["workspaces", "57", "items"]:
-                title = str(_json(body).get("title"))
+                title = str(json_of(body).get("title"))
                 if title.startswith("forbidden"):
                     self.counters["forbidden"] += 1
                     return _error(403, "FORBIDDEN", "The user may not create items in this workspace.")
@@ -95,14 +93,6 @@ class Autodesk(System):
                 self.write(f"POST {title}")
                 return web.json_response({"urn": f"urn:new:{self._id}", "title": title}, status=201)
         return _error(404, "NOT_FOUND", "The resource does not exist.")
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

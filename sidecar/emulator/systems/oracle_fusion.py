@@ -6,11 +6,10 @@ Where they are silent: the challenge and the words of a dead token's 401.
 import json
 from base64 import b64decode, urlsafe_b64encode
 from hashlib import sha256
-from typing import Any
 
 from aiohttp import web
 
-from sidecar.emulator.systems.system import System
+from sidecar.emulator.systems.system import System, json_of
 
 _BASE = "/fscmRestApi"
 _RESOURCES = f"{_BASE}/resources/11.13.18.05/"
@@ -69,14 +68,14 @@ class OracleFusion(System):
                 rows = [{"ItemNumber": f"OLD{number:05d}"} for number in range(start, start + _PAGE)]
                 return web.json_response({"items": rows, "count": _PAGE, "hasMore": True})
             case "POST", ["itemsV2"]:
-                number = str(_json(body).get("ItemNumber"))
+                number = str(json_of(body).get("ItemNumber"))
                 self.write(f"POST {number}")
                 return web.json_response({"ItemNumber": number}, status=201)
             case "GET", ["attachments", name] if name in self.files:
                 content, kind = self.files[name]
                 return web.Response(body=content, content_type=kind)
             case "POST", ["attachments"]:
-                given = _json(body)
+                given = json_of(body)
                 content = b64decode(str(given.get("FileContents")))
                 self.files[str(given.get("FileName"))] = content, "application/octet-stream"
                 self.write(f"FILE {sha256(content).hexdigest()}")
@@ -92,14 +91,6 @@ def _jwt(user: str, session: str) -> str:
     """Return a JWT whose signature is the name of the session."""
     parts = ({"alg": "RS256", "typ": "JWT"}, {"prn": user, "iss": "www.oracle.com"})
     return ".".join([*(urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts), session])
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _problem(status: int, title: str, detail: str, headers: dict[str, str] | None = None) -> web.Response:

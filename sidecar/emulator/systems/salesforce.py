@@ -3,17 +3,15 @@
 Where no document says: an access token is good as a session of SOAP and Bulk, and too many calls are told with 403.
 """
 
-import json
 import re
 from base64 import b64decode
-from typing import Any
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.systems.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches, json_of
 
 _PAGE = 25
 _LIMIT = 15000
@@ -96,7 +94,7 @@ class Salesforce(System):
                 rows = [{"Id": f"001{number:012d}", "Name": f"Old {number}"} for number in range(_PAGE)]
                 answer = web.json_response({"totalSize": _PAGE, "done": True, "records": rows})
             case "POST", ["sobjects", kind]:
-                given = _json(body or await request.read())
+                given = json_of(body or await request.read())
                 answer = self._create(str(given.get("Name", "")), kind, xml=xml)
             case _:
                 answer = _error(404, "NOT_FOUND", "The requested resource does not exist", xml=xml)
@@ -159,14 +157,6 @@ class Salesforce(System):
 def _element(text: str, name: str) -> str:
     found = re.search(rf"<(?:\w+:)?{name}(?:\s[^>]*)?>([^<]*)<", text)
     return found[1].replace("&amp;", "&") if found else ""
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(status: int, code: str, message: str, *, xml: bool) -> web.Response:

@@ -3,7 +3,6 @@
 Where they are silent: the collection of services, which is no service, answers 404, with the token if it was asked for.
 """
 
-import json
 import re
 from hashlib import sha256
 from typing import Any
@@ -12,7 +11,7 @@ from aiohttp import web
 
 from sidecar.clock import Clock
 from sidecar.emulator.systems.nonces import READS, NonceSystem
-from sidecar.emulator.systems.system import SystemSwitches
+from sidecar.emulator.systems.system import SystemSwitches, json_of
 
 _PREFIX = "/sap/opu/odata/sap"
 _SERVICES = ("API_PRODUCT_SRV", "API_CV_ATTACHMENT_SRV")
@@ -111,7 +110,7 @@ class SapOdata(NonceSystem):
         body = await request.read()
         match request.method, request.path.removeprefix(_PREFIX).strip("/").split("/"):
             case "POST", ["API_PRODUCT_SRV", "A_Product"]:
-                return self._create(_json(body))
+                return self._create(json_of(body))
             case "POST", ["API_PRODUCT_SRV", "$batch"]:
                 return self._batch(body.decode())
             case "POST", ["API_CV_ATTACHMENT_SRV", "AttachmentContentSet"]:
@@ -135,20 +134,12 @@ class SapOdata(NonceSystem):
         """Answer a batch of creations; its parts have no token, and their line ends may be those of any client."""
         answers = []
         for found in re.findall(r"^POST \S*A_Product.*?\r?\n\r?\n(\{.*?\})\r?\n", text, re.DOTALL | re.MULTILINE):
-            made = self._create(_json(found.encode()))
+            made = self._create(json_of(found.encode()))
             answers.append(
                 f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n"
             )
         kind = {"Content-Type": "multipart/mixed; boundary=b"}
         return web.Response(status=202, body="".join([*answers, "--b--\r\n"]).encode(), headers=kind)
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

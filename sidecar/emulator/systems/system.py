@@ -198,3 +198,12 @@ class System(ABC):
             case _:
                 return answers.error(404, "Expected GET state, or POST kill, foreign or switches.")
         return web.json_response(self.state())
+
+
+def json_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of *body*, empty for what is none."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

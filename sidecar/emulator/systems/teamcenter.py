@@ -5,14 +5,13 @@ document says: that status is 200, and the gateway answers 403 to a POST without
 """
 
 import asyncio
-import json
 from hashlib import sha256
 from typing import Any
 
 from aiohttp import web
 
 from sidecar.clock import Clock
-from sidecar.emulator.systems.system import System, SystemSwitches
+from sidecar.emulator.systems.system import System, SystemSwitches, json_of
 
 _SERVICES = "/tc/JsonRestServices/"
 _EXCEPTIONS = "http://teamcenter.com/Schemas/Soa/2006-03/Exceptions."
@@ -72,7 +71,7 @@ class Teamcenter(System):
             if not self.switches.early:
                 await request.read()
             return self._dead()
-        given = _json(await request.read())
+        given = json_of(await request.read())
         if service.endswith("-Session/logout"):
             self.counters["logouts"] += 1
             self.sessions.pop(session or "", None)
@@ -85,7 +84,7 @@ class Teamcenter(System):
         return answer
 
     async def _login(self, request: web.BaseRequest) -> web.StreamResponse:
-        given = _json(await request.read()).get("body", {}).get("credentials", {})
+        given = json_of(await request.read()).get("body", {}).get("credentials", {})
         await self.clock.sleep(self.switches.login_delay)
         if self.switches.login_faults:
             return web.Response(status=self.switches.login_faults.pop(0), text="busy")
@@ -199,11 +198,3 @@ def _reply(name: str, **members: Any) -> web.Response:
 def _exception(name: str, code: int, message: str, **members: Any) -> web.Response:
     shown = {"code": code, "level": 3, "message": message, "messages": [{"code": code, "level": 3, "message": message}]}
     return _reply(_EXCEPTIONS + name, **shown, **members)
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

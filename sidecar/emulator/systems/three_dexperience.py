@@ -4,15 +4,13 @@ No document says any of it. Where clients are silent: a dead session is led to t
 nonce is told with 403.
 """
 
-import json
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from aiohttp import web
 
 from sidecar.clock import Clock
 from sidecar.emulator.systems.nonces import READS, NonceSystem
-from sidecar.emulator.systems.system import SystemSwitches
+from sidecar.emulator.systems.system import SystemSwitches, json_of
 
 _PAGE = 25
 _PASSPORT, _SPACE = "/3dpassport", "/3dspace"
@@ -120,7 +118,7 @@ class ThreeDexperience(NonceSystem):
             rows = [{"id": f"OLD{number}", "title": f"Old {number}"} for number in range(start, start + _PAGE)]
             return web.json_response({"totalItems": _PAGE, "member": rows})
         if request.path == _ITEMS and request.method == "POST":
-            title = str(_json(body).get("items", [{}])[0].get("attributes", {}).get("title"))
+            title = str(json_of(body).get("items", [{}])[0].get("attributes", {}).get("title"))
             if title.startswith("forbidden"):
                 # The status of a stale nonce, and another meaning.
                 self.counters["forbidden"] += 1
@@ -128,11 +126,3 @@ class ThreeDexperience(NonceSystem):
             self.write(f"POST {title}")
             return web.json_response({"totalItems": 1, "member": [{"id": title, "title": title}]})
         return web.json_response({"error": f"nothing at {urlsplit(request.path).path}"}, status=404)
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -4,7 +4,6 @@ Where they are silent: a stale nonce is answered with 403 and the words of the u
 by the web server, and the second stage of an upload wants no nonce.
 """
 
-import json
 import re
 from hashlib import sha256
 from typing import Any
@@ -13,7 +12,7 @@ from aiohttp import web
 
 from sidecar.clock import Clock
 from sidecar.emulator.systems.nonces import READS, NonceSystem
-from sidecar.emulator.systems.system import SystemSwitches
+from sidecar.emulator.systems.system import SystemSwitches, json_of
 
 _ODATA = re.compile(r"/Windchill/servlet/odata(?:/v\d+)?/([^/]+)/(.*)")
 _REPLICA = "/Windchill/servlet/WindchillGW/wt.fv.uploadtocache.DoUploadToCache_Server/doUploadToCache_Master"
@@ -73,12 +72,12 @@ class Windchill(NonceSystem):
             case "GET", "Parts":
                 return _page(request)
             case "POST", "Parts":
-                return self._create(_json(body))
+                return self._create(json_of(body))
             case "POST", _ if rest.endswith("/PTC.DocMgmt.UploadStage1Action"):
                 stage = {"ReplicaUrl": self.base_url + _REPLICA, "StreamIds": [len(self.files) + 1]}
                 return web.json_response({"value": [stage]})
             case "POST", _ if rest.endswith("/PTC.DocMgmt.UploadStage3Action"):
-                return self._stage_3(rest, _json(body))
+                return self._stage_3(rest, json_of(body))
             case "GET", _ if rest.endswith("/PrimaryContent/$value") and rest.partition("/")[0] in self.files:
                 content, kind = self.files[rest.partition("/")[0]]
                 return web.Response(body=content, content_type=kind)
@@ -109,7 +108,7 @@ class Windchill(NonceSystem):
         body = (await request.read()).decode()
         answers = []
         for text in re.findall(r"^POST \S*Parts.*?\r\n\r\n(\{.*?\})\r\n", body, re.DOTALL | re.MULTILINE):
-            made = self._create(_json(text.encode()))
+            made = self._create(json_of(text.encode()))
             answers.append(
                 f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {made.status} X\r\n\r\n{made.text}\r\n"
             )
@@ -138,14 +137,6 @@ class Windchill(NonceSystem):
 def _page(request: web.BaseRequest) -> web.Response:
     start = int(request.query.get("$skip", "0"))
     return web.json_response({"value": [{"Number": f"OLD{number:05d}"} for number in range(start, start + _PAGE)]})
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _error(status: int, message: str) -> web.Response:
