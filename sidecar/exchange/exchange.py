@@ -179,7 +179,8 @@ class Exchange:
         fields, rewriter = headers.incoming(answer.fields, ours), None
         if names is not None:
             fields, rewriter = names.inward(answer.status, fields)
-        fields = (*fields, *beside)
+        if beside:
+            fields = (*fields, *beside)
         await relay(answer, fields, client, tally, self._emit, f"upstream {tally.upstream}", rewriter)
 
     async def _refuse(self, refusal: Refusal, client: Client, tally: Tally) -> None:
